@@ -1,0 +1,40 @@
+# The two commands of the README are `make demo` and `make test`. Each sets up all it needs on a machine that has
+# Python 3.11, make and the package registries.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STUBS := cluster/proto/sparkpool_pb2.py
+READY := $(VENV)/.ready
+
+.PHONY: demo test check format model clean
+
+demo: $(READY) $(STUBS)
+	$(BIN)/python -m cluster.demo
+
+test: $(READY) $(STUBS)
+	$(BIN)/python -m pytest
+
+check: $(READY) $(STUBS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+model: $(READY)  ## retrain the shipped model from scratch (hours on a CPU)
+	$(BIN)/python -m train tiny-mla --out models/tiny-mla
+
+# torch first and pinned: any other way to ask for it can pull gigabytes of CUDA.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(STUBS): cluster/proto/sparkpool.proto $(READY)
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $<
+
+clean:
+	rm -rf $(VENV) build *.egg-info cluster/proto/*_pb2*

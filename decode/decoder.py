@@ -1,0 +1,206 @@
+"""The decode engine: `Handoff` in, `Chunk`s out.
+
+It receives its parts and never builds them, asks the clock for `now()` only, and never sleeps.
+"""
+
+from dataclasses import dataclass, replace
+
+from decode.inbox import Inbox
+from decode.reads import Incoming
+from decode.schedule import DecodeSchedule
+from decode.sequence import Sequence
+from decode.verify import Exact
+from engine.backend import Backend
+from engine.clock import Clock
+from engine.config import DecodeConfig
+from engine.drafters import Drafter
+from engine.errors import DoesNotFit, HandoffRefused, Overloaded
+from engine.facts import ReplicaStats
+from engine.pages import Pages
+from engine.text import Text
+from engine.transfer import Transfer
+from engine.types import Chunk, DecodeTimings, Event, Handoff, Request
+
+
+@dataclass
+class Counters:
+    steps: int = 0
+    tokens: int = 0
+    requests: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """When the stations of a running request were passed, on the engine's clock."""
+
+    incoming: Incoming
+    admitted: float
+
+    def timings(self, now: float) -> DecodeTimings:
+        incoming = self.incoming
+        return DecodeTimings(
+            wait_seconds=incoming.read_started - incoming.arrived,
+            transfer_seconds=incoming.read_ended - incoming.read_started,
+            decode_seconds=now - self.admitted,
+            moved_bytes=incoming.moved_bytes,
+            moved_pages=incoming.handoff.num_pages,
+        )
+
+
+class Decoder:
+    """One replica's decode engine. Not thread-safe: one thread calls everything."""
+
+    def __init__(
+        self,
+        *,
+        pages: Pages,
+        backend: Backend,
+        drafter: Drafter,
+        acceptor: Exact,
+        transfer: Transfer,
+        clock: Clock,
+        text: Text,
+        config: DecodeConfig,
+        poll_seconds: float,
+        fingerprint: dict[str, str],
+        eos_token_ids: tuple[int, ...],
+    ) -> None:
+        self._pages = pages
+        self._backend = backend
+        self._drafter = drafter
+        self._acceptor = acceptor
+        self._transfer = transfer
+        self._clock = clock
+        self._text = text
+        self._config = config
+        self._poll_seconds = poll_seconds
+        self._fingerprint = fingerprint
+        self._eos_token_ids = eos_token_ids
+        self._inbox = Inbox(
+            pages=pages, transfer=transfer, clock=clock, config=config, step_tokens=1 + drafter.block_length
+        )
+        self._schedule = DecodeSchedule(pages, config.max_requests)
+        self._arrivals: dict[str, Arrival] = {}
+        self._first_chunks: list[Chunk] = []
+        self._counters = Counters()
+
+    def add(self, request: Request, handoff: Handoff) -> None:
+        """Take over a request whose prompt is in a prefill replica's pages. Its first token goes out at once.
+
+        Raises HandoffRefused for another model, DoesNotFit, Overloaded.
+        """
+        self._check(request, handoff)
+        sequence = Sequence(request, self._text, self._eos_token_ids)
+        now = self._clock.now()
+        incoming = Incoming(
+            handoff=handoff,
+            sequence=sequence,
+            arrived=now,
+            renew_at=now + handoff.lease_seconds / 3,
+            deadline=now + handoff.lease_seconds,
+        )
+        self._counters.requests += 1
+        self._counters.tokens += 1
+        chunk = sequence.commit([handoff.first_token], [handoff.first_logprob])
+        if chunk.finish is None:
+            self._inbox.add(incoming)
+        else:
+            self._inbox.decline(incoming)
+            chunk = replace(
+                chunk,
+                timings=DecodeTimings(
+                    wait_seconds=0.0, transfer_seconds=0.0, decode_seconds=0.0, moved_bytes=0, moved_pages=0
+                ),
+            )
+        self._first_chunks.append(chunk)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request in whatever state it is, and free its pages. Unknown ids are fine."""
+        self._first_chunks = [chunk for chunk in self._first_chunks if chunk.request_id != request_id]
+        self._arrivals.pop(request_id, None)
+        if self._schedule.remove(request_id) or self._inbox.cancel(request_id):
+            self._counters.cancelled += 1
+
+    def step(self) -> list[Event]:
+        """Admit what has arrived, then one token for every running request."""
+        events = self.admit()
+        batch = self._schedule.next()
+        if not batch:
+            return events
+        block = self._drafter.propose(len(batch))
+        target = batch.extended(block)
+        output = self._backend.forward(target)
+        tokens, logprobs = self._acceptor(output.logits, block, batch.options)
+        self._drafter.absorb(target, output.taps)
+        return events + self._timed(self._schedule.commit(batch, tokens, logprobs))
+
+    def admit(self) -> list[Event]:
+        """First tokens of new requests, requests that lost their pages; what was read joins the running ones."""
+        events: list[Event] = [*self._first_chunks]
+        self._first_chunks = []
+        admitted, ended = self._inbox.poll(self._schedule.max_requests - len(self._schedule.running))
+        self._counters.failed += len(ended)
+        now = self._clock.now()
+        for incoming in admitted:
+            self._schedule.running[incoming.sequence.id] = incoming.sequence
+            self._arrivals[incoming.sequence.id] = Arrival(incoming, now)
+        return events + ended
+
+    def next_deadline(self) -> float | None:
+        """When `step` wants to be called next, on the clock; None if nothing is under way."""
+        now = self._clock.now()
+        if self._schedule.running or self._first_chunks:
+            return now
+        return now + self._poll_seconds if len(self._inbox) else None
+
+    def stats(self) -> ReplicaStats:
+        """Where things stand."""
+        counters, inbox = self._counters, self._inbox
+        return ReplicaStats(
+            replica="",
+            pool="decode",
+            agent=self._transfer.entry.name,
+            waiting=len(inbox),
+            running=len(self._schedule.running),
+            steps=counters.steps,
+            tokens=counters.tokens,
+            requests=counters.requests,
+            failed=counters.failed,
+            cancelled=counters.cancelled,
+            pages=self._pages.counts(),
+            reads=inbox.reads,
+            reads_lost=inbox.reads_lost,
+            moved_bytes=inbox.moved_bytes,
+            moved_pages=inbox.moved_pages,
+            transfer_seconds=inbox.transfer_seconds,
+        )
+
+    def assert_consistent(self) -> None:
+        """Every page is in one state; with nothing under way, all are free."""
+        self._pages.assert_consistent()
+        if not self._schedule.running and not len(self._inbox):
+            self._pages.assert_idle()
+            assert not self._arrivals, f"requests that ended are still remembered: {list(self._arrivals)}"
+
+    def _check(self, request: Request, handoff: Handoff) -> None:
+        theirs, ours = handoff.target_fingerprint, self._fingerprint
+        differ = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
+        if differ:
+            parts = [f"{key}: prefill has {theirs.get(key)}, decode {ours.get(key)}" for key in differ]
+            raise HandoffRefused("the pools serve different models; " + "; ".join(parts))
+        if shortfall := self._pages.shortfall(self._inbox.demand(request.max_total_tokens)):
+            raise DoesNotFit(f"max_tokens: {request.max_total_tokens} tokens in all, {shortfall} (decode.cache_bytes)")
+        if self._inbox.waiting >= self._config.max_waiting:
+            waiting = f"decode.max_waiting: {self._inbox.waiting} handoffs wait already"
+            raise Overloaded(waiting, retry_seconds=1.0)
+
+    def _timed(self, chunks: list[Chunk]) -> list[Event]:
+        self._counters.steps += 1
+        self._counters.tokens += sum(len(chunk.tokens) for chunk in chunks)
+        now = self._clock.now()
+        return [
+            replace(chunk, timings=self._arrivals.pop(chunk.request_id).timings(now)) if chunk.finish else chunk
+            for chunk in chunks
+        ]

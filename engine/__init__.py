@@ -1,0 +1,1 @@
+"""The ground floor both pools stand on: types, pages, attention, models, sampling, transfer."""

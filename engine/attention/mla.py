@@ -1,0 +1,116 @@
+"""Multi-head latent attention over pages: DeepSeek-V3 and its kin.
+
+The cache holds, per token and layer, one latent (after its norm) and one rope key, for all heads together.
+
+    absorbed   q_nope W_UK is compared with the latents themselves, and the weighted latent goes through W_UV:
+               little work per key, much per query. For decode, verify and short extends.
+    expanded   keys and values of every head are made from the latents first: dear per key, cheap per query.
+               For long prefill chunks.
+
+Both use the same two matrices, split from kv_b_proj once, so they differ by rounding only.
+
+T = tokens, R = rows, Q = queries, K = keys, H = heads, N = nope size, P = rope size, V = value size, L = latent size
+"""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
+    apply_rotary_pos_emb,
+    apply_rotary_pos_emb_interleave,
+)
+
+from engine.attention.paged import attend
+from engine.batch import Batch, Keys, Segment
+from engine.pages import Entry, PageStore
+
+
+class PagedMLA(nn.Module):
+    """Takes over the submodules of a transformers MLA module; `kv_b_proj` becomes `w_uk` and `w_uv`."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        for name, child in attention.named_children():
+            if name != "kv_b_proj":
+                setattr(self, name, child)
+        config = attention.config
+        self.layer = attention.layer_idx
+        self.num_heads = attention.num_heads
+        self.nope, self.rope = attention.qk_nope_head_dim, attention.qk_rope_head_dim
+        self.value, self.latent = attention.v_head_dim, attention.kv_lora_rank
+        self.scaling = attention.scaling
+        self.compressed_queries = attention.q_lora_rank is not None
+        self.rotate = apply_rotary_pos_emb_interleave if config.rope_interleave else apply_rotary_pos_emb
+        weight_HNL = attention.kv_b_proj.weight.detach().view(self.num_heads, self.nope + self.value, self.latent)
+        w_uk_HNL, w_uv_HVL = weight_HNL.split([self.nope, self.value], dim=1)
+        self.register_buffer("w_uk_HNL", w_uk_HNL.contiguous())
+        self.register_buffer("w_uv_HVL", w_uv_HVL.contiguous())
+
+    @property
+    def entries(self) -> list[Entry]:
+        dtype = self.w_uk_HNL.dtype
+        return [Entry(layer=self.layer, name="latent", shape=(self.latent + self.rope,), dtype=dtype)]
+
+    @cached_property
+    def absorbed_queries(self) -> int:
+        """Up to this many queries per row, absorbing costs fewer multiplications than expanding.
+
+        Per key and head: absorbed Q (2 L + P), expanded Q (N + P + V) + L (N + V).
+        """
+        per_query = 2 * self.latent - self.nope - self.value
+        return self.latent * (self.nope + self.value) // per_query if per_query > 0 else 2**31
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        batch: Batch,
+        store: PageStore,
+        **_: object,
+    ) -> tuple[Tensor, None]:
+        hidden_TD = hidden_states[0]
+        q_nope_THN, q_rope_THP = self._queries(hidden_TD)
+        latent_TL, k_rope_TP = self.kv_a_proj_with_mqa(hidden_TD).split([self.latent, self.rope], dim=-1)
+        latent_TL = self.kv_a_layernorm(latent_TL)
+        cos, sin = position_embeddings
+        q_rope_1THP, k_rope_1T1P = self.rotate(
+            q_rope_THP[None], k_rope_TP[None, :, None], cos, sin, unsqueeze_dim=2
+        )
+        slab = store.slab(("target", self.layer, "latent"))
+        slots = batch.slots["full"]
+        slab.write(slots.page_T, slots.offset_T, torch.cat([latent_TL, k_rope_1T1P[0, :, 0]], dim=-1))
+        outputs = []
+        for segment in batch.segments:
+            keys = segment.keys["full"]
+            absorb = segment.num_queries <= self.absorbed_queries
+            attention = self._absorbed if absorb else self._expanded
+            entry_RKC = slab.gather(keys.pages_RP)
+            outputs.append(attention(segment, keys, q_nope_THN, q_rope_1THP[0], entry_RKC))
+        out_THV = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return self.o_proj(out_THV.flatten(1))[None], None
+
+    def _queries(self, hidden_TD: Tensor) -> tuple[Tensor, Tensor]:
+        if self.compressed_queries:
+            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_TD)))
+        else:
+            q = self.q_proj(hidden_TD)
+        q_nope_THN, q_rope_THP = q.unflatten(-1, (self.num_heads, -1)).split([self.nope, self.rope], dim=-1)
+        return q_nope_THN, q_rope_THP
+
+    def _absorbed(self, segment: Segment, keys: Keys, q_nope: Tensor, q_rope: Tensor, entry_RKC: Tensor) -> Tensor:
+        q_latent_THL = torch.einsum("thn,hnl->thl", q_nope[segment.tokens], self.w_uk_HNL)
+        q_THC = torch.cat([q_latent_THL, q_rope[segment.tokens]], dim=-1)
+        q_RQHC = q_THC[segment.query_index_RQ]
+        key_RK1C, value_RK1L = entry_RKC[:, :, None], entry_RKC[:, :, None, : self.latent]
+        out_RQHL = attend(q_RQHC, key_RK1C, value_RK1L, keys.mask_R1QK, self.scaling)
+        return torch.einsum("thl,hvl->thv", segment.unpad(out_RQHL), self.w_uv_HVL)
+
+    def _expanded(self, segment: Segment, keys: Keys, q_nope: Tensor, q_rope: Tensor, entry_RKC: Tensor) -> Tensor:
+        q_RQHD = segment.pad(torch.cat([q_nope, q_rope], dim=-1))
+        latent_RKL, rope_RKP = entry_RKC.split([self.latent, self.rope], dim=-1)
+        k_nope_RKHN = torch.einsum("rkl,hnl->rkhn", latent_RKL, self.w_uk_HNL)
+        k_rope_RKHP = rope_RKP[:, :, None].expand(-1, -1, self.num_heads, -1)
+        v_RKHV = torch.einsum("rkl,hvl->rkhv", latent_RKL, self.w_uv_HVL)
+        k_RKHD = torch.cat([k_nope_RKHN, k_rope_RKHP], dim=-1)
+        return segment.unpad(attend(q_RQHD, k_RKHD, v_RKHV, keys.mask_R1QK, self.scaling))

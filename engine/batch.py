@@ -1,0 +1,166 @@
+"""A ragged batch: what several requests put through the model in one step, on one flat token axis.
+
+T = tokens of the step, R = rows of a segment, Q = queries of a row (padded), P = pages, K = P * page_tokens keys
+
+Tokens are laid out segment by segment. Rows with few tokens share one padded segment; a row with many has one
+to itself, so a long prefill chunk never pads a decode row. Attention loops over segments and never asks which
+pool it works for: there is one forward.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.pages import CacheLayout, PageGroup, Tables
+from engine.pages.pool import SCRATCH_PAGE
+
+SHORT_ROW_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one request puts into a step: `tokens` at positions `start ..`, and how many trailing ones need logits."""
+
+    tokens: Sequence[int]
+    start: int
+    tables: Tables
+    num_logits: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys that a segment's queries may see in one page group."""
+
+    pages_RP: Tensor
+    mask_R1QK: Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows that are attended to together. `tokens` is their slice of the flat axis."""
+
+    tokens: slice
+    num_queries: int
+    query_index_RQ: Tensor  # into the segment's own tokens; padding repeats a row's last one
+    flat_index_T: Tensor  # back: where token t of the segment is in [R * Q]
+    keys: dict[str, Keys]
+
+    def pad(self, values_T: Tensor) -> Tensor:
+        """[T, ...] of the whole step -> this segment's [R, Q, ...]."""
+        return values_T[self.tokens][self.query_index_RQ]
+
+    def unpad(self, values_RQ: Tensor) -> Tensor:
+        """[R, Q, ...] -> the segment's tokens, flat."""
+        return values_RQ.flatten(0, 1)[self.flat_index_T]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where each token of the step is written in one page group."""
+
+    page_T: Tensor
+    offset_T: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Everything one forward needs, on the device. `logits_index` is in the order of the rows given."""
+
+    token_ids_T: Tensor
+    positions_T: Tensor
+    logits_index: Tensor
+    slots: dict[str, Slots]
+    segments: tuple[Segment, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_ids_T.shape[0]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], layout: CacheLayout, device: torch.device) -> "Batch":
+        """Every row's tables must already reach its `end`."""
+        grouped = _in_segments(rows)
+        ordered = [row for group in grouped for row in group]
+        positions = [p for row in ordered for p in range(row.start, row.end)]
+        starts: dict[int, int] = {}
+        end = 0
+        for row in ordered:
+            starts[id(row)] = end
+            end += len(row.tokens)
+        logits = [
+            starts[id(row)] + i
+            for row in rows
+            for i in range(len(row.tokens) - row.num_logits, len(row.tokens))
+        ]
+        slots = {n: _slots(ordered, n, layout.page_tokens, device) for n in layout.groups}
+        segments, first = [], 0
+        for group in grouped:
+            segments.append(_segment(group, first, layout, device))
+            first = segments[-1].tokens.stop
+        return cls(
+            _tensor([t for row in ordered for t in row.tokens], device),
+            _tensor(positions, device),
+            _tensor(logits, device),
+            slots,
+            tuple(segments),
+        )
+
+
+def _tensor(values: list[int] | list[list[int]], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def _in_segments(rows: Sequence[Row]) -> list[list[Row]]:
+    short = [row for row in rows if len(row.tokens) <= SHORT_ROW_TOKENS]
+    long = [[row] for row in rows if len(row.tokens) > SHORT_ROW_TOKENS]
+    return [short, *long] if short else long
+
+
+def _slots(rows: list[Row], group: str, page_tokens: int, device: torch.device) -> Slots:
+    pages, offsets = [], []
+    for row in rows:
+        table = row.tables.groups[group]
+        assert table.num_slots >= row.end, f"{row.tables.holder} writes at {row.end} with {table.num_slots} slots"
+        for position in range(row.start, row.end):
+            page, offset = divmod(position, page_tokens)
+            pages.append(table.page_ids[page - table.first_page])
+            offsets.append(offset)
+    return Slots(_tensor(pages, device), _tensor(offsets, device))
+
+
+def _segment(rows: list[Row], first_token: int, layout: CacheLayout, device: torch.device) -> Segment:
+    num_queries = max(len(row.tokens) for row in rows)
+    index, flat, base = [], [], 0
+    for r, row in enumerate(rows):
+        count = len(row.tokens)
+        index.append([base + min(i, count - 1) for i in range(num_queries)])
+        flat += [r * num_queries + i for i in range(count)]
+        base += count
+    queries = [[row.start + min(i, len(row.tokens) - 1) for i in range(num_queries)] for row in rows]
+    queries_RQ = _tensor(queries, device)
+    keys = {name: _keys(rows, queries_RQ, group, device) for name, group in layout.groups.items()}
+    tokens = slice(first_token, first_token + base)
+    return Segment(tokens, num_queries, _tensor(index, device), _tensor(flat, device), keys)
+
+
+def _keys(rows: list[Row], queries_RQ: Tensor, group: PageGroup, device: torch.device) -> Keys:
+    """One mask, written in positions: right for prefill, extend, decode and window alike."""
+    tables = [row.tables.groups[group.name] for row in rows]
+    live = [group.num_pages(row.end) - table.first_page for row, table in zip(rows, tables, strict=True)]
+    width = max(live)
+    pages_RP = _tensor(
+        [t.page_ids[:n] + [SCRATCH_PAGE] * (width - n) for t, n in zip(tables, live, strict=True)], device
+    )
+    first_R1 = _tensor([[t.first_page * group.page_tokens] for t in tables], device)
+    key_RK = first_R1 + torch.arange(width * group.page_tokens, device=device)
+    key_R1K, query_RQ1 = key_RK[:, None, :], queries_RQ[:, :, None]
+    mask_RQK = key_R1K <= query_RQ1
+    if group.window is not None:
+        mask_RQK &= key_R1K > query_RQ1 - group.window
+    return Keys(pages_RP, mask_RQK[:, None])

@@ -1,0 +1,168 @@
+"""The configuration: one frozen model, read from one YAML file. Unknown keys and impossible pairs fail at start.
+
+Every class receives its own section, never the whole. What start-up finds out (pages, limits) is `ModelFacts`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import torch
+import yaml
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+
+from engine.errors import ConfigError
+
+SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny-mla"
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """Which checkpoint, and how it is computed."""
+
+    path: Path = SHIPPED_MODEL
+    """A directory in Hugging Face format: config.json, *.safetensors, tokenizer files."""
+    name: str = ""
+    """The name clients may ask for; empty takes the directory's own."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Weights, arithmetic and cache."""
+    page_tokens: Annotated[int, Field(ge=16, le=1024)] = 64
+    """Tokens in a page; the same in both pools."""
+
+    @property
+    def served_name(self) -> str:
+        return self.name or self.path.name
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+
+class TransferConfig(Section):
+    """How pages travel between the pools."""
+
+    num_threads: Annotated[int, Field(ge=0)] = 0
+    """Extra UCX worker threads in each NIXL agent."""
+    poll_seconds: Seconds = 0.001
+    """How often a waiting engine looks for messages and finished reads."""
+
+
+class EngineConfig(Section):
+    """What both pools have in common: one replica's place, threads and pages."""
+
+    replicas: Positive = 1
+    """Replicas in the pool."""
+    device: str = "cpu"
+    """A torch device: cpu, cuda, cuda:1."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Threads for arithmetic in each replica; 0 divides the node's cores among all replicas."""
+    max_requests: Positive = 32
+    """Requests that may run at once in a replica."""
+    max_waiting: Positive = 256
+    """Requests that may wait in a replica before more are turned away."""
+    cache_bytes: ByteSize | None = None
+    """Bytes for pages in each replica, such as 256MiB. If not set, `cache_fraction` decides."""
+    cache_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the memory that is free after loading, taken for pages if `cache_bytes` is not set."""
+    warm_up: bool = True
+    """Run a step of every kind before the replica reports ready."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)
+
+
+class PrefillConfig(EngineConfig):
+    """The prefill pool."""
+
+    chunk_tokens: Positive = 512
+    """Tokens that one step computes, over all prompts in it; a longer prompt goes in chunks."""
+    lease_seconds: Seconds = 30.0
+    """How long pages are kept for a decode replica that says nothing."""
+
+
+class DecodeConfig(EngineConfig):
+    """The decode pool."""
+
+    answer_seconds: Seconds = 10.0
+    """How long a release may go unanswered before the handoff counts as lost."""
+    read_seconds: Seconds = 60.0
+    """How long a read may take before the handoff counts as lost."""
+
+
+class GatewayConfig(Section):
+    """The front."""
+
+    replicas: Positive = 1
+    """Gateway replicas."""
+    grpc_port: Annotated[int, Field(ge=1, le=65535)] = 9000
+    """Serve's gRPC proxy listens here, on every interface and without TLS: put a front before it."""
+    http_host: str = "127.0.0.1"
+    """Serve's HTTP proxy listens on this address."""
+    http_port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Serve's HTTP proxy listens on this port."""
+    max_ongoing: Positive = 512
+    """Requests that one gateway replica works on at once."""
+    max_queued: Positive = 512
+    """Requests that may wait for a gateway replica before they get RESOURCE_EXHAUSTED."""
+    retries: Annotated[int, Field(ge=0)] = 3
+    """How often a request is prefilled again after a replica or a handoff was lost."""
+    default_max_tokens: Positive = 256
+    """`max_tokens` of a request that gives none (cut to what the model still takes)."""
+    request_seconds: Seconds = 600.0
+    """The longest a request may take."""
+
+
+class Config(Section):
+    """The whole file."""
+
+    model: ModelConfig = ModelConfig()
+    transfer: TransferConfig = TransferConfig()
+    prefill: PrefillConfig = PrefillConfig()
+    decode: DecodeConfig = DecodeConfig()
+    gateway: GatewayConfig = GatewayConfig()
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.gateway.grpc_port == self.gateway.http_port:
+            raise ValueError("gateway.grpc_port and gateway.http_port are the same port")
+        return self
+
+    @classmethod
+    def load(cls, file: Path | None) -> "Config":
+        """Read and check a YAML file; None gives the defaults. Raises ConfigError that names the key.
+
+        A relative `model.path` is looked for beside the file.
+        """
+        if file is None:
+            return cls()
+        try:
+            content = yaml.safe_load(file.read_text()) or {}
+        except FileNotFoundError:
+            raise ConfigError(f"{file}: no such file") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: not YAML: {error}") from None
+        if not isinstance(content, dict):
+            raise ConfigError(f"{file}: holds a {type(content).__name__}, not a mapping of sections")
+        config = cls.parse(content, str(file))
+        if config.model.path.is_absolute():
+            return config
+        model = config.model.model_copy(update={"path": (file.parent / config.model.path).resolve()})
+        return config.model_copy(update={"model": model})
+
+    @classmethod
+    def parse(cls, content: dict[str, object], source: str = "configuration") -> "Config":
+        """Check a mapping. Raises ConfigError with every wrong key."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {_reason(e['type'], e['msg'])}" for e in error.errors()]
+            raise ConfigError(f"{source}: " + "; ".join(lines)) from None
+
+
+def _reason(kind: str, message: str) -> str:
+    return "unknown key" if kind == "extra_forbidden" else message

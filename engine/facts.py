@@ -1,0 +1,54 @@
+"""Facts that cross processes: about a model, about a replica. No torch here: policies import this."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What a caller may know of the model. `max_tokens` counts prompt and output together."""
+
+    name: str
+    architecture: str
+    vocab_size: int
+    max_tokens: int
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+    page_tokens: int
+    page_bytes: dict[str, int]
+    fingerprint: dict[str, str]
+    num_parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageCounts:
+    """Pages of one group by state. The four states add up to `total`; the scratch page is in none."""
+
+    total: int
+    free: int
+    held: int
+    quarantined: int
+    cached: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaStats:
+    """One replica, now. Counters only ever grow; the rest are levels."""
+
+    replica: str
+    pool: str
+    agent: str
+    waiting: int
+    running: int
+    steps: int
+    tokens: int
+    requests: int
+    failed: int
+    cancelled: int
+    pages: dict[str, PageCounts]
+    leases_held: int = 0
+    leases_expired: int = 0
+    reads: int = 0
+    reads_lost: int = 0
+    moved_bytes: int = 0
+    moved_pages: int = 0
+    transfer_seconds: float = 0.0

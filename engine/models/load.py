@@ -1,0 +1,82 @@
+"""Loading: transformers builds the model from the checkpoint, then our attention takes its place in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
+
+from engine.attention import attach
+from engine.errors import CheckpointRefused
+from engine.models.preflight import preflight
+from engine.pages import Entry
+
+ATTENTION_NAME = "sparkpool_paged"
+
+
+def _never_called(*_args: object, **_kwargs: object) -> None:
+    raise AssertionError("an attention module was not replaced by ours")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A transformers model whose attention is ours. Holds no cache: several stores can share one."""
+
+    module: nn.Module
+    config: PretrainedConfig
+    architecture: str
+    entries: tuple[Entry, ...]
+    fingerprint: dict[str, str]
+    eos_token_ids: tuple[int, ...]
+    num_parameters: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    """Pre-flight, load, attach. Raises CheckpointRefused if a weight is missing or has another shape."""
+    looked = preflight(path, dtype, device)
+    # Known to AttentionInterface alone, so that transformers builds no mask for it.
+    AttentionInterface.register(ATTENTION_NAME, _never_called)  # type: ignore[arg-type]
+    moe = {"experts_implementation": "grouped_mm"} if _has_experts(looked.config) else {}
+    module, report = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        attn_implementation=ATTENTION_NAME,
+        output_loading_info=True,
+        **moe,
+    )
+    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if report[kind]:
+            raise CheckpointRefused(f"{path}: {len(report[kind])} {kind.replace('_', ' ')}: {sorted(report[kind])[:3]}")
+    module = module.to(device).eval().requires_grad_(False)
+    entries = attach(module)
+    return LoadedModel(
+        module=module,
+        config=looked.config,
+        architecture=looked.architecture,
+        entries=tuple(entries),
+        fingerprint={**looked.fingerprint, "dtype": str(dtype).removeprefix("torch.")},
+        eos_token_ids=_eos_token_ids(path, looked.config),
+        num_parameters=sum(p.numel() for p in module.parameters()),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def _has_experts(config: PretrainedConfig) -> bool:
+    return any(getattr(config, key, None) for key in ("n_routed_experts", "num_experts", "num_local_experts"))
+
+
+def _eos_token_ids(path: Path, config: PretrainedConfig) -> tuple[int, ...]:
+    """The end-of-text ids of generation_config.json, or else of config.json."""
+    ids = config.eos_token_id
+    if (path / "generation_config.json").exists():
+        ids = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id or ids
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, list) else (ids,)

@@ -1,0 +1,211 @@
+"""A look at a checkpoint before a byte of it is loaded: is it one we can serve, and does it fit?
+
+transformers would load pickles, warn and dequantise, and fill missing weights with noise; this refuses first,
+with numbers.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from engine.errors import CheckpointRefused
+
+ARCHITECTURES = ("DeepseekV3ForCausalLM", "Qwen3ForCausalLM")
+REFUSED_ROPE_TYPES = ("dynamic", "longrope")  # they look at the longest position of the whole batch
+SAMPLED_BLOCKS, SAMPLED_BYTES = 32, 4096
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    name: str
+    dtype: str  # as in safetensors: F32, BF16, F8_E4M3, ...
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What `config.json` and the safetensors headers say."""
+
+    path: Path
+    config: PretrainedConfig
+    architecture: str
+    tensors: dict[str, StoredTensor]
+    files: tuple[Path, ...]
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(t.num_bytes for t in self.tensors.values())
+
+    def loaded_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of the layers that will be loaded, once every weight is `dtype` (scales are folded in)."""
+        layers = self.config.num_hidden_layers
+        return sum(
+            prod(t.shape) * dtype.itemsize
+            for t in self.tensors.values()
+            if not t.name.endswith("_scale_inv") and _layer_of(t.name) < layers
+        )
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """Names the model by content: its configuration, its tensors, and blocks sampled evenly from every file."""
+        config = json.dumps(_read_json(self.path / "config.json"), sort_keys=True)
+        names = sorted(f"{t.name} {t.dtype} {t.shape}" for t in self.tensors.values())
+        content = hashlib.sha256("\n".join(names).encode())
+        for file in self.files:
+            content.update(_sampled(file))
+        return {
+            "architecture": self.architecture,
+            "config": hashlib.sha256(config.encode()).hexdigest()[:16],
+            "weights": content.hexdigest()[:16],
+        }
+
+
+def preflight(path: Path, dtype: torch.dtype, device: torch.device) -> Preflight:
+    """Read the small files of a checkpoint directory and refuse what cannot be served. Loads nothing.
+
+    Raises CheckpointRefused with the file, the key or the numbers at fault.
+    """
+    if not path.is_dir():
+        raise CheckpointRefused(f"model.path {path}: no such directory")
+    raw = _read_json(path / "config.json")
+    architecture = (raw.get("architectures") or ["none"])[0]
+    if architecture not in ARCHITECTURES:
+        served = ", ".join(ARCHITECTURES)
+        raise CheckpointRefused(f"{path}/config.json: architecture {architecture} is not served ({served})")
+    files = tuple(sorted(path.glob("*.safetensors")))
+    if not files:
+        raise CheckpointRefused(f"{path}: no *.safetensors file; pickled weights are never loaded")
+    tensors = {t.name: t for file in files for t in _header(file)}
+    _check_index(path, tensors)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    _check_rope(path, config)
+    found = Preflight(path, config, architecture, tensors, files)
+    _check_shapes(found)
+    _check_memory(found, dtype, device)
+    return found
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that an allocation on `device` can still take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def gib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise CheckpointRefused(f"{file}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointRefused(f"{file}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointRefused(f"{file}: holds a {type(content).__name__}, not an object")
+    return content
+
+
+def _header(file: Path) -> Iterator[StoredTensor]:
+    """The JSON header of a safetensors file: 8 bytes of length (little endian), then that many bytes."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        (length,) = struct.unpack("<Q", start) if len(start) == 8 else (2**63,)
+        if length > os.path.getsize(file) - 8:
+            raise CheckpointRefused(f"{file}: not a safetensors file (header of {length} bytes)")
+        try:
+            header = json.loads(stream.read(length))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise CheckpointRefused(f"{file}: not a safetensors file (its header is not JSON)") from None
+    ends = [8 + length]
+    for name, info in header.items():
+        if name != "__metadata__":
+            first, last = info["data_offsets"]
+            ends.append(8 + length + last)
+            yield StoredTensor(name, info["dtype"], tuple(info["shape"]), last - first)
+    if max(ends) > os.path.getsize(file):
+        raise CheckpointRefused(f"{file}: has {os.path.getsize(file)} bytes, its header speaks of {max(ends)}")
+
+
+def _check_index(path: Path, tensors: dict[str, StoredTensor]) -> None:
+    index = path / "model.safetensors.index.json"
+    if not index.exists():
+        return
+    promised = _read_json(index).get("weight_map", {})
+    absent = sorted(set(promised) - set(tensors))
+    if absent:
+        files = sorted({promised[name] for name in absent})
+        raise CheckpointRefused(
+            f"{index}: {len(absent)} of {len(promised)} tensors are in no file "
+            f"(first: {absent[0]}; look for {', '.join(files[:3])})"
+        )
+
+
+def _check_rope(path: Path, config: PretrainedConfig) -> None:
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_layer_type = [value for value in rope.values() if isinstance(value, dict)]
+    for parameters in by_layer_type or [rope]:
+        kind = parameters.get("rope_type", "default")
+        if kind in REFUSED_ROPE_TYPES:
+            raise CheckpointRefused(
+                f"{path}/config.json: rope type {kind} depends on the longest request of a batch, "
+                "so one request would change the others' tokens; not served"
+            )
+
+
+def _check_shapes(found: Preflight) -> None:
+    config = found.config
+    wanted = (config.vocab_size, config.hidden_size)
+    embedding = found.tensors.get("model.embed_tokens.weight")
+    if embedding is None:
+        raise CheckpointRefused(f"{found.path}: no tensor model.embed_tokens.weight")
+    if embedding.shape != wanted:
+        raise CheckpointRefused(
+            f"{found.path}: model.embed_tokens.weight is {list(embedding.shape)}, config.json says {list(wanted)}"
+        )
+    layers = {_layer_of(name) for name in found.tensors} - {-1}
+    missing = sorted(set(range(config.num_hidden_layers)) - layers)
+    if missing:
+        raise CheckpointRefused(
+            f"{found.path}: num_hidden_layers is {config.num_hidden_layers}, layers {missing[:5]} have no tensor"
+        )
+
+
+def _check_memory(found: Preflight, dtype: torch.dtype, device: torch.device) -> None:
+    needed, free = found.loaded_bytes(dtype), free_memory(device)
+    if needed > free:
+        raise CheckpointRefused(
+            f"{found.path}: {gib(found.stored_bytes)} as stored become {gib(needed)} at {dtype} on {device}, "
+            f"which has {gib(free)} free"
+        )
+
+
+def _layer_of(name: str) -> int:
+    """The N of `model.layers.N. ...`, -1 for what belongs to no layer."""
+    words = name.split(".")
+    return int(words[2]) if words[:2] == ["model", "layers"] and words[2].isdigit() else -1
+
+
+def _sampled(file: Path) -> bytes:
+    size = os.path.getsize(file)
+    step = max(1, size // SAMPLED_BLOCKS)
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as stream:
+        for offset in range(0, size, step):
+            stream.seek(offset)
+            digest.update(stream.read(SAMPLED_BYTES))
+    return digest.digest()

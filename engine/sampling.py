@@ -1,0 +1,119 @@
+"""Drawing tokens. Distributions in, tokens out; the noise is a function of (seed, position, purpose), not a state.
+
+A request's token at a position therefore depends on its own logits and seed alone: not on the batch it happens
+to be in, the replica, or how often it was interrupted. Draws use the Gumbel-max identity (Gumbel 1954):
+argmax(log p + G) with G_v = -log(-log U_v), U_v uniform and independent, is distributed as p.
+
+R = rows, V = vocabulary
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.types import Sampling
+
+TARGET_NOISE = 0  # purpose: the target's own draw; drafters and acceptance use others
+
+
+@dataclass(frozen=True)
+class SamplingBatch:
+    """The options of R rows on the device. Rows at temperature 0 are greedy."""
+
+    temperature_R: Tensor
+    top_k_R: Tensor
+    top_p_R: Tensor
+    seed_R: Tensor
+    position_R: Tensor
+    all_greedy: bool
+    any_filter: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[Sampling, int]], device: torch.device) -> "SamplingBatch":
+        """From each row's options and the position that the drawn token will have."""
+        options = [sampling for sampling, _ in rows]
+        return cls(
+            torch.tensor([s.temperature for s in options], dtype=torch.float32).to(device),
+            torch.tensor([s.top_k for s in options], dtype=torch.int64).to(device),
+            torch.tensor([s.top_p for s in options], dtype=torch.float32).to(device),
+            torch.tensor([s.seed for s in options], dtype=torch.int64).to(device),
+            torch.tensor([position for _, position in rows], dtype=torch.int64).to(device),
+            all(s.greedy for s in options),
+            any(s.top_k > 0 or s.top_p < 1.0 for s in options),
+        )
+
+
+@torch.inference_mode()
+def sample(logits_RV: Tensor, options: SamplingBatch) -> tuple[Tensor, Tensor]:
+    """One token for each row and its log-probability under the model's own (unprocessed) distribution."""
+    if options.all_greedy:
+        token_R = logits_RV.argmax(dim=-1)
+    else:
+        noise_RV = gumbel(options.seed_R, options.position_R, TARGET_NOISE, logits_RV.shape[-1])
+        greedy_R1 = (options.temperature_R == 0)[:, None]
+        scores_RV = log_probs(logits_RV, options) + noise_RV.masked_fill(greedy_R1, 0.0)
+        token_R = scores_RV.argmax(dim=-1)
+    chosen_R = logits_RV.gather(-1, token_R[:, None])[:, 0]
+    return token_R, chosen_R - logits_RV.logsumexp(dim=-1)
+
+
+def log_probs(logits_RV: Tensor, options: SamplingBatch) -> Tensor:
+    """log of the distribution that temperature, top-k and top-p leave, in that order; -inf is impossible.
+
+    Ties at the k-th place all stay. Top-p keeps the smallest set of most likely tokens with mass >= p (Holtzman
+    et al. 2020); the most likely one always stays. Greedy rows are returned at temperature 1, unfiltered.
+    """
+    temperature_R = torch.where(options.temperature_R > 0, options.temperature_R, 1.0)
+    scaled_RV = logits_RV / temperature_R[:, None]
+    if options.any_filter:
+        scaled_RV = _filtered(scaled_RV, options)
+    return scaled_RV.log_softmax(dim=-1)
+
+
+def _filtered(scaled_RV: Tensor, options: SamplingBatch) -> Tensor:
+    sorted_RV = scaled_RV.sort(dim=-1, descending=True).values
+    vocab = scaled_RV.shape[-1]
+    k_R = torch.where(options.top_k_R > 0, options.top_k_R.clamp(max=vocab), vocab)
+    kth_R1 = sorted_RV.gather(-1, (k_R - 1)[:, None])
+    sorted_RV = sorted_RV.masked_fill(sorted_RV < kth_R1, float("-inf"))
+    probs_RV = sorted_RV.softmax(dim=-1)
+    mass_before_RV = probs_RV.cumsum(dim=-1) - probs_RV
+    unlimited_R1 = (options.top_p_R >= 1.0)[:, None]
+    kept_RV = (mass_before_RV < options.top_p_R[:, None]) | unlimited_R1
+    least_RV = sorted_RV.masked_fill(~kept_RV, float("inf"))
+    threshold_R1 = torch.maximum(least_RV.amin(dim=-1, keepdim=True), kth_R1)
+    return scaled_RV.masked_fill(scaled_RV < threshold_R1, float("-inf"))
+
+
+def gumbel(seed_R: Tensor, position_R: Tensor, purpose: int, vocab: int) -> Tensor:
+    """Standard Gumbel noise [R, V], a pure function of its arguments.
+
+    From 1 - U, because uniforms are finest near 0 and it is the large values of the noise that decide a draw.
+    """
+    return -(-torch.log1p(-uniform(seed_R, position_R, purpose, vocab))).log()
+
+
+def uniform(seed_R: Tensor, position_R: Tensor, purpose: int, count: int) -> Tensor:
+    """`count` uniforms in (0, 1) for each row, float32, a pure function of (seed, position, purpose, index).
+
+    Counter-based: the finaliser of SplitMix64 (Steele, Lea, Flood 2014) over a keyed counter. 63 bits, so that
+    values near 0 keep float32's relative precision.
+    """
+    key_R = _mix(seed_R ^ _mix(position_R * 2 + 1 + (purpose << 40)))
+    index_V = torch.arange(count, dtype=torch.int64, device=seed_R.device)
+    bits_RV = _mix(key_R[:, None] + index_V * _GOLDEN)
+    return ((bits_RV & (2**63 - 1)).float() * 2.0**-63).clamp(2.0**-63, 1 - 2.0**-24)
+
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64 (wrapping; `>>` is arithmetic there, hence the masks)."""
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * _MIX_1
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * _MIX_2
+    return x ^ ((x >> 31) & (2**33 - 1))

@@ -1,0 +1,63 @@
+"""Text in, tokens out, and back again one step at a time."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from engine.errors import CheckpointRefused
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+class Text:
+    """The tokenizer of a checkpoint. Thread-safe: it keeps no state of a request."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, path: Path) -> "Text":
+        try:
+            return cls(AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True))
+        except (OSError, ValueError) as error:
+            raise CheckpointRefused(f"{path}: no tokenizer that can be loaded ({error})") from error
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text))
+
+    def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+class TextStream:
+    """The text of one request's output, as far as it is final.
+
+    A token may be half a character, and a token's text may depend on the one before it (a leading space). So the
+    last few tokens are always decoded together, and text that ends in a broken character waits for its rest.
+    """
+
+    def __init__(self, text: Text, prompt: tuple[int, ...], generated: tuple[int, ...] = ()) -> None:
+        self._text = text
+        self._tokens = list(prompt[-8:])
+        self._context = 0  # tokens from here on are decoded together
+        self._sent = len(self._tokens)  # tokens before here have been sent
+        self.push(generated)
+
+    def push(self, tokens: tuple[int, ...]) -> str:
+        """The new text that `tokens` make final, perhaps none."""
+        self._tokens += tokens
+        before, now = self._decoded()
+        if len(now) <= len(before) or now.endswith(UNFINISHED):
+            return ""
+        self._context, self._sent = self._sent, len(self._tokens)
+        return now[len(before) :]
+
+    def flush(self) -> str:
+        """What is left when no more tokens come: broken characters show as U+FFFD."""
+        before, now = self._decoded()
+        self._sent = len(self._tokens)
+        return now[len(before) :]
+
+    def _decoded(self) -> tuple[str, str]:
+        before = self._text.decode(self._tokens[self._context : self._sent])
+        return before, self._text.decode(self._tokens[self._context :])

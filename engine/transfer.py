@@ -1,0 +1,329 @@
+"""Moving pages between replicas, and the few words they say to each other about them.
+
+A `Transfer` is read, poll, notify, notifications (and `drop` for a peer that is gone). `NixlTransfer` does it
+between processes and hosts; `LocalTransfer` inside one process, as a copy.
+
+Decode pulls: it posts one READ for all pages of a handoff, with one descriptor per page; pages that adjoin on both
+sides go as one. Messages are NIXL notifications to the very agent that holds the lease.
+"""
+
+import base64
+import enum
+import itertools
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from engine.errors import ConfigError
+from engine.pages import PageStore
+from engine.types import AgentEntry, Region
+
+
+class ReadState(enum.Enum):
+    RUNNING = enum.auto()
+    DONE = enum.auto()
+    FAILED = enum.auto()
+
+
+class Verb(enum.StrEnum):
+    RENEW = "renew"
+    RELEASE = "release"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """A question about a lease (`held` None) or its answer: was, or is, the lease held?
+
+    A question carries the asker's agent metadata, so that it can be answered by an agent that never met it.
+    """
+
+    verb: Verb
+    nonce: str
+    held: bool | None = None
+    metadata: bytes = b""
+
+    def encode(self) -> bytes:
+        metadata = base64.b64encode(self.metadata).decode()
+        return json.dumps([self.verb, self.nonce, self.held, metadata]).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Message":
+        """Raises ValueError if this is no message of ours."""
+        verb, nonce, held, metadata = json.loads(data)
+        return cls(verb=Verb(verb), nonce=str(nonce), held=held, metadata=base64.b64decode(metadata))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageRead:
+    """Read the first `num_bytes` of each remote page of a group into the local page beside it."""
+
+    group: str
+    remote_pages: tuple[int, ...]
+    local_pages: tuple[int, ...]
+    num_bytes: int
+
+    def runs(self, page_bytes: int) -> Iterator[tuple[int, int, int]]:
+        """(remote page, local page, bytes) of each descriptor: neighbours on both sides become one."""
+        whole = self.num_bytes == page_bytes
+        start = 0
+        for i in range(1, len(self.remote_pages) + 1):
+            adjoins = (
+                whole
+                and i < len(self.remote_pages)
+                and self.remote_pages[i] == self.remote_pages[i - 1] + 1
+                and self.local_pages[i] == self.local_pages[i - 1] + 1
+            )
+            if not adjoins:
+                yield self.remote_pages[start], self.local_pages[start], (i - start - 1) * page_bytes + self.num_bytes
+                start = i
+
+    @property
+    def total_bytes(self) -> int:
+        return len(self.remote_pages) * self.num_bytes
+
+
+class Transfer(Protocol):
+    @property
+    def entry(self) -> AgentEntry:
+        """How a peer finds this agent."""
+        ...
+
+    def connect(self, peer: AgentEntry) -> bool:
+        """Meet an agent, once. False if it cannot be reached."""
+        ...
+
+    def read(self, peer: AgentEntry, reads: list[PageRead]) -> int:
+        """Start reading pages of `peer` into ours; a number to poll. A read that cannot start polls as FAILED."""
+        ...
+
+    def poll(self, read: int) -> ReadState:
+        """DONE and FAILED are final: no byte arrives any more, and the number is forgotten."""
+        ...
+
+    def notify(self, peer: str, message: Message) -> bool:
+        """Say something to an agent we are connected to, or that has asked. False if it cannot be reached."""
+        ...
+
+    def notifications(self) -> list[tuple[str, Message]]:
+        """(agent, message) received since the last call."""
+        ...
+
+    def drop(self, peer: str) -> None:
+        """Forget a peer that is gone, its connections and its memory."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def new_agent_name(replica: str) -> str:
+    """A name that no earlier incarnation of `replica` had."""
+    return f"{replica}-{uuid.uuid4().hex[:12]}"
+
+
+class NixlTransfer:
+    """NIXL over UCX. One agent per incarnation; the page store is registered once, whole."""
+
+    def __init__(self, name: str, store: PageStore, num_threads: int = 0) -> None:
+        try:
+            from nixl._api import nixl_agent, nixl_agent_config
+            from nixl._bindings import nixlBackendError, nixlNotFoundError, nixlRemoteDisconnectError
+        except ImportError as error:
+            raise ConfigError(f"transfer: nixl cannot be imported ({error}); install it or serve locally") from error
+        # What NIXL raises when the other side is at fault; anything else is a bug of ours.
+        self._faults = (nixlBackendError, nixlNotFoundError, nixlRemoteDisconnectError)
+        self._agent = nixl_agent(name, nixl_agent_config(backends=["UCX"], num_threads=num_threads))
+        self._memory = "VRAM" if store.device.type == "cuda" else "DRAM"
+        self._device = store.device.index or 0
+        regions = {
+            group: Region(
+                address=records.data_ptr(),
+                num_pages=records.shape[0],
+                page_bytes=records.shape[1],
+                device=self._device,
+                memory=self._memory,
+            )
+            for group, records in store.records.items()
+        }
+        blocks = [(r.address, r.num_pages * r.page_bytes, r.device, "") for r in regions.values()]
+        self._registered = self._agent.register_memory(blocks, self._memory)
+        self._entry = AgentEntry(name=name, metadata=self._agent.get_agent_metadata(), regions=regions)
+        self._peers: set[str] = set()
+        self._handles: dict[int, Any] = {}
+        self._numbers = itertools.count()
+
+    @property
+    def entry(self) -> AgentEntry:
+        return self._entry
+
+    def connect(self, peer: AgentEntry) -> bool:
+        return self._meet(peer.name, peer.metadata)
+
+    def read(self, peer: AgentEntry, reads: list[PageRead]) -> int:
+        number = next(self._numbers)
+        self._handles[number] = None
+        if not self.connect(peer):
+            return number
+        try:
+            local, remote = self._descriptors(peer, reads)
+            memory = next(iter(peer.regions.values())).memory
+            handle = self._agent.initialize_xfer(
+                "READ",
+                self._agent.get_xfer_descs(local, self._memory),
+                self._agent.get_xfer_descs(remote, memory),
+                peer.name,
+            )
+            self._handles[number] = handle
+            self._agent.transfer(handle)
+        except self._faults:
+            self._release(number)
+        return number
+
+    def poll(self, read: int) -> ReadState:
+        handle = self._handles.get(read)
+        if handle is None:
+            self._handles.pop(read, None)
+            return ReadState.FAILED
+        try:
+            state = self._agent.check_xfer_state(handle)
+        except self._faults:
+            state = "ERR"
+        if state == "PROC":
+            return ReadState.RUNNING
+        self._release(read)
+        self._handles.pop(read)
+        return ReadState.DONE if state == "DONE" else ReadState.FAILED
+
+    def notify(self, peer: str, message: Message) -> bool:
+        if peer not in self._peers:
+            return False
+        try:
+            self._agent.send_notif(peer, message.encode())
+        except self._faults:
+            return False
+        return True
+
+    def notifications(self) -> list[tuple[str, Message]]:
+        received = []
+        for peer, messages in self._agent.get_new_notifs().items():
+            for data in messages:
+                message = Message.decode(data)
+                if message.metadata:
+                    self._meet(peer, message.metadata)
+                received.append((peer, message))
+        return received
+
+    def drop(self, peer: str) -> None:
+        if peer in self._peers:
+            self._peers.discard(peer)
+            try:
+                self._agent.remove_remote_agent(peer)
+            except self._faults:
+                return  # the backend has dropped it already
+
+    def close(self) -> None:
+        for number in list(self._handles):
+            self._release(number)
+        for peer in list(self._peers):
+            self.drop(peer)
+        self._agent.deregister_memory(self._registered)
+
+    def _meet(self, name: str, metadata: bytes) -> bool:
+        if name not in self._peers:
+            try:
+                self._agent.add_remote_agent(metadata)
+            except self._faults:
+                return False
+            self._peers.add(name)
+        return True
+
+    def _descriptors(self, peer: AgentEntry, reads: list[PageRead]) -> tuple[list[Any], list[Any]]:
+        local, remote = [], []
+        for read in reads:
+            ours, theirs = self._entry.regions[read.group], peer.regions[read.group]
+            for remote_page, local_page, num_bytes in read.runs(ours.page_bytes):
+                local.append((ours.address + local_page * ours.page_bytes, num_bytes, ours.device))
+                remote.append((theirs.address + remote_page * theirs.page_bytes, num_bytes, theirs.device))
+        return local, remote
+
+    def _release(self, number: int) -> None:
+        handle, self._handles[number] = self._handles[number], None
+        if handle is not None:
+            self._agent.release_xfer_handle(handle)
+
+
+class LocalWire:
+    """Joins the LocalTransfers of one process. A test can stall it, or cut an agent off."""
+
+    def __init__(self) -> None:
+        self.agents: dict[str, LocalTransfer] = {}
+        self.stalled = False
+
+    def cut(self, name: str) -> None:
+        """The agent is gone, as when its process dies."""
+        del self.agents[name]
+
+
+class LocalTransfer:
+    """The same seam inside one process: a read is a copy made at the first poll while the wire is not stalled."""
+
+    def __init__(self, name: str, store: PageStore, wire: LocalWire) -> None:
+        self._store = store
+        self._wire = wire
+        regions = {
+            group: Region(address=0, num_pages=records.shape[0], page_bytes=records.shape[1])
+            for group, records in store.records.items()
+        }
+        self._entry = AgentEntry(name=name, metadata=name.encode(), regions=regions)
+        self._reads: dict[int, tuple[str, list[PageRead]]] = {}
+        self._inbox: list[tuple[str, Message]] = []
+        self._numbers = itertools.count()
+        wire.agents[name] = self
+
+    @property
+    def entry(self) -> AgentEntry:
+        return self._entry
+
+    def connect(self, peer: AgentEntry) -> bool:
+        return peer.name in self._wire.agents
+
+    def read(self, peer: AgentEntry, reads: list[PageRead]) -> int:
+        number = next(self._numbers)
+        self._reads[number] = (peer.name, reads)
+        return number
+
+    def poll(self, read: int) -> ReadState:
+        if read not in self._reads:
+            return ReadState.FAILED
+        if self._wire.stalled:
+            return ReadState.RUNNING
+        name, reads = self._reads.pop(read)
+        source = self._wire.agents.get(name)
+        if source is None:
+            return ReadState.FAILED
+        for part in reads:
+            local, remote = self._store.records[part.group], source._store.records[part.group]
+            device = local.device
+            rows = remote[torch.tensor(part.remote_pages, device=remote.device), : part.num_bytes]
+            local[torch.tensor(part.local_pages, device=device), : part.num_bytes] = rows.to(device)
+        return ReadState.DONE
+
+    def notify(self, peer: str, message: Message) -> bool:
+        receiver = self._wire.agents.get(peer)
+        if receiver is None:
+            return False
+        receiver._inbox.append((self._entry.name, Message.decode(message.encode())))
+        return True
+
+    def notifications(self) -> list[tuple[str, Message]]:
+        received, self._inbox = self._inbox, []
+        return received
+
+    def drop(self, peer: str) -> None:
+        pass
+
+    def close(self) -> None:
+        self._wire.agents.pop(self._entry.name, None)

@@ -1,0 +1,206 @@
+"""The nouns of the system. Stored facts are few; what follows from them is a property.
+
+A request's tokens:   prompt ++ generated      (`generated` is what a client has already seen, if
+                                                the request is sent a second time)
+A handoff's tokens:   those in pages, then `first_token`, which no page holds yet
+"""
+
+import enum
+from dataclasses import dataclass, field, replace
+
+from engine.errors import BadRequest, SparkpoolError
+from engine.facts import ModelFacts
+
+
+class FinishReason(enum.StrEnum):
+    STOP = "stop"  # end-of-text token or a stop token id
+    LENGTH = "length"  # max_tokens, or the model's own limit
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a token is drawn. `temperature` 0 is greedy, `top_k` 0 is off, `top_p` 1 is off.
+
+    `seed` keys the noise; a request without one gets a random seed at the edge, and `seeded`
+    remembers which it was.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    seeded: bool = False
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    def check(self) -> None:
+        """Raise BadRequest for the first option that makes no sense."""
+        if not 0.0 <= self.temperature <= 100.0:  # also refuses NaN
+            raise BadRequest("temperature", f"must be between 0 and 100, is {self.temperature}")
+        if self.top_k < 0:
+            raise BadRequest("top_k", f"must be 0 (off) or positive, is {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise BadRequest("top_p", f"must be in (0, 1], is {self.top_p}")
+        if not 0 <= self.seed < 2**63:
+            raise BadRequest("seed", f"must be in [0, 2**63), is {self.seed}")
+        if self.greedy and self.seeded:
+            raise BadRequest("seed", "contradicts temperature 0: greedy decoding draws nothing")
+        if self.greedy and (self.top_k > 1 or self.top_p < 1.0):
+            raise BadRequest("temperature", "is 0 (greedy), which contradicts top_k or top_p; set it above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRules:
+    """When a request ends. `max_tokens` counts all generated tokens, resent ones included."""
+
+    max_tokens: int
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What both pools know of a request. `generated` are tokens the client already has."""
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    stop: StopRules
+    generated: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.prompt + self.generated
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt) + len(self.generated)
+
+    @property
+    def max_total_tokens(self) -> int:
+        return len(self.prompt) + self.stop.max_tokens
+
+    def resumed(self, new_tokens: tuple[int, ...]) -> "Request":
+        """The same request, to be prefilled again after the client has seen `new_tokens` more."""
+        return replace(self, generated=self.generated + new_tokens)
+
+    def check(self, model: ModelFacts) -> None:
+        """Raise BadRequest, naming the field, unless `model` can serve this."""
+        if not self.prompt:
+            raise BadRequest("prompt", "is empty: at least one token is needed")
+        bad = next((t for t in self.prompt if not 0 <= t < model.vocab_size), None)
+        if bad is not None:
+            raise BadRequest("token_ids", f"token {bad} is outside the vocabulary of {model.vocab_size}")
+        if len(self.prompt) >= model.max_tokens:
+            limit = f"the model takes {model.max_tokens} tokens, prompt and output together"
+            raise BadRequest("prompt", f"has {len(self.prompt)} tokens; {limit}")
+        if self.stop.max_tokens < 1:
+            raise BadRequest("max_tokens", f"must be at least 1, is {self.stop.max_tokens}")
+        if self.max_total_tokens > model.max_tokens:
+            over = f"prompt {len(self.prompt)} + max_tokens {self.stop.max_tokens} = {self.max_total_tokens}"
+            raise BadRequest("max_tokens", f"{over} tokens; the model takes {model.max_tokens}")
+        bad = next((t for t in self.stop.stop_token_ids if not 0 <= t < model.vocab_size), None)
+        if bad is not None:
+            raise BadRequest("stop_token_ids", f"token {bad} is outside the vocabulary of {model.vocab_size}")
+        self.sampling.check()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """One page group's store as a peer sees it: `num_pages` records of `page_bytes` at `address`."""
+
+    address: int
+    num_pages: int
+    page_bytes: int
+    device: int = 0
+    memory: str = "DRAM"  # or "VRAM"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentEntry:
+    """A transfer agent that can be read from. `name` is new for every incarnation of a replica."""
+
+    name: str
+    metadata: bytes = field(repr=False)
+    regions: dict[str, Region] = field(repr=False)
+    rank: int = 0
+    num_shards: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageSpan:
+    """The live pages of one group: ids of the logical pages `first_page`, `first_page + 1`, ..."""
+
+    first_page: int
+    page_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillTimings:
+    """Seconds a request spent waiting for, and in, the prefill engine."""
+
+    queue_seconds: float
+    prefill_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handoff:
+    """Everything a decode replica needs to go on from `num_tokens` tokens in pages.
+
+    `lease_seconds` is what was left of the lease when this was made: durations, because two hosts
+    share no clock. `drafter_row` is the row a drafter declares it needs (none for most).
+    """
+
+    request_id: str
+    nonce: str
+    num_tokens: int
+    first_token: int
+    first_logprob: float
+    spans: dict[str, PageSpan]
+    agents: tuple[AgentEntry, ...]
+    target_fingerprint: dict[str, str]
+    drafter_fingerprint: dict[str, str] | None
+    lease_seconds: float
+    timings: PrefillTimings
+    drafter_row: bytes | None = None
+
+    @property
+    def num_pages(self) -> int:
+        return sum(len(span.page_ids) for span in self.spans.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeTimings:
+    """Seconds between stations of a request in a decode replica, and what was moved for it."""
+
+    wait_seconds: float
+    transfer_seconds: float
+    decode_seconds: float
+    moved_bytes: int
+    moved_pages: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """What one step gave one request. The last one has `finish` and `timings`."""
+
+    request_id: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish: FinishReason | None = None
+    timings: DecodeTimings | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """The engine is done with this request and holds nothing for it. `error` says why, if it failed."""
+
+    request_id: str
+    error: SparkpoolError | None = None
+
+
+Event = Handoff | Chunk | Ended

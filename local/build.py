@@ -1,0 +1,128 @@
+"""The edge where parts are chosen. After this nothing asks which backend, drafter, transfer or clock it has."""
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from decode.decoder import Decoder
+from decode.verify import Exact
+from engine.backend import TorchBackend
+from engine.clock import Clock, MonotonicClock
+from engine.config import Config, EngineConfig
+from engine.drafters import NoDrafter
+from engine.errors import ConfigError
+from engine.facts import ModelFacts
+from engine.models import LoadedModel, load_model
+from engine.models.preflight import free_memory, gib
+from engine.pages import CacheLayout, Pages, PageStore
+from engine.text import Text
+from engine.transfer import Transfer
+from prefill.prefiller import Prefiller
+
+MakeTransfer = Callable[[str, PageStore], Transfer]
+
+
+class Builder:
+    """Loads the model of `config` for one pool's device and builds engines over it."""
+
+    def __init__(self, config: Config, section: EngineConfig, model: LoadedModel | None = None) -> None:
+        self.config = config
+        self._section = section
+        device = _device(section)
+        self.model = model or load_model(config.model.path, config.model.torch_dtype, device)
+        self.layout = CacheLayout.of(self.model.entries, config.model.page_tokens)
+        self.fingerprint = {**self.model.fingerprint, "layout": self.layout.fingerprint("target")}
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What a caller may know of the model."""
+        model = self.model
+        return ModelFacts(
+            name=self.config.model.served_name,
+            architecture=model.architecture,
+            vocab_size=model.config.vocab_size,
+            max_tokens=model.config.max_position_embeddings,
+            eos_token_ids=model.eos_token_ids,
+            dtype=self.config.model.dtype,
+            page_tokens=self.layout.page_tokens,
+            page_bytes={name: group.page_bytes for name, group in self.layout.groups.items()},
+            fingerprint=self.fingerprint,
+            num_parameters=model.num_parameters,
+        )
+
+    def prefiller(self, name: str, transfer: MakeTransfer, clock: Clock | None = None) -> Prefiller:
+        """A prefill engine with pages of its own. `name` is the transfer agent's."""
+        pages = self._pages(self.config.prefill.chunk_tokens)
+        return Prefiller(
+            pages=pages,
+            backend=TorchBackend(self.model.module, pages.store),
+            drafter=NoDrafter(),
+            transfer=transfer(name, pages.store),
+            clock=clock or MonotonicClock(),
+            config=self.config.prefill,
+            poll_seconds=self.config.transfer.poll_seconds,
+            fingerprint=self.fingerprint,
+        )
+
+    def decoder(self, name: str, transfer: MakeTransfer, text: Text, clock: Clock | None = None) -> Decoder:
+        """A decode engine with pages of its own. `name` is the transfer agent's."""
+        pages = self._pages(step_tokens=1)
+        return Decoder(
+            pages=pages,
+            backend=TorchBackend(self.model.module, pages.store),
+            drafter=NoDrafter(),
+            acceptor=Exact(),
+            transfer=transfer(name, pages.store),
+            clock=clock or MonotonicClock(),
+            text=text,
+            config=self.config.decode,
+            poll_seconds=self.config.transfer.poll_seconds,
+            fingerprint=self.fingerprint,
+            eos_token_ids=self.model.eos_token_ids,
+        )
+
+    def _pages(self, step_tokens: int) -> Pages:
+        counts = num_pages(self.layout, self._section, self.model.device, step_tokens)
+        return Pages(self.layout, PageStore(self.layout, counts, self.model.device))
+
+
+def num_pages(
+    layout: CacheLayout, section: EngineConfig, device: torch.device, step_tokens: int
+) -> dict[str, int]:
+    """How many pages of each group the section's bytes buy: the same number of tokens in every group, except that
+    a window group never gets more than `max_requests` windows. Raises ConfigError if not even a few pages fit.
+    """
+    free = free_memory(device)
+    budget = section.cache_bytes if section.cache_bytes is not None else int(free * section.cache_fraction)
+    if budget > free:
+        raise ConfigError(f"cache_bytes: {gib(budget)} of pages, {gib(free)} free on {device}")
+    counts: dict[str, int] = {}
+    groups = sorted(layout.groups.values(), key=lambda g: g.window or 2**62)  # windows first: they leave the rest
+    for i, group in enumerate(groups):
+        affordable = budget // sum(g.page_bytes for g in groups[i:]) - 1  # one is the scratch page
+        most = affordable
+        if group.window is not None:
+            most = section.max_requests * group.peak_pages(2**62, step_tokens)
+        counts[group.name] = int(min(affordable, most))
+        budget -= (counts[group.name] + 1) * group.page_bytes
+    if min(counts.values()) < 2:
+        raise ConfigError(f"cache_bytes: buys {counts} pages of {layout.page_tokens} tokens; 2 are the least")
+    return counts
+
+
+def set_threads(section: EngineConfig, config: Config) -> None:
+    """Set torch's thread count for this process: more threads than cores slow a step ten- to thirtyfold."""
+    cores = len(os.sched_getaffinity(0))
+    replicas = config.prefill.replicas + config.decode.replicas
+    torch.set_num_threads(section.threads or max(1, cores // replicas))
+
+
+def _device(section: EngineConfig) -> torch.device:
+    try:
+        device = section.torch_device
+    except RuntimeError as error:
+        raise ConfigError(f"device: {section.device!r} is no torch device ({error})") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device: {section.device} asked for, and torch sees no GPU")
+    return device
