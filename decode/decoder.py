@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from decode.inbox import Inbox
 from decode.reads import Incoming
-from decode.schedule import DecodeSchedule
+from decode.schedule import DecodeBatch, DecodeSchedule
 from decode.sequence import Sequence
 from decode.verify import Exact
 from engine.backend import Backend
@@ -19,7 +19,7 @@ from engine.facts import ReplicaStats
 from engine.pages import Pages
 from engine.text import Text
 from engine.transfer import Transfer
-from engine.types import Chunk, DecodeTimings, Event, Handoff, Request
+from engine.types import Chunk, DecodeTimings, Event, Handoff, Request, Sampling, StopRules
 
 
 @dataclass
@@ -147,6 +147,19 @@ class Decoder:
             self._schedule.running[incoming.sequence.id] = incoming.sequence
             self._arrivals[incoming.sequence.id] = Arrival(incoming, now)
         return events + ended
+
+    def warm_up(self) -> None:
+        """One step on scratch pages of its own, so that no request pays for first times."""
+        sampling = Sampling(temperature=1.0, top_p=0.9)
+        request = Request(id="warm-up", prompt=(0,), sampling=sampling, stop=StopRules(max_tokens=2))
+        sequence = Sequence(request, self._text, self._eos_token_ids)
+        sequence.commit([0], [0.0])
+        sequence.tables = self._pages.reserve(sequence.id, self._inbox.demand(request.max_total_tokens))
+        batch = DecodeBatch((sequence,), self._pages)
+        block = self._drafter.propose(len(batch))
+        self._acceptor(self._backend.forward(batch.extended(block)).logits, block, batch.options)
+        assert sequence.tables is not None
+        self._pages.release(sequence.tables)
 
     def next_deadline(self) -> float | None:
         """When `step` wants to be called next, on the clock; None if nothing is under way."""

@@ -1,7 +1,7 @@
 """A request that is being decoded: its tokens, its pages, and the only place where it ends.
 
-    prompt ++ generated            tokens below `num_cached` are in pages;
-    [ in pages        ][ last ]    the last token is not, until the step that computes what follows it
+prompt ++ generated            tokens below `num_cached` are in pages;
+[ in pages        ][ last ]    the last token is not, until the step that computes what follows it
 """
 
 from engine.pages import Tables

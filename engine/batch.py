@@ -93,11 +93,7 @@ class Batch:
         for row in ordered:
             starts[id(row)] = end
             end += len(row.tokens)
-        logits = [
-            starts[id(row)] + i
-            for row in rows
-            for i in range(len(row.tokens) - row.num_logits, len(row.tokens))
-        ]
+        logits = [starts[id(row)] + i for row in rows for i in range(len(row.tokens) - row.num_logits, len(row.tokens))]
         slots = {n: _slots(ordered, n, layout.page_tokens, device) for n in layout.groups}
         segments, first = [], 0
         for group in grouped:

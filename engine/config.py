@@ -60,6 +60,8 @@ class EngineConfig(Section):
     """A torch device: cpu, cuda, cuda:1."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads for arithmetic in each replica; 0 divides the node's cores among all replicas."""
+    num_cpus: Annotated[float, Field(ge=0)] = 0.0
+    """CPUs that Ray sets aside for each replica; 0 lets replicas share a small machine."""
     max_requests: Positive = 32
     """Requests that may run at once in a replica."""
     max_waiting: Positive = 256
@@ -144,6 +146,8 @@ class Config(Section):
             content = yaml.safe_load(file.read_text()) or {}
         except FileNotFoundError:
             raise ConfigError(f"{file}: no such file") from None
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: not YAML: {error}") from None
         if not isinstance(content, dict):
@@ -160,7 +164,9 @@ class Config(Section):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {_reason(e['type'], e['msg'])}" for e in error.errors()]
+            lines = [
+                f"{'.'.join(map(str, e['loc'])) or 'file'}: {_reason(e['type'], e['msg'])}" for e in error.errors()
+            ]
             raise ConfigError(f"{source}: " + "; ".join(lines)) from None
 
 

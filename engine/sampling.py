@@ -53,8 +53,8 @@ def sample(logits_RV: Tensor, options: SamplingBatch) -> tuple[Tensor, Tensor]:
     else:
         noise_RV = gumbel(options.seed_R, options.position_R, TARGET_NOISE, logits_RV.shape[-1])
         greedy_R1 = (options.temperature_R == 0)[:, None]
-        scores_RV = log_probs(logits_RV, options) + noise_RV.masked_fill(greedy_R1, 0.0)
-        token_R = scores_RV.argmax(dim=-1)
+        scores_RV = log_probs(logits_RV, options) + noise_RV
+        token_R = torch.where(greedy_R1, logits_RV, scores_RV).argmax(dim=-1)  # greedy: not even rounding may differ
     chosen_R = logits_RV.gather(-1, token_R[:, None])[:, 0]
     return token_R, chosen_R - logits_RV.logsumexp(dim=-1)
 
@@ -66,7 +66,8 @@ def log_probs(logits_RV: Tensor, options: SamplingBatch) -> Tensor:
     et al. 2020); the most likely one always stays. Greedy rows are returned at temperature 1, unfiltered.
     """
     temperature_R = torch.where(options.temperature_R > 0, options.temperature_R, 1.0)
-    scaled_RV = logits_RV / temperature_R[:, None]
+    above_RV = logits_RV - logits_RV.amax(dim=-1, keepdim=True)  # so that a tiny temperature cannot overflow
+    scaled_RV = above_RV / temperature_R[:, None]
     if options.any_filter:
         scaled_RV = _filtered(scaled_RV, options)
     return scaled_RV.log_softmax(dim=-1)

@@ -7,6 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from engine.errors import CheckpointRefused
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+RECENT_TOKENS = 32  # no character is spread over more
 
 
 class Text:
@@ -37,11 +38,13 @@ class TextStream:
     """
 
     def __init__(self, text: Text, prompt: tuple[int, ...], generated: tuple[int, ...] = ()) -> None:
+        told, recent = generated[:-RECENT_TOKENS], generated[-RECENT_TOKENS:]
         self._text = text
-        self._tokens = list(prompt[-8:])
+        self._tokens = list((prompt + told)[-8:])
         self._context = 0  # tokens from here on are decoded together
         self._sent = len(self._tokens)  # tokens before here have been sent
-        self.push(generated)
+        for token in recent:  # one by one, as they were sent: what waits for its rest must not be sent again
+            self.push((token,))
 
     def push(self, tokens: tuple[int, ...]) -> str:
         """The new text that `tokens` make final, perhaps none."""

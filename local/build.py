@@ -87,9 +87,7 @@ class Builder:
         return Pages(self.layout, PageStore(self.layout, counts, self.model.device))
 
 
-def num_pages(
-    layout: CacheLayout, section: EngineConfig, device: torch.device, step_tokens: int
-) -> dict[str, int]:
+def num_pages(layout: CacheLayout, section: EngineConfig, device: torch.device, step_tokens: int) -> dict[str, int]:
     """How many pages of each group the section's bytes buy: the same number of tokens in every group, except that
     a window group never gets more than `max_requests` windows. Raises ConfigError if not even a few pages fit.
     """

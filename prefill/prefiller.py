@@ -16,7 +16,7 @@ from engine.facts import ReplicaStats
 from engine.pages import Pages
 from engine.sampling import SamplingBatch, sample
 from engine.transfer import Message, Transfer, Verb
-from engine.types import Ended, Event, Handoff, PrefillTimings, Request
+from engine.types import Ended, Event, Handoff, PrefillTimings, Request, Sampling, StopRules
 from prefill.lease import LeaseEnd, LeaseTable
 from prefill.schedule import Prompt, PromptChunk, PromptSchedule
 
@@ -87,6 +87,22 @@ class Prefiller:
         output = self._backend.forward(batch)
         self._drafter.absorb(batch, output.taps)
         return events + self._advance(chunks, output)
+
+    def warm_up(self) -> None:
+        """One whole chunk and one single token, so that no request pays for first times."""
+        capacity = min(pool.num_pages for pool in self._pages.pools.values()) * self._pages.layout.page_tokens
+        for num_tokens in (min(self._schedule.chunk_tokens, capacity), 1):
+            request = Request(
+                id=f"warm-up-{num_tokens}",
+                prompt=(0,) * num_tokens,
+                sampling=Sampling(temperature=1.0, top_p=0.9),
+                stop=StopRules(max_tokens=1),
+            )
+            self.add(request)
+            while not any(isinstance(event, Handoff) for event in self.step()):
+                pass
+            self.cancel(request.id)
+        self._counters = Counters()
 
     def next_deadline(self) -> float | None:
         """When `step` wants to be called next, on the clock; None if nothing is under way."""
@@ -176,7 +192,5 @@ class Prefiller:
             target_fingerprint=self._fingerprint,
             drafter_fingerprint=None,
             lease_seconds=self._leases.term_seconds,
-            timings=PrefillTimings(
-                queue_seconds=prompt.started - prompt.arrived, prefill_seconds=now - prompt.started
-            ),
+            timings=PrefillTimings(queue_seconds=prompt.started - prompt.arrived, prefill_seconds=now - prompt.started),
         )

@@ -74,9 +74,7 @@ class PagedMLA(nn.Module):
         latent_TL, k_rope_TP = self.kv_a_proj_with_mqa(hidden_TD).split([self.latent, self.rope], dim=-1)
         latent_TL = self.kv_a_layernorm(latent_TL)
         cos, sin = position_embeddings
-        q_rope_1THP, k_rope_1T1P = self.rotate(
-            q_rope_THP[None], k_rope_TP[None, :, None], cos, sin, unsqueeze_dim=2
-        )
+        q_rope_1THP, k_rope_1T1P = self.rotate(q_rope_THP[None], k_rope_TP[None, :, None], cos, sin, unsqueeze_dim=2)
         slab = store.slab(("target", self.layer, "latent"))
         slots = batch.slots["full"]
         slab.write(slots.page_T, slots.offset_T, torch.cat([latent_TL, k_rope_1T1P[0, :, 0]], dim=-1))

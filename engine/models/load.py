@@ -1,15 +1,19 @@
 """Loading: transformers builds the model from the checkpoint, then our attention takes its place in it."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
+from transformers.utils import logging
 
 from engine.attention import attach
 from engine.errors import CheckpointRefused
-from engine.models.preflight import preflight
+from engine.models.preflight import layer_of, preflight
 from engine.pages import Entry
 
 ATTENTION_NAME = "sparkpool_paged"
@@ -40,19 +44,18 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
     # Known to AttentionInterface alone, so that transformers builds no mask for it.
     AttentionInterface.register(ATTENTION_NAME, _never_called)  # type: ignore[arg-type]
     moe = {"experts_implementation": "grouped_mm"} if _has_experts(looked.config) else {}
-    module, report = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        attn_implementation=ATTENTION_NAME,
-        output_loading_info=True,
-        **moe,
-    )
-    for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if report[kind]:
-            raise CheckpointRefused(f"{path}: {len(report[kind])} {kind.replace('_', ' ')}: {sorted(report[kind])[:3]}")
+    with _quiet():
+        module, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            attn_implementation=ATTENTION_NAME,
+            output_loading_info=True,
+            **moe,
+        )
+    _check_report(path, report, looked.config.num_hidden_layers)
     module = module.to(device).eval().requires_grad_(False)
     entries = attach(module)
     return LoadedModel(
@@ -66,6 +69,32 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
         device=device,
         dtype=dtype,
     )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' loading report and progress bar say less than `_check_report`, and say it on every load."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+
+
+def _check_report(path: Path, report: dict[str, Any], num_layers: int) -> None:
+    """transformers fills what is missing with noise and drops what it does not know; here both are errors.
+
+    Layers beyond the last are next-token-prediction modules: the target model does not need them.
+    """
+    unknown = [key for key in report["unexpected_keys"] if layer_of(key) < num_layers and "rotary_emb" not in key]
+    faults = {**report, "unexpected_keys": unknown}
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys", "error_msgs"):
+        if faults[kind]:
+            found = sorted(map(str, faults[kind]))
+            raise CheckpointRefused(f"{path}: {len(found)} {kind.replace('_', ' ')}: {', '.join(found[:3])}")
 
 
 def _has_experts(config: PretrainedConfig) -> bool:

@@ -54,7 +54,7 @@ class Preflight:
         return sum(
             prod(t.shape) * dtype.itemsize
             for t in self.tensors.values()
-            if not t.name.endswith("_scale_inv") and _layer_of(t.name) < layers
+            if not t.name.endswith("_scale_inv") and layer_of(t.name) < layers
         )
 
     @cached_property
@@ -177,7 +177,7 @@ def _check_shapes(found: Preflight) -> None:
         raise CheckpointRefused(
             f"{found.path}: model.embed_tokens.weight is {list(embedding.shape)}, config.json says {list(wanted)}"
         )
-    layers = {_layer_of(name) for name in found.tensors} - {-1}
+    layers = {layer_of(name) for name in found.tensors} - {-1}
     missing = sorted(set(range(config.num_hidden_layers)) - layers)
     if missing:
         raise CheckpointRefused(
@@ -194,7 +194,7 @@ def _check_memory(found: Preflight, dtype: torch.dtype, device: torch.device) ->
         )
 
 
-def _layer_of(name: str) -> int:
+def layer_of(name: str) -> int:
     """The N of `model.layers.N. ...`, -1 for what belongs to no layer."""
     words = name.split(".")
     return int(words[2]) if words[:2] == ["model", "layers"] and words[2].isdigit() else -1

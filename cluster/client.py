@@ -1,0 +1,52 @@
+"""A client in a few lines: what the command line, the demo and the tests call the service with."""
+
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from cluster.proto import sparkpool_pb2 as pb
+from cluster.proto.sparkpool_pb2_grpc import InferenceStub
+
+
+class Client:
+    """A channel to one gateway. `address` is host:port; `application` is needed if the cluster serves several."""
+
+    def __init__(self, address: str, application: str = "sparkpool") -> None:
+        self.channel = grpc.insecure_channel(address)
+        self.metadata = (("application", application),)
+        self._stub = InferenceStub(self.channel)
+
+    def generate(self, request: pb.GenerateRequest, timeout: float | None = None) -> Any:
+        """The call: iterate over its replies, or `cancel()` it. Iterating raises grpc.RpcError."""
+        return self._stub.Generate(request, timeout=timeout, metadata=self.metadata)
+
+    def generate_once(self, request: pb.GenerateRequest, timeout: float | None = None) -> pb.GenerateReply:
+        return self._stub.GenerateOnce(request, timeout=timeout, metadata=self.metadata)
+
+    def model(self) -> pb.Model:
+        return self._stub.GetModel(pb.GetModelRequest(), metadata=self.metadata)
+
+    def stats(self) -> pb.Stats:
+        return self._stub.GetStats(pb.GetStatsRequest(), metadata=self.metadata)
+
+    def close(self) -> None:
+        self.channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def generate_request(prompt: str | list[int], **options: Any) -> pb.GenerateRequest:
+    """A request from keywords: temperature, top_k, top_p and seed go into `sampling`, the rest are its fields."""
+    sampling = {
+        key: options.pop(key) for key in ("temperature", "top_k", "top_p", "seed") if options.get(key) is not None
+    }
+    options = {key: value for key, value in options.items() if value is not None}
+    source: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"token_ids": pb.TokenIds(ids=prompt)}
+    return pb.GenerateRequest(**source, sampling=pb.Sampling(**sampling), **options)

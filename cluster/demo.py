@@ -1,0 +1,122 @@
+"""`make demo`: both pools on this machine, the shipped model, a few prompts one by one and then all at once."""
+
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.app import running
+from cluster.client import Client, generate_request
+from cluster.proto import sparkpool_pb2 as pb
+from cluster.tables import replica_table, size
+from engine.config import Config
+
+PROMPTS = [
+    "def read_json(path):\n",
+    "class Stack:\n    def __init__(self):\n",
+    "import os\nimport sys\n\ndef main(argv=None):\n",
+    'def test_split(self):\n    """Split a string at commas."""\n',
+]
+MAX_TOKENS = 64
+
+
+@dataclass
+class Answer:
+    """One streamed answer, timed by the client."""
+
+    text: str
+    first_token_seconds: float
+    stream_seconds: float
+    last: pb.GenerateReply
+
+    @property
+    def tokens_per_second(self) -> float:
+        """After the first token."""
+        return (self.last.usage.completion_tokens - 1) / self.stream_seconds
+
+
+def main() -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 110
+    grpc_port, http_port = free_ports(2)
+    config = Config.parse(
+        {
+            "prefill": {"cache_bytes": "128MiB"},
+            "decode": {"cache_bytes": "128MiB"},
+            "gateway": {"grpc_port": grpc_port, "http_port": http_port},
+        }
+    )
+    started = time.monotonic()
+    console.print("Starting Ray, a prefill replica, a decode replica and a gateway ...")
+    with running(config), Client(f"127.0.0.1:{grpc_port}") as client:
+        console.print(f"Up and warm after {time.monotonic() - started:.1f} s.\n")
+        table = Table(title="one at a time, greedy")
+        for column in ("prompt", "first token", "tok/s", "prefill", "transfer", "pages", "bytes"):
+            table.add_column(column, justify="left" if column == "prompt" else "right")
+        for prompt in PROMPTS:
+            table.add_row(*row(prompt, ask(client, prompt, console)))
+        console.print(table)
+        console.print(all_at_once(client))
+        console.print(replica_table(client.stats()))
+    console.print("Stopped; nothing is left running.")
+
+
+def ask(client: Client, prompt: str, console: Console | None = None) -> Answer:
+    """Stream one greedy answer, echoing it if there is a console."""
+    sent = time.monotonic()
+    first, text = 0.0, ""
+    if console is not None:
+        console.print(prompt, end="", style="bold", markup=False)
+    for reply in client.generate(generate_request(prompt, temperature=0.0, max_tokens=MAX_TOKENS)):
+        first = first or time.monotonic()
+        text += reply.text
+        if console is not None:
+            console.print(reply.text, end="", markup=False, soft_wrap=True)
+    if console is not None:
+        console.print("\n")
+    return Answer(text, first - sent, time.monotonic() - first, reply)
+
+
+def row(prompt: str, answer: Answer) -> list[str]:
+    timings = answer.last.timings
+    return [
+        prompt.splitlines()[0],
+        f"{answer.first_token_seconds * 1e3:.0f} ms",
+        f"{answer.tokens_per_second:.0f}",
+        f"{timings.prefill_seconds * 1e3:.1f} ms",
+        f"{timings.transfer_seconds * 1e3:.1f} ms",
+        str(timings.moved_pages),
+        size(timings.moved_bytes),
+    ]
+
+
+def all_at_once(client: Client) -> str:
+    """The prompts again, twice each and together: the same answers, more tokens per second."""
+    sent = time.monotonic()
+    with ThreadPoolExecutor(2 * len(PROMPTS)) as pool:
+        answers = list(pool.map(lambda prompt: ask(client, prompt), 2 * PROMPTS))
+    seconds = time.monotonic() - sent
+    tokens = sum(answer.last.usage.completion_tokens for answer in answers)
+    return (
+        f"\n{len(answers)} requests at once: {tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tok/s in all\n"
+    )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, below Ray's worker ports (10002-19999)."""
+    found = []
+    for port in range(9000, 10000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"fewer than {count} free ports between 9000 and 9999")
+
+
+if __name__ == "__main__":
+    main()

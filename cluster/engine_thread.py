@@ -1,0 +1,148 @@
+"""One engine in a thread of its own, seen from an event loop.
+
+Everything crosses in one of two ways. Calls go to the thread as functions of the engine and come back as futures,
+results and exceptions alike. Events go to the loop, one hand-over per step, and end in the stream of their request.
+The thread sleeps when the engine says that nothing is under way; a call wakes it.
+"""
+
+import asyncio
+import threading
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from engine.clock import MonotonicClock
+from engine.errors import EngineFailure, SparkpoolError
+from engine.types import Chunk, Ended, Event
+
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    def cancel(self, request_id: str) -> None: ...
+    def step(self) -> list[Event]: ...
+    def next_deadline(self) -> float | None: ...
+
+
+class Stream:
+    """The events of one request on their way to its loop."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.queue: asyncio.Queue[Event] = asyncio.Queue()
+
+    def put(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.queue.put_nowait(event)
+
+
+class EngineThread:
+    """Builds an engine in its own thread and runs it there. Raises what building raised."""
+
+    def __init__(self, build: Callable[[], Any], name: str) -> None:
+        self._clock = MonotonicClock()
+        self._calls: deque[tuple[Callable[[Any], Any], Future[Any]]] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._streams: dict[str, Stream] = {}
+        self.failure: EngineFailure | None = None
+        built: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(build, built), name=name, daemon=True)
+        self._thread.start()
+        built.result()
+
+    def call(self, function: Callable[[Any], T]) -> "Future[T]":
+        """Run `function(engine)` between two steps."""
+        future: Future[T] = Future()
+        with self._wake:
+            if self.failure is not None or self._stopping:
+                future.set_exception(self.failure or EngineFailure("the engine is shutting down"))
+                return future
+            self._calls.append((function, future))
+            self._wake.notify()
+        return future
+
+    async def stream(self, request_id: str, add: Callable[[Any], None]) -> AsyncIterator[Event]:
+        """Add a request with `add(engine)` and yield its events up to its last.
+
+        Errors come as `Ended`. Leaving early cancels the request in the engine.
+        """
+        assert request_id not in self._streams, f"request {request_id} twice"
+        stream = self._streams[request_id] = Stream()
+        try:
+            try:
+                await asyncio.wrap_future(self.call(add))
+            except SparkpoolError as error:
+                yield Ended(request_id=request_id, error=error)
+                return
+            while True:
+                event = await stream.queue.get()
+                yield event
+                if isinstance(event, Ended) or (isinstance(event, Chunk) and event.finish is not None):
+                    return
+        finally:
+            del self._streams[request_id]
+            self.call(lambda engine: engine.cancel(request_id))
+
+    def stop(self) -> None:
+        """End the thread after the step it is in."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self, build: Callable[[], Any], built: "Future[None]") -> None:
+        with torch.inference_mode():  # grad mode is per thread
+            try:
+                engine = build()
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the constructor raises it
+                built.set_exception(error)
+                return
+            built.set_result(None)
+            try:
+                while self._take_calls(engine):
+                    self._deliver(engine.step())
+            except Exception as error:  # noqa: BLE001 - a bug of ours: every request here ends with it
+                self._fail(error)
+
+    def _take_calls(self, engine: Engine) -> bool:
+        """Sleep until the engine's deadline or a call; run the calls. False when it is time to stop."""
+        with self._wake:
+            while not self._calls and not self._stopping:
+                deadline = engine.next_deadline()
+                seconds = None if deadline is None else deadline - self._clock.now()
+                if seconds is not None and seconds <= 0:
+                    break
+                self._wake.wait(seconds)
+                if seconds is not None:
+                    break
+            calls, self._calls = self._calls, deque()
+        for function, future in calls:
+            try:
+                future.set_result(function(engine))
+            except (SparkpoolError, AssertionError) as error:
+                future.set_exception(error)
+        return not self._stopping
+
+    def _deliver(self, events: list[Event]) -> None:
+        by_stream: dict[str, list[Event]] = defaultdict(list)
+        for event in events:
+            by_stream[event.request_id].append(event)
+        for request_id, mine in by_stream.items():
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                stream.loop.call_soon_threadsafe(stream.put, mine)
+
+    def _fail(self, error: Exception) -> None:
+        failure = EngineFailure(f"{self._thread.name}: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        with self._wake:
+            self.failure = failure
+            calls, self._calls = self._calls, deque()
+        for _, future in calls:
+            future.set_exception(failure)
+        for request_id, stream in list(self._streams.items()):
+            stream.loop.call_soon_threadsafe(stream.put, [Ended(request_id=request_id, error=failure)])

@@ -1,0 +1,185 @@
+"""The gateway owns a request from its arrival to its last token. It knows nothing of gRPC or HTTP.
+
+    request -> prefill stream: Handoff ................................ open until the pages are released
+                    |-> decode stream: Chunk, Chunk, ... Chunk(finish)  -> caller
+
+If a replica or a handoff is lost on the way, the same request is prefilled again together with the tokens that the
+caller already has, so that nothing is said twice and nothing is missing.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from engine.config import GatewayConfig
+from engine.errors import DeadlineExceeded, EngineFailure, SparkpoolError, Unavailable
+from engine.types import Chunk, Ended, Event, Handoff, Request
+
+logger = logging.getLogger("ray.serve")
+
+LOST = (Unavailable, EngineFailure)  # what another attempt may cure
+
+
+class EventStream(Protocol):
+    """A replica's answer: Serve's response generator, or a double."""
+
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+    def cancel(self) -> object: ...
+
+
+@dataclass
+class Journey:
+    """What is known of one request while it is served. Times are seconds on this process's clock."""
+
+    request: Request
+    arrived: float
+    prefills: int = 0
+    tokens: list[int] = field(default_factory=list)
+    handoff: Handoff | None = None
+    first_token_at: float | None = None
+    last: Chunk | None = None
+
+    @property
+    def attempt(self) -> Request:
+        """The request as both pools see it this time, under an id of its own."""
+        return replace(self.request.resumed(tuple(self.tokens)), id=f"{self.request.id}.{self.prefills}")
+
+
+@dataclass
+class FrontCounters:
+    requests: int = 0
+    ongoing: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    prefills_repeated: int = 0
+
+
+class Gateway:
+    """Carries requests through both pools. `prefill` and `decode` open a replica's stream."""
+
+    def __init__(
+        self,
+        prefill: Callable[[Request], EventStream],
+        decode: Callable[[Request, Handoff], EventStream],
+        config: GatewayConfig,
+    ) -> None:
+        self._prefill = prefill
+        self._decode = decode
+        self._config = config
+        self.counters = FrontCounters()
+
+    async def generate(self, journey: Journey) -> AsyncGenerator[Chunk]:
+        """The request's chunks, each token once. Raises a SparkpoolError if it cannot be finished."""
+        self.counters.requests += 1
+        self.counters.ongoing += 1
+        deadline = asyncio.get_running_loop().time() + self._config.request_seconds
+        try:
+            async with contextlib.aclosing(self._attempts(journey)) as chunks:
+                while journey.last is None or journey.last.finish is None:
+                    async with asyncio.timeout_at(deadline):
+                        chunk = await anext(chunks)
+                    yield chunk
+        except TimeoutError:
+            self.counters.failed += 1
+            limit = f"gateway.request_seconds: not finished after {self._config.request_seconds} s"
+            raise DeadlineExceeded(limit) from None
+        except SparkpoolError:
+            self.counters.failed += 1
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            self.counters.cancelled += 1
+            raise
+        finally:
+            self.counters.ongoing -= 1
+
+    async def _attempts(self, journey: Journey) -> AsyncGenerator[Chunk]:
+        while True:
+            journey.prefills += 1
+            try:
+                async with contextlib.aclosing(self._attempt(journey)) as chunks:
+                    async for chunk in chunks:
+                        journey.tokens += chunk.tokens
+                        journey.last = chunk
+                        yield chunk
+                return
+            except LOST as error:
+                if journey.prefills > self._config.retries:
+                    tries = f"{journey.request.id} was lost {journey.prefills} times (gateway.retries)"
+                    raise Unavailable(f"{tries}; last: {error}") from error
+                self.counters.prefills_repeated += 1
+                logger.warning(f"{journey.request.id} is prefilled again: {error}")
+
+    async def _attempt(self, journey: Journey) -> AsyncGenerator[Chunk]:
+        request = journey.attempt
+        async with contextlib.AsyncExitStack() as stack:
+            prefill = await stack.enter_async_context(_closing(self._prefill(request)))
+            handoff = journey.handoff = await _handoff(prefill)
+            await stack.enter_async_context(_kept_open(prefill))
+            decode = await stack.enter_async_context(_closing(self._decode(request, handoff)))
+            async for event in _checked(decode):
+                assert isinstance(event, Chunk)
+                if journey.first_token_at is None:
+                    journey.first_token_at = time.monotonic()
+                yield event
+                if event.finish is not None:
+                    return
+        raise Unavailable("the decode stream ended before the request did")
+
+
+async def _handoff(prefill: EventStream) -> Handoff:
+    async for event in _checked(prefill):
+        assert isinstance(event, Handoff)
+        return event
+    raise Unavailable("the prefill stream ended without a handoff")
+
+
+async def _checked(stream: EventStream) -> AsyncGenerator[Event]:
+    """The stream's events, with every way of failing as a SparkpoolError."""
+    try:
+        async for event in stream:
+            if isinstance(event, Ended):
+                if event.error is not None:
+                    raise event.error
+                return
+            yield event
+    except DeploymentUnavailableError as error:
+        raise Unavailable(f"no replica is running ({type(error).__name__})") from error
+    except RayError as error:
+        raise Unavailable(f"a replica was lost ({type(error).__name__})") from error
+
+
+@contextlib.asynccontextmanager
+async def _closing(stream: EventStream) -> AsyncIterator[EventStream]:
+    """Cancel a replica's stream on the way out, whether it has ended or not."""
+    try:
+        yield stream
+    finally:
+        stream.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _kept_open(prefill: EventStream) -> AsyncIterator[None]:
+    """Read the prefill stream to its end beside the decode stream: Serve counts it as ongoing meanwhile.
+
+    How it ends changes nothing here. If the pages were lost before they had been read, the decode replica says so.
+    """
+    task = asyncio.create_task(_drain(prefill))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _drain(prefill: EventStream) -> None:
+    try:
+        async for _ in _checked(prefill):
+            pass
+    except SparkpoolError as error:
+        logger.info(f"a prefill stream ended early: {error}")

@@ -1,0 +1,90 @@
+"""The deployments of the two pools. A replica is one engine in a thread of its own; both pools use one shell."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+from ray import serve
+
+from cluster.engine_thread import EngineThread
+from engine.config import Config
+from engine.facts import ModelFacts, ReplicaStats
+from engine.pages import PageStore
+from engine.text import Text
+from engine.transfer import NixlTransfer, Transfer, new_agent_name
+from engine.types import Event, Handoff, Request
+from local.build import Builder, set_threads
+
+logger = logging.getLogger("ray.serve")
+
+
+class EngineReplica:
+    """What a replica of either pool does besides its own verb."""
+
+    def __init__(self, pool: str, config: Config, builder: Builder, build: Callable[[str], Any]) -> None:
+        self._replica = serve.get_replica_context().replica_id.unique_id
+        self._facts = builder.facts
+        self._thread = EngineThread(lambda: build(new_agent_name(f"{pool}-{self._replica}")), f"{pool} engine")
+        section = getattr(config, pool)
+        if section.warm_up:
+            self._thread.call(lambda engine: engine.warm_up()).result()
+        logger.info(f"{pool} replica {self._replica} is ready: {self._facts.name}, {builder.model.dtype}")
+
+    async def facts(self) -> ModelFacts:
+        return self._facts
+
+    async def stats(self) -> ReplicaStats:
+        """The engine's own numbers, between two steps."""
+        stats: ReplicaStats = await asyncio.wrap_future(self._thread.call(lambda engine: engine.stats()))
+        return replace(stats, replica=self._replica)
+
+    async def assert_consistent(self) -> None:
+        """Raise AssertionError unless every page is accounted for."""
+        await asyncio.wrap_future(self._thread.call(lambda engine: engine.assert_consistent()))
+
+    def check_health(self) -> None:
+        """Serve replaces a replica whose engine has failed."""
+        if self._thread.failure is not None:
+            raise self._thread.failure
+
+    def __del__(self) -> None:
+        if hasattr(self, "_thread"):
+            self._thread.stop()
+
+
+class PrefillReplica(EngineReplica):
+    """One replica of the prefill pool."""
+
+    def __init__(self, config: Config) -> None:
+        set_threads(config.prefill, config)
+        builder = Builder(config, config.prefill)
+        super().__init__("prefill", config, builder, lambda name: builder.prefiller(name, _nixl(config)))
+
+    async def prefill(self, request: Request) -> AsyncIterator[Event]:
+        """Yields the `Handoff`, then stays open until the pages have been released, and ends with `Ended`.
+
+        Staying open is what makes Serve wait for the pages when it scales down or redeploys; cancelling frees them.
+        """
+        async for event in self._thread.stream(request.id, lambda engine: engine.add(request)):
+            yield event
+
+
+class DecodeReplica(EngineReplica):
+    """One replica of the decode pool."""
+
+    def __init__(self, config: Config) -> None:
+        set_threads(config.decode, config)
+        builder = Builder(config, config.decode)
+        text = Text.load(config.model.path)
+        super().__init__("decode", config, builder, lambda name: builder.decoder(name, _nixl(config), text))
+
+    async def decode(self, request: Request, handoff: Handoff) -> AsyncIterator[Event]:
+        """Yields `Chunk`s up to the one that finishes the request, or `Ended` with an error."""
+        async for event in self._thread.stream(request.id, lambda engine: engine.add(request, handoff)):
+            yield event
+
+
+def _nixl(config: Config) -> Callable[[str, PageStore], Transfer]:
+    return lambda name, store: NixlTransfer(name, store, config.transfer.num_threads)
