@@ -10,15 +10,12 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import HTTPOptions, gRPCOptions
 
+from cluster.proxy import APPLICATION
 from cluster.replicas import DecodeReplica, PrefillReplica
 from cluster.servicer import InferenceServicer
 from engine.config import Config, EngineConfig, GatewayConfig
 
-APPLICATION = "sparkpool"
-SERVICERS = [
-    "cluster.proto.sparkpool_pb2_grpc.add_InferenceServicer_to_server",
-    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
-]
+SERVICERS = ["cluster.proxy.add_servicers"]
 
 
 def build(config: Config) -> Application:

@@ -15,20 +15,23 @@ class Client:
     def __init__(self, address: str, application: str = "sparkpool") -> None:
         self.channel = grpc.insecure_channel(address)
         self.metadata = (("application", application),)
-        self._stub = InferenceStub(self.channel)
+        self._stub: Any = InferenceStub(self.channel)  # type: ignore[no-untyped-call]
 
     def generate(self, request: pb.GenerateRequest, timeout: float | None = None) -> Any:
         """The call: iterate over its replies, or `cancel()` it. Iterating raises grpc.RpcError."""
         return self._stub.Generate(request, timeout=timeout, metadata=self.metadata)
 
     def generate_once(self, request: pb.GenerateRequest, timeout: float | None = None) -> pb.GenerateReply:
-        return self._stub.GenerateOnce(request, timeout=timeout, metadata=self.metadata)
+        reply: pb.GenerateReply = self._stub.GenerateOnce(request, timeout=timeout, metadata=self.metadata)
+        return reply
 
     def model(self) -> pb.Model:
-        return self._stub.GetModel(pb.GetModelRequest(), metadata=self.metadata)
+        model: pb.Model = self._stub.GetModel(pb.GetModelRequest(), metadata=self.metadata)
+        return model
 
     def stats(self) -> pb.Stats:
-        return self._stub.GetStats(pb.GetStatsRequest(), metadata=self.metadata)
+        stats: pb.Stats = self._stub.GetStats(pb.GetStatsRequest(), metadata=self.metadata)
+        return stats
 
     def close(self) -> None:
         self.channel.close()

@@ -6,6 +6,7 @@ The thread sleeps when the engine says that nothing is under way; a call wakes i
 """
 
 import asyncio
+import logging
 import threading
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,10 +16,11 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from engine.clock import MonotonicClock
-from engine.errors import EngineFailure, SparkpoolError
+from engine.errors import Cancelled, EngineFailure, SparkpoolError
 from engine.types import Chunk, Ended, Event
 
 T = TypeVar("T")
+logger = logging.getLogger("ray.serve")
 
 
 class Engine(Protocol):
@@ -40,9 +42,13 @@ class Stream:
 
 
 class EngineThread:
-    """Builds an engine in its own thread and runs it there. Raises what building raised."""
+    """Builds an engine in its own thread and runs it there. Raises what building raised.
 
-    def __init__(self, build: Callable[[], Any], name: str) -> None:
+    A step that raises is a bug: every request here ends with an EngineFailure, then `on_failure` is called.
+    """
+
+    def __init__(self, build: Callable[[], Any], name: str, on_failure: Callable[[], None] = lambda: None) -> None:
+        self._on_failure = on_failure
         self._clock = MonotonicClock()
         self._calls: deque[tuple[Callable[[Any], Any], Future[Any]]] = deque()
         self._wake = threading.Condition()
@@ -87,6 +93,11 @@ class EngineThread:
             del self._streams[request_id]
             self.call(lambda engine: engine.cancel(request_id))
 
+    def cancel(self, request_id: str) -> None:
+        """End a request's stream, and free what the engine holds for it. Unknown ids are fine."""
+        if stream := self._streams.get(request_id):
+            stream.put([Ended(request_id=request_id, error=Cancelled(f"{request_id} was cancelled"))])
+
     def stop(self) -> None:
         """End the thread after the step it is in."""
         with self._wake:
@@ -121,6 +132,8 @@ class EngineThread:
                     break
             calls, self._calls = self._calls, deque()
         for function, future in calls:
+            if not future.set_running_or_notify_cancel():
+                continue  # whoever called has been cancelled meanwhile
             try:
                 future.set_result(function(engine))
             except (SparkpoolError, AssertionError) as error:
@@ -139,6 +152,7 @@ class EngineThread:
     def _fail(self, error: Exception) -> None:
         failure = EngineFailure(f"{self._thread.name}: {type(error).__name__}: {error}")
         failure.__cause__ = error
+        logger.error(f"{failure}; this replica is finished", exc_info=error)
         with self._wake:
             self.failure = failure
             calls, self._calls = self._calls, deque()
@@ -146,3 +160,4 @@ class EngineThread:
             future.set_exception(failure)
         for request_id, stream in list(self._streams.items()):
             stream.loop.call_soon_threadsafe(stream.put, [Ended(request_id=request_id, error=failure)])
+        self._on_failure()

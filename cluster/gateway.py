@@ -11,19 +11,20 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.exceptions import RayError, TaskCancelledError
+from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 
 from engine.config import GatewayConfig
-from engine.errors import DeadlineExceeded, EngineFailure, SparkpoolError, Unavailable
+from engine.errors import Cancelled, DeadlineExceeded, EngineFailure, SparkpoolError, Unavailable
 from engine.types import Chunk, Ended, Event, Handoff, Request
 
 logger = logging.getLogger("ray.serve")
 
+RETRY_SECONDS = 0.05  # doubled each time: a replica that has just died takes a moment to be routed around
 LOST = (Unavailable, EngineFailure)  # what another attempt may cure
 
 
@@ -32,6 +33,16 @@ class EventStream(Protocol):
 
     def __aiter__(self) -> AsyncIterator[Event]: ...
     def cancel(self) -> object: ...
+
+
+class Pools(Protocol):
+    """Both pools, as far as a request needs them."""
+
+    def prefill(self, request: Request) -> EventStream: ...
+    def decode(self, request: Request, handoff: Handoff) -> EventStream: ...
+    def cancel(self, request_id: str) -> None:
+        """Tell every replica to drop a request; returns at once."""
+        ...
 
 
 @dataclass
@@ -62,16 +73,10 @@ class FrontCounters:
 
 
 class Gateway:
-    """Carries requests through both pools. `prefill` and `decode` open a replica's stream."""
+    """Carries requests through both pools."""
 
-    def __init__(
-        self,
-        prefill: Callable[[Request], EventStream],
-        decode: Callable[[Request, Handoff], EventStream],
-        config: GatewayConfig,
-    ) -> None:
-        self._prefill = prefill
-        self._decode = decode
+    def __init__(self, pools: Pools, config: GatewayConfig) -> None:
+        self._pools = pools
         self._config = config
         self.counters = FrontCounters()
 
@@ -115,22 +120,29 @@ class Gateway:
                     raise Unavailable(f"{tries}; last: {error}") from error
                 self.counters.prefills_repeated += 1
                 logger.warning(f"{journey.request.id} is prefilled again: {error}")
+                await asyncio.sleep(RETRY_SECONDS * 2 ** (journey.prefills - 1))
 
     async def _attempt(self, journey: Journey) -> AsyncGenerator[Chunk]:
         request = journey.attempt
-        async with contextlib.AsyncExitStack() as stack:
-            prefill = await stack.enter_async_context(_closing(self._prefill(request)))
-            handoff = journey.handoff = await _handoff(prefill)
-            await stack.enter_async_context(_kept_open(prefill))
-            decode = await stack.enter_async_context(_closing(self._decode(request, handoff)))
-            async for event in _checked(decode):
-                assert isinstance(event, Chunk)
-                if journey.first_token_at is None:
-                    journey.first_token_at = time.monotonic()
-                yield event
-                if event.finish is not None:
-                    return
-        raise Unavailable("the decode stream ended before the request did")
+        finished = False
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                prefill = await stack.enter_async_context(_closing(self._pools.prefill(request)))
+                handoff = journey.handoff = await _handoff(prefill)
+                await stack.enter_async_context(_kept_open(prefill))
+                decode = await stack.enter_async_context(_closing(self._pools.decode(request, handoff)))
+                async for event in _checked(decode):
+                    assert isinstance(event, Chunk)
+                    if journey.first_token_at is None:
+                        journey.first_token_at = time.monotonic()
+                    finished = event.finish is not None
+                    yield event
+                    if finished:
+                        return
+            raise Unavailable("the decode stream ended before the request did")
+        finally:
+            if not finished:
+                self._pools.cancel(request.id)
 
 
 async def _handoff(prefill: EventStream) -> Handoff:
@@ -149,6 +161,8 @@ async def _checked(stream: EventStream) -> AsyncGenerator[Event]:
                     raise event.error
                 return
             yield event
+    except (RequestCancelledError, TaskCancelledError) as error:
+        raise Cancelled("the request was cancelled") from error
     except DeploymentUnavailableError as error:
         raise Unavailable(f"no replica is running ({type(error).__name__})") from error
     except RayError as error:

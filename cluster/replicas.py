@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -18,6 +20,7 @@ from engine.types import Event, Handoff, Request
 from local.build import Builder, set_threads
 
 logger = logging.getLogger("ray.serve")
+DYING_SECONDS = 0.5  # for the requests' errors to leave the process
 
 
 class EngineReplica:
@@ -26,7 +29,8 @@ class EngineReplica:
     def __init__(self, pool: str, config: Config, builder: Builder, build: Callable[[str], Any]) -> None:
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._facts = builder.facts
-        self._thread = EngineThread(lambda: build(new_agent_name(f"{pool}-{self._replica}")), f"{pool} engine")
+        agent = new_agent_name(f"{pool}-{self._replica}")
+        self._thread = EngineThread(lambda: build(agent), f"{pool} engine", on_failure=_die)
         section = getattr(config, pool)
         if section.warm_up:
             self._thread.call(lambda engine: engine.warm_up()).result()
@@ -34,6 +38,10 @@ class EngineReplica:
 
     async def facts(self) -> ModelFacts:
         return self._facts
+
+    async def cancel(self, request_id: str) -> None:
+        """Drop a request, if it is here. (Cancelling the stream should do; Ray does it as best it can.)"""
+        self._thread.cancel(request_id)
 
     async def stats(self) -> ReplicaStats:
         """The engine's own numbers, between two steps."""
@@ -84,6 +92,12 @@ class DecodeReplica(EngineReplica):
         """Yields `Chunk`s up to the one that finishes the request, or `Ended` with an error."""
         async for event in self._thread.stream(request.id, lambda engine: engine.add(request, handoff)):
             yield event
+
+
+def _die() -> None:
+    """A replica whose engine has failed ends at once, so that Serve routes around it and starts another."""
+    time.sleep(DYING_SECONDS)
+    os._exit(1)
 
 
 def _nixl(config: Config) -> Callable[[str, PageStore], Transfer]:

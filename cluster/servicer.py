@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -14,16 +14,18 @@ from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 
 from cluster.gateway import Gateway, Journey
+from cluster.pools import ServePools
 from cluster.proto import sparkpool_pb2 as pb
+from cluster.proxy import CALL_KEY
 from engine.config import Config
-from engine.errors import BadRequest, SparkpoolError, Unavailable, UnknownModel
+from engine.errors import BadRequest, SparkpoolError, UnknownModel
 from engine.facts import ModelFacts, PageCounts, ReplicaStats
 from engine.text import Text
 from engine.types import Chunk, FinishReason, Request, Sampling, StopRules
 
 FINISH_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 SERVICES = ("", "sparkpool.v1.Inference")  # what grpc.health.v1 may be asked about; "" is the whole server
-FACTS_SECONDS = 5.0
+WATCH_SECONDS = 1.0
 
 
 class InferenceServicer:
@@ -31,26 +33,24 @@ class InferenceServicer:
 
     def __init__(self, config: Config, prefill: DeploymentHandle, decode: DeploymentHandle) -> None:
         self._config = config
-        self._pools = {"prefill": prefill, "decode": decode}
+        self._pools = ServePools(prefill, decode)
+        self._gateway = Gateway(self._pools, config.gateway)
         self._text = Text.load(config.model.path)
         self._facts: ModelFacts | None = None
-        self._gateway = Gateway(
-            prefill=prefill.options(stream=True).prefill.remote,
-            decode=decode.options(stream=True).decode.remote,
-            config=config.gateway,
-        )
+        self._calls: dict[str, asyncio.Task[Any]] = {}
 
     async def Generate(
         self, proto: pb.GenerateRequest, grpc_context: RayServegRPCContext
     ) -> AsyncIterator[pb.GenerateReply]:
-        try:
-            journey = Journey(await self._request(proto), arrived=time.monotonic())
-            async with contextlib.aclosing(self._gateway.generate(journey)) as chunks:
-                async for chunk in chunks:
-                    yield _reply(chunk, journey)
-        except SparkpoolError as error:
-            _refuse(grpc_context, error)
-            raise
+        with self._cancellable(grpc_context):
+            try:
+                journey = Journey(await self._request(proto), arrived=time.monotonic())
+                async with contextlib.aclosing(self._gateway.generate(journey)) as chunks:
+                    async for chunk in chunks:
+                        yield _reply(chunk, journey)
+            except SparkpoolError as error:
+                _refuse(grpc_context, error)
+                raise
 
     async def GenerateOnce(self, proto: pb.GenerateRequest, grpc_context: RayServegRPCContext) -> pb.GenerateReply:
         whole, text = pb.GenerateReply(), ""
@@ -68,9 +68,17 @@ class InferenceServicer:
             raise
 
     async def GetStats(self, proto: pb.GetStatsRequest, grpc_context: RayServegRPCContext) -> pb.Stats:
-        pools = [asyncio.to_thread(handle.broadcast("stats").results) for handle in self._pools.values()]
-        replicas = [_replica(stats) for found in await asyncio.gather(*pools) for stats in found]
+        try:
+            replicas = [_replica(stats) for stats in await self._pools.stats()]
+        except SparkpoolError as error:
+            _refuse(grpc_context, error)
+            raise
         return pb.Stats(replicas=replicas, front=pb.Front(**asdict(self._gateway.counters)))
+
+    async def cancel(self, call: str) -> None:
+        """A proxy says that the client of this call is gone."""
+        if task := self._calls.get(call):
+            task.cancel()
 
     async def Check(
         self, proto: health_pb2.HealthCheckRequest, grpc_context: RayServegRPCContext
@@ -86,28 +94,37 @@ class InferenceServicer:
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         known = proto.service in SERVICES
         last = None
-        while True:
-            status = await self._health() if known else health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-            if status != last:
-                last = status
-                yield health_pb2.HealthCheckResponse(status=status)
-            await asyncio.sleep(1.0)
+        with self._cancellable(grpc_context):
+            while True:
+                status = await self._health() if known else health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+                if status != last:
+                    last = status
+                    yield health_pb2.HealthCheckResponse(status=status)
+                await asyncio.sleep(WATCH_SECONDS)
 
-    async def _health(self) -> int:
-        """SERVING if a replica of each pool answers."""
+    @contextlib.contextmanager
+    def _cancellable(self, context: RayServegRPCContext) -> Iterator[None]:
+        """While the block runs, `cancel` can end it by the id that the proxy gave the call."""
+        call = dict(context.invocation_metadata()).get(CALL_KEY)
+        task = asyncio.current_task()
+        if call is None or task is None:
+            yield
+            return
+        self._calls[call] = task
         try:
-            async with asyncio.timeout(FACTS_SECONDS):
-                await asyncio.gather(*(handle.facts.remote() for handle in self._pools.values()))
-        except (TimeoutError, Exception):  # noqa: BLE001 - any reason is a reason not to send traffic here
-            return health_pb2.HealthCheckResponse.NOT_SERVING
-        return health_pb2.HealthCheckResponse.SERVING
+            yield
+        finally:
+            del self._calls[call]
+
+    async def _health(self) -> Any:
+        """SERVING if a replica of each pool answers."""
+        if await self._pools.healthy():
+            return health_pb2.HealthCheckResponse.SERVING
+        return health_pb2.HealthCheckResponse.NOT_SERVING
 
     async def _model(self) -> ModelFacts:
         if self._facts is None:
-            try:
-                self._facts = await self._pools["prefill"].facts.remote()
-            except Exception as error:
-                raise Unavailable(f"no prefill replica answers ({type(error).__name__})") from error
+            self._facts = await self._pools.facts()
         return self._facts
 
     async def _request(self, proto: pb.GenerateRequest) -> Request:

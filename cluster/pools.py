@@ -1,0 +1,86 @@
+"""Both pools as the gateway sees them: streams to one replica, words to all."""
+
+import asyncio
+import contextvars
+import logging
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from cluster.gateway import EventStream
+from engine.errors import Unavailable
+from engine.facts import ModelFacts, ReplicaStats
+from engine.types import Handoff, Request
+
+logger = logging.getLogger("ray.serve")
+ANSWER_SECONDS = 5.0
+
+
+class ServePools:
+    """The prefill and decode deployments, behind their handles."""
+
+    def __init__(self, prefill: DeploymentHandle, decode: DeploymentHandle) -> None:
+        self._handles = {"prefill": prefill, "decode": decode}
+        self._prefill = prefill.options(stream=True)
+        self._decode = decode.options(stream=True)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def prefill(self, request: Request) -> EventStream:
+        stream: EventStream = self._prefill.prefill.remote(request)
+        return stream
+
+    def decode(self, request: Request, handoff: Handoff) -> EventStream:
+        stream: EventStream = self._decode.decode.remote(request, handoff)
+        return stream
+
+    def cancel(self, request_id: str) -> None:
+        """Tell every replica to drop a request. Returns at once: it is called while a task is being cancelled.
+
+        In an empty context, or Serve would take this for a part of the cancelled request and cancel it too.
+        """
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._cancel(request_id), context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def facts(self) -> ModelFacts:
+        """The model that the prefill pool serves. Raises Unavailable."""
+        try:
+            facts: ModelFacts = await self._handles["prefill"].facts.remote()
+        except (RayError, DeploymentUnavailableError) as error:
+            raise Unavailable(f"no prefill replica answers ({type(error).__name__})") from error
+        return facts
+
+    async def healthy(self) -> bool:
+        """Whether a replica of each pool answers."""
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await asyncio.gather(*(handle.facts.remote() for handle in self._handles.values()))
+        except (TimeoutError, RayError, DeploymentUnavailableError):
+            return False
+        return True
+
+    async def stats(self) -> list[ReplicaStats]:
+        """Every replica of both pools. Raises Unavailable if one is lost while it is asked."""
+        try:
+            found = await asyncio.gather(*(_all(handle, "stats") for handle in self._handles.values()))
+        except RayError as error:
+            raise Unavailable(f"a replica was lost while it was asked ({type(error).__name__}); ask again") from error
+        return [stats for pool in found for stats in pool]
+
+    async def _cancel(self, request_id: str) -> None:
+        for pool, handle in self._handles.items():
+            try:
+                await _all(handle, "cancel", request_id)
+            except (RayError, RayServeException, TimeoutError) as error:
+                logger.warning(f"{request_id} could not be cancelled in all of {pool}: {type(error).__name__}: {error}")
+
+
+async def _all(handle: DeploymentHandle, method: str, *args: Any) -> list[Any]:
+    """The answers of all replicas."""
+    answers: list[Any] = await asyncio.to_thread(
+        lambda: handle.broadcast(method, *args).results(timeout_s=2 * ANSWER_SECONDS)
+    )
+    return answers

@@ -1,0 +1,132 @@
+"""One Ray cluster for all tests of this folder; each service on it is an application of its own."""
+
+import os
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # loopback, and gone with the tests; read when ray is first imported
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import ray
+from ray import serve
+
+from cluster.app import deployed, start_cluster
+from cluster.client import Client, generate_request
+from cluster.demo import free_ports
+from cluster.proto import sparkpool_pb2 as pb
+from engine.config import Config
+from tests.checkpoints import DEEPSEEK_V3, QWEN3_SLIDING, save_random
+
+
+class Service:
+    """A deployed application, its client, and what a test wants to know of it."""
+
+    def __init__(self, name: str, config: Config, port: int) -> None:
+        self.name = name
+        self.config = config
+        self.port = port
+        self.client = Client(f"127.0.0.1:{port}", application=name)
+
+    def ask(self, prompt: str | list[int], **options: object) -> list[pb.GenerateReply]:
+        return list(self.client.generate(generate_request(prompt, **options), timeout=120))
+
+    def ask_all(self, prompts: list[list[int]], max_tokens: list[int]) -> list[list[int]]:
+        """Greedy tokens of all prompts, sent at once."""
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            calls = [
+                pool.submit(self.ask, prompt, temperature=0.0, max_tokens=most)
+                for prompt, most in zip(prompts, max_tokens, strict=True)
+            ]
+            return [tokens(call.result()) for call in calls]
+
+    def replica_actors(self, deployment: str) -> list[ray.actor.ActorHandle]:
+        prefix = f"SERVE_REPLICA::{self.name}#{deployment}#"
+        names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+        return [ray.get_actor(name, namespace="serve") for name in names if name.startswith(prefix)]
+
+    def wait_idle(self, seconds: float = 30.0) -> pb.Stats:
+        """Wait until no engine has anything under way; fail if that takes too long."""
+        until = time.monotonic() + seconds
+        while True:
+            stats = self.client.stats()
+            busy = [r for r in stats.replicas if r.waiting or r.running or r.leases_held]
+            if not busy:
+                return stats
+            assert time.monotonic() < until, f"still busy: {busy}"
+            time.sleep(0.05)
+
+    def assert_idle_and_consistent(self) -> pb.Stats:
+        """Nothing is under way, every page of every replica is free, and both ends say that they add up."""
+        stats = self.wait_idle()
+        for replica in stats.replicas:
+            for group, pages in replica.pages.items():
+                assert pages.free == pages.total, f"{replica.pool} {replica.replica} leaks in {group}: {pages}"
+        for pool in ("Prefill", "Decode"):
+            serve.get_deployment_handle(pool, self.name).broadcast("assert_consistent").results()
+        return stats
+
+
+def tokens(replies: list[pb.GenerateReply]) -> list[int]:
+    return [token for reply in replies for token in reply.token_ids]
+
+
+def text(replies: list[pb.GenerateReply]) -> str:
+    return "".join(reply.text for reply in replies)
+
+
+Deploy = Callable[[str, Config], contextlib.AbstractContextManager[Service]]
+
+
+@pytest.fixture(scope="package")
+def deploy() -> Iterator[Deploy]:
+    grpc_port, http_port = free_ports(2)
+    gateway = Config.parse({"gateway": {"grpc_port": grpc_port, "http_port": http_port}}).gateway
+    start_cluster(gateway)
+
+    @contextlib.contextmanager
+    def deploy(name: str, config: Config) -> Iterator[Service]:
+        with deployed(config, name, route_prefix=f"/{name}"):
+            service = Service(name, config, grpc_port)
+            yield service
+            service.client.close()
+
+    yield deploy
+    ray.shutdown()
+
+
+def small(path: Path | None = None, **sections: dict[str, object]) -> Config:
+    """Two replicas in each pool, one thread and few pages each."""
+    engine = {"replicas": 2, "threads": 1, "cache_bytes": "16MiB"}
+    model = {"path": str(path), "page_tokens": 16} if path else {}
+    return Config.parse(
+        {
+            "model": model,
+            "prefill": {**engine, "chunk_tokens": 96, **sections.get("prefill", {})},
+            "decode": {**engine, **sections.get("decode", {})},
+            "gateway": sections.get("gateway", {}),
+        }
+    )
+
+
+@pytest.fixture(scope="package")
+def shipped(deploy: Deploy) -> Iterator[Service]:
+    """The shipped model on two replicas in each pool."""
+    with deploy("shipped", small()) as service:
+        yield service
+
+
+RANDOM_MODELS = {"deepseek_v3": DEEPSEEK_V3, "qwen3_sliding": QWEN3_SLIDING}
+
+
+@pytest.fixture(scope="module", params=RANDOM_MODELS)
+def random_model(
+    request: pytest.FixtureRequest, deploy: Deploy, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A random checkpoint, every parameter and buffer randomised, on two replicas in each pool."""
+    path = save_random(RANDOM_MODELS[request.param], tmp_path_factory.mktemp(request.param))
+    with deploy(request.param, small(path)) as service:
+        yield service
