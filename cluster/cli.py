@@ -7,8 +7,10 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 DEFAULT_ADDRESS = "127.0.0.1:9000"
+DEFAULT_APPLICATION = "sparkpool"
 
 Address = Annotated[str, typer.Option(help="host:port of a gateway's gRPC port")]
+Application = Annotated[str, typer.Option(help="the Serve application, if the cluster has several")]
 ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; without one, the shipped model with defaults")]
 
 
@@ -25,11 +27,11 @@ def serve(config: ConfigFile = None) -> None:
     console = Console(stderr=True)
     settings = _load(config)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     pools = f"{settings.prefill.replicas} prefill + {settings.decode.replicas} decode"
     console.print(f"Starting Ray, then {pools} replicas of {settings.model.served_name} ...")
     with running(settings):
+        for number in (signal.SIGINT, signal.SIGTERM):  # only now: starting Ray sets handlers of its own
+            signal.signal(number, lambda *_: stop.set())
         console.print(f"Ready: gRPC on port {settings.gateway.grpc_port} (plaintext, every interface). Ctrl-C stops.")
         stop.wait()
         console.print("Draining ...")
@@ -39,6 +41,7 @@ def serve(config: ConfigFile = None) -> None:
 def generate(
     prompt: str,
     address: Address = DEFAULT_ADDRESS,
+    application: Application = DEFAULT_APPLICATION,
     local: Annotated[bool, typer.Option("--local", help="both pools in this process, without Ray")] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file, for --local")] = None,
     max_tokens: int = 128,
@@ -52,11 +55,11 @@ def generate(
     if local:
         _generate_local(prompt, config, max_tokens, options)
     else:
-        _generate_remote(prompt, address, max_tokens, options)
+        _generate_remote(prompt, address, application, max_tokens, options)
 
 
 @app.command()
-def stats(address: Address = DEFAULT_ADDRESS) -> None:
+def stats(address: Address = DEFAULT_ADDRESS, application: Application = DEFAULT_APPLICATION) -> None:
     """Show every replica of both pools: queues, pages, leases, transfers."""
     import grpc
     from rich.console import Console
@@ -64,7 +67,7 @@ def stats(address: Address = DEFAULT_ADDRESS) -> None:
     from cluster.client import Client
     from cluster.tables import replica_table
 
-    with Client(address) as client:
+    with Client(address, application) as client:
         try:
             found = client.stats()
         except grpc.RpcError as error:
@@ -93,8 +96,10 @@ def _generate_local(prompt: str, config: Path | None, max_tokens: int, options: 
     from engine.errors import SparkpoolError
     from engine.types import Request, Sampling, StopRules
     from local import Pair
+    from local.build import set_threads
 
     settings = _load(config)
+    set_threads(settings.prefill, settings)
     seed = options["seed"]
     try:
         pair = Pair(settings)
@@ -118,12 +123,14 @@ def _generate_local(prompt: str, config: Path | None, max_tokens: int, options: 
         _fail(str(error))
 
 
-def _generate_remote(prompt: str, address: str, max_tokens: int, options: dict[str, float | int | None]) -> None:
+def _generate_remote(
+    prompt: str, address: str, application: str, max_tokens: int, options: dict[str, float | int | None]
+) -> None:
     import grpc
 
     from cluster.client import Client, generate_request
 
-    with Client(address) as client:
+    with Client(address, application) as client:
         try:
             typer.echo(prompt, nl=False)
             for reply in client.generate(generate_request(prompt, max_tokens=max_tokens, **options)):

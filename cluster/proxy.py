@@ -2,8 +2,8 @@
 
 Serve 2.60 passes a client's cancellation on by two ways that both leak: if the client goes away while the proxy sends
 a reply, nothing is cancelled at all; and cancelling a streaming replica call is best effort in Ray. (Of 85 streams
-cancelled in a row, 5 went on for nobody; with this file, 0 of 150.) So a stream whose client is gone is also cancelled by name:
-each call has an id, made here and sent along in the metadata, and every gateway replica is told to drop it.
+cancelled in a row, 5 went on for nobody; with this file, 0 of 150.) So a stream whose client is gone is also cancelled
+by name: each call has an id, made here and sent along in the metadata, and every gateway is told to drop it.
 """
 
 import asyncio

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 import ray
 from ray import serve
@@ -58,6 +59,16 @@ class Service:
                 return stats
             assert time.monotonic() < until, f"still busy: {busy}"
             time.sleep(0.05)
+
+    def wait_for_replicas(self, count: int, seconds: float = 60.0) -> None:
+        """Wait until so many engines answer; one that is just dying makes the question fail."""
+        until = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(grpc.RpcError):
+                if len(self.client.stats().replicas) == count:
+                    return
+            assert time.monotonic() < until, f"fewer than {count} replicas after {seconds} s"
+            time.sleep(0.2)
 
     def assert_idle_and_consistent(self) -> pb.Stats:
         """Nothing is under way, every page of every replica is free, and both ends say that they add up."""

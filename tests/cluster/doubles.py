@@ -1,0 +1,89 @@
+"""Doubles of both pools: scripts of events instead of replicas."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from engine.types import (
+    Chunk,
+    DecodeTimings,
+    Event,
+    FinishReason,
+    Handoff,
+    PrefillTimings,
+    Request,
+)
+
+Script = list[Event | Exception | float]  # a number waits that many seconds
+NO_TIME = DecodeTimings(wait_seconds=0, transfer_seconds=0, decode_seconds=0, moved_bytes=0, moved_pages=0)
+
+
+class ScriptedStream:
+    """A replica's answer that follows a script, and waits for ever at its end if `open_ended`."""
+
+    def __init__(self, script: Script, open_ended: bool = False) -> None:
+        self._script = script
+        self._open_ended = open_ended
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        for step in self._script:
+            if isinstance(step, Exception):
+                raise step
+            if isinstance(step, int | float):
+                await asyncio.sleep(step)
+            else:
+                yield step
+        if self._open_ended:
+            await asyncio.Event().wait()
+
+
+class ScriptedPools:
+    """Both pools. `decodes` has one script for each attempt; a prefill script may replace the usual handoff."""
+
+    def __init__(self, decodes: list[Script], prefills: dict[int, Script] | None = None) -> None:
+        self._decodes = decodes
+        self._prefills = prefills or {}
+        self.requests: list[Request] = []
+        self.streams: list[ScriptedStream] = []
+        self.cancelled: list[str] = []
+
+    def prefill(self, request: Request) -> ScriptedStream:
+        attempt = len(self.requests)
+        self.requests.append(request)
+        return self._open(self._prefills.get(attempt, [handoff(request)]), open_ended=True)
+
+    def decode(self, request: Request, handoff: Handoff) -> ScriptedStream:
+        return self._open(self._decodes[len(self.requests) - 1], open_ended=False)
+
+    def cancel(self, request_id: str) -> None:
+        self.cancelled.append(request_id)
+
+    def _open(self, script: Script, open_ended: bool) -> ScriptedStream:
+        self.streams.append(ScriptedStream(script, open_ended))
+        return self.streams[-1]
+
+
+def handoff(request: Request) -> Handoff:
+    return Handoff(
+        request_id=request.id,
+        nonce="n",
+        num_tokens=request.num_tokens,
+        first_token=1,
+        first_logprob=0.0,
+        spans={},
+        agents=(),
+        target_fingerprint={},
+        drafter_fingerprint=None,
+        lease_seconds=30.0,
+        timings=PrefillTimings(queue_seconds=0.0, prefill_seconds=0.0),
+    )
+
+
+def chunk(*tokens: int, finish: FinishReason | None = None) -> Chunk:
+    text = "".join(f"<{token}>" for token in tokens)
+    timings = NO_TIME if finish else None
+    logprobs = (0.0,) * len(tokens)
+    return Chunk(request_id="any", tokens=tokens, logprobs=logprobs, text=text, finish=finish, timings=timings)

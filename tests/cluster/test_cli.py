@@ -1,0 +1,123 @@
+"""The command line, as a user types it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.demo import free_ports
+from tests.cluster.conftest import Service
+
+ROOT = Path(__file__).parents[2]
+BLOCKED = "import sys; sys.modules.update(ray=None, grpc=None, nixl=None); from cluster.cli import main; main()"
+
+
+def sparkpool(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cluster.cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def test_generate_local_works_without_ray_grpc_and_nixl() -> None:
+    command = [sys.executable, "-c", BLOCKED, "generate", "--local", "def add(a, b):", "--max-tokens", "8"]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("def add(a, b):")
+    assert len(done.stdout.strip()) > len("def add(a, b):")
+
+
+def test_generate_and_stats_talk_to_a_service(shipped: Service) -> None:
+    """The service is one of several on its cluster, so the command has to name it."""
+    address = ["--address", f"127.0.0.1:{shipped.port}", "--application", shipped.name]
+
+    generated = sparkpool("generate", "import os", "--max-tokens", "8", *address)
+    local = sparkpool("generate", "import os", "--max-tokens", "8", "--local")
+    stats = sparkpool("stats", *address)
+
+    assert generated.returncode == 0, generated.stderr
+    assert generated.stdout == local.stdout
+    assert "[8 tokens, first after" in generated.stderr
+    assert stats.returncode == 0, stats.stderr
+    assert stats.stdout.count("prefill") >= 2
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["generate", "--local", ""], "prompt: is empty"),
+        (["generate", "--local", "x", "--max-tokens", "-1"], "max_tokens: must be at least 1"),
+        (["generate", "--local", "x", "--top-p", "0"], "top_p: must be in (0, 1]"),
+        (["generate", "--local", "x", "--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["generate", "x", "--address", "127.0.0.1:1"], "UNAVAILABLE"),
+        (["stats", "--address", "127.0.0.1:1"], "UNAVAILABLE"),
+        (["serve", "nowhere.yaml"], "nowhere.yaml: no such file"),
+    ],
+)
+def test_mistakes_end_with_one_line_that_says_what_is_wrong(words: list[str], complaint: str) -> None:
+    done = sparkpool(*words)
+
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_version_names_what_matters() -> None:
+    lines = sparkpool("version").stdout.splitlines()
+
+    assert [line.split()[0] for line in lines] == ["sparkpool", "ray", "torch", "transformers", "nixl", "grpcio"]
+
+
+def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    grpc_port, http_port = free_ports(2)
+    config = tmp_path / "service.yaml"
+    config.write_text(
+        f"prefill: {{cache_bytes: 16MiB}}\ndecode: {{cache_bytes: 16MiB}}\n"
+        f"gateway: {{grpc_port: {grpc_port}, http_port: {http_port}}}\n"
+    )
+    log = tmp_path / "serve.log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "cluster.cli", "serve", str(config)], stdout=output, stderr=output, cwd=ROOT
+        )
+    try:
+        wait_for(lambda: "Ready" in log.read_text() or server.poll() is not None, seconds=120)
+        answer = sparkpool("generate", "import os", "--max-tokens", "4", "--address", f"127.0.0.1:{grpc_port}")
+        children = descendants(server.pid)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        status = server.wait(60)
+
+    assert status == 0, log.read_text()
+    assert "[4 tokens" in answer.stderr, log.read_text() + answer.stderr
+    assert children
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), seconds=20)
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below `pid` that are running now."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found |= {child, *descendants(child)}
+    return found
+
+
+def wait_for(condition, seconds: float) -> None:  # type: ignore[no-untyped-def]
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.1)
+
+
+os.environ.setdefault("COLUMNS", "200")  # or tables lose their words

@@ -1,0 +1,112 @@
+"""The gateway over scripted pools: what a caller sees when things get lost, and what is let go of."""
+
+import asyncio
+import time
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from cluster.gateway import Gateway, Journey
+from engine.config import GatewayConfig
+from engine.errors import BadRequest, DeadlineExceeded, EngineFailure, HandoffLost, Unavailable
+from engine.types import Ended, FinishReason, Request, Sampling, StopRules
+from tests.cluster.doubles import ScriptedPools, chunk
+
+STOP = FinishReason.STOP
+REQUEST = Request(id="r", prompt=(5, 6), sampling=Sampling(), stop=StopRules(max_tokens=9))
+LOST = Ended(request_id="any", error=HandoffLost("gone"))
+
+
+def run(pools: ScriptedPools, **config: float) -> tuple[list[int], Gateway]:
+    """The tokens a caller gets of REQUEST."""
+    gateway = Gateway(pools, GatewayConfig(**config))
+
+    async def collect() -> list[int]:
+        journey = Journey(REQUEST, arrived=time.monotonic())
+        return [token async for chunk in gateway.generate(journey) for token in chunk.tokens]
+
+    return asyncio.run(collect()), gateway
+
+
+def test_a_request_goes_through_both_pools_once() -> None:
+    pools = ScriptedPools([[chunk(1), chunk(2), chunk(3, finish=STOP)]])
+
+    tokens, gateway = run(pools)
+
+    assert tokens == [1, 2, 3]
+    assert [request.id for request in pools.requests] == ["r.1"]
+    assert all(stream.cancelled for stream in pools.streams)
+    assert pools.cancelled == []
+    assert gateway.counters.ongoing == 0
+
+
+@pytest.mark.parametrize("loss", [LOST, ActorDiedError(), Ended(request_id="any", error=EngineFailure("bug"))])
+def test_a_request_that_is_lost_goes_on_from_what_the_caller_has(loss: Ended | Exception) -> None:
+    pools = ScriptedPools([[chunk(1), chunk(2), loss], [loss], [chunk(3), chunk(4, finish=STOP)]])
+
+    tokens, gateway = run(pools)
+
+    assert tokens == [1, 2, 3, 4]
+    assert [request.generated for request in pools.requests] == [(), (1, 2), (1, 2)]
+    assert len({request.id for request in pools.requests}) == 3
+    assert pools.cancelled == ["r.1", "r.2"]
+    assert gateway.counters.prefills_repeated == 2
+
+
+def test_a_lost_prefill_replica_is_another_attempt() -> None:
+    pools = ScriptedPools([[], [chunk(1, finish=STOP)]], prefills={0: [ActorDiedError()]})
+
+    tokens, _ = run(pools)
+
+    assert tokens == [1]
+
+
+def test_losses_beyond_the_retry_budget_are_unavailable() -> None:
+    pools = ScriptedPools([[LOST]] * 3)
+
+    with pytest.raises(Unavailable, match=r"3 times \(gateway.retries\); last: gone"):
+        run(pools, retries=2)
+
+    assert len(pools.requests) == 3
+
+
+def test_an_error_of_the_request_is_not_tried_again() -> None:
+    pools = ScriptedPools([[Ended(request_id="any", error=BadRequest("max_tokens", "too many"))]])
+
+    with pytest.raises(BadRequest):
+        run(pools)
+
+    assert len(pools.requests) == 1
+    assert pools.cancelled == ["r.1"]
+
+
+def test_a_request_that_takes_too_long_ends_and_is_cancelled_everywhere() -> None:
+    pools = ScriptedPools([[chunk(1), 60.0]])
+
+    with pytest.raises(DeadlineExceeded, match=r"gateway\.request_seconds"):
+        run(pools, request_seconds=0.05)
+
+    assert pools.cancelled == ["r.1"]
+    assert all(stream.cancelled for stream in pools.streams)
+
+
+@pytest.mark.parametrize(("prefills", "decodes"), [({0: [60.0]}, [[]]), ({}, [[60.0]]), ({}, [[chunk(1), 60.0]])])
+def test_a_caller_that_leaves_lets_go_of_everything(prefills, decodes) -> None:  # type: ignore[no-untyped-def]
+    pools = ScriptedPools(decodes, prefills)
+    gateway = Gateway(pools, GatewayConfig())
+
+    async def leave() -> None:
+        async def collect() -> None:
+            async for _ in gateway.generate(Journey(REQUEST, arrived=0.0)):
+                pass
+
+        task = asyncio.create_task(collect())
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    assert pools.cancelled == ["r.1"]
+    assert all(stream.cancelled for stream in pools.streams)
+    assert (gateway.counters.ongoing, gateway.counters.cancelled) == (0, 1)
