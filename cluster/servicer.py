@@ -89,6 +89,12 @@ class InferenceServicer:
             return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
         return health_pb2.HealthCheckResponse(status=await self._health())
 
+    async def List(
+        self, proto: health_pb2.HealthListRequest, grpc_context: RayServegRPCContext
+    ) -> health_pb2.HealthListResponse:
+        answer = health_pb2.HealthCheckResponse(status=await self._health())
+        return health_pb2.HealthListResponse(statuses=dict.fromkeys(SERVICES, answer))
+
     async def Watch(
         self, proto: health_pb2.HealthCheckRequest, grpc_context: RayServegRPCContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:

@@ -101,7 +101,8 @@ class Inbox:
 
     def _start(self, room: int) -> None:
         """Post the reads of the oldest waiting handoffs; the first that does not fit holds up the rest."""
-        room -= sum(incoming.phase in (P.READING, P.RELEASING) for incoming in self._incoming.values())
+        on_their_way = (P.READING, P.RELEASING, P.ADMITTED)
+        room -= sum(incoming.phase in on_their_way for incoming in self._incoming.values())
         for incoming in list(self._incoming.values()):
             if incoming.phase != P.WAITING:
                 continue

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from engine.batch import Batch
 from engine.pages import PageStore
@@ -27,7 +28,7 @@ class Backend(Protocol):
 class TorchBackend:
     """transformers' model with our attention, eagerly. `tap_layers` are decoder layers whose output is kept."""
 
-    def __init__(self, model: nn.Module, store: PageStore, tap_layers: tuple[int, ...] = ()) -> None:
+    def __init__(self, model: PreTrainedModel, store: PageStore, tap_layers: tuple[int, ...] = ()) -> None:
         self._model = model
         self._store = store
         self._taps: dict[int, Tensor] = {}

@@ -39,7 +39,8 @@ class ModelConfig(Section):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
 
 class TransferConfig(Section):

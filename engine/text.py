@@ -27,7 +27,8 @@ class Text:
         return tuple(self._tokenizer.encode(text))
 
     def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
 
 
 class TextStream:

@@ -1,7 +1,7 @@
 """Moving pages between replicas, and the few words they say to each other about them.
 
 A `Transfer` is read, poll, notify, notifications (and `drop` for a peer that is gone). `NixlTransfer` does it
-between processes and hosts; `LocalTransfer` inside one process, as a copy.
+between processes and hosts; `LocalTransfer` (local_transfer.py) inside one process, as a copy.
 
 Decode pulls: it posts one READ for all pages of a handoff, with one descriptor per page; pages that adjoin on both
 sides go as one. Messages are NIXL notifications to the very agent that holds the lease.
@@ -15,8 +15,6 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
-
-import torch
 
 from engine.errors import ConfigError
 from engine.pages import PageStore
@@ -53,8 +51,13 @@ class Message:
     @classmethod
     def decode(cls, data: bytes) -> "Message":
         """Raises ValueError if this is no message of ours."""
-        verb, nonce, held, metadata = json.loads(data)
-        return cls(verb=Verb(verb), nonce=str(nonce), held=held, metadata=base64.b64decode(metadata))
+        try:
+            verb, nonce, held, metadata = json.loads(data)
+            if not isinstance(nonce, str) or not isinstance(held, bool | None):
+                raise ValueError(f"nonce {nonce!r}, held {held!r}")
+            return cls(verb=Verb(verb), nonce=nonce, held=held, metadata=base64.b64decode(metadata, validate=True))
+        except (TypeError, RecursionError) as error:
+            raise ValueError(f"not [verb, nonce, held, metadata]: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +69,9 @@ class PageRead:
     local_pages: tuple[int, ...]
     num_bytes: int
 
-    def runs(self, page_bytes: int) -> Iterator[tuple[int, int, int]]:
-        """(remote page, local page, bytes) of each descriptor: neighbours on both sides become one."""
-        whole = self.num_bytes == page_bytes
+    def runs(self, local_page_bytes: int, remote_page_bytes: int) -> Iterator[tuple[int, int, int]]:
+        """(remote page, local page, bytes) of each descriptor: whole records that adjoin on both sides become one."""
+        whole = self.num_bytes == local_page_bytes == remote_page_bytes
         start = 0
         for i in range(1, len(self.remote_pages) + 1):
             adjoins = (
@@ -78,7 +81,7 @@ class PageRead:
                 and self.local_pages[i] == self.local_pages[i - 1] + 1
             )
             if not adjoins:
-                yield self.remote_pages[start], self.local_pages[start], (i - start - 1) * page_bytes + self.num_bytes
+                yield self.remote_pages[start], self.local_pages[start], (i - start) * self.num_bytes
                 start = i
 
     @property
@@ -130,12 +133,20 @@ class NixlTransfer:
     def __init__(self, name: str, store: PageStore, num_threads: int = 0) -> None:
         try:
             from nixl._api import nixl_agent, nixl_agent_config
-            from nixl._bindings import nixlBackendError, nixlNotFoundError, nixlRemoteDisconnectError
+            from nixl._bindings import (
+                nixlBackendError,
+                nixlInvalidParamError,
+                nixlMismatchError,
+                nixlNotFoundError,
+                nixlRemoteDisconnectError,
+            )
         except ImportError as error:
             raise ConfigError(f"transfer: nixl cannot be imported ({error}); install it or serve locally") from error
         # What NIXL raises when the other side is at fault; anything else is a bug of ours.
         self._faults = (nixlBackendError, nixlNotFoundError, nixlRemoteDisconnectError)
+        self._strangers = (*self._faults, nixlInvalidParamError, nixlMismatchError)  # their metadata is no agent's
         self._agent = nixl_agent(name, nixl_agent_config(backends=["UCX"], num_threads=num_threads))
+        self._store = store  # peers read it as long as the agent lives
         self._memory = "VRAM" if store.device.type == "cuda" else "DRAM"
         self._device = store.device.index or 0
         regions = {
@@ -203,6 +214,7 @@ class NixlTransfer:
         try:
             self._agent.send_notif(peer, message.encode())
         except self._faults:
+            self.drop(peer)
             return False
         return True
 
@@ -210,7 +222,10 @@ class NixlTransfer:
         received = []
         for peer, messages in self._agent.get_new_notifs().items():
             for data in messages:
-                message = Message.decode(data)
+                try:
+                    message = Message.decode(data)
+                except ValueError:
+                    continue  # whoever can reach the port can say anything; only our own words count
                 if message.metadata:
                     self._meet(peer, message.metadata)
                 received.append((peer, message))
@@ -235,7 +250,7 @@ class NixlTransfer:
         if name not in self._peers:
             try:
                 self._agent.add_remote_agent(metadata)
-            except self._faults:
+            except self._strangers:
                 return False
             self._peers.add(name)
         return True
@@ -244,7 +259,7 @@ class NixlTransfer:
         local, remote = [], []
         for read in reads:
             ours, theirs = self._entry.regions[read.group], peer.regions[read.group]
-            for remote_page, local_page, num_bytes in read.runs(ours.page_bytes):
+            for remote_page, local_page, num_bytes in read.runs(ours.page_bytes, theirs.page_bytes):
                 local.append((ours.address + local_page * ours.page_bytes, num_bytes, ours.device))
                 remote.append((theirs.address + remote_page * theirs.page_bytes, num_bytes, theirs.device))
         return local, remote
@@ -253,77 +268,3 @@ class NixlTransfer:
         handle, self._handles[number] = self._handles[number], None
         if handle is not None:
             self._agent.release_xfer_handle(handle)
-
-
-class LocalWire:
-    """Joins the LocalTransfers of one process. A test can stall it, or cut an agent off."""
-
-    def __init__(self) -> None:
-        self.agents: dict[str, LocalTransfer] = {}
-        self.stalled = False
-
-    def cut(self, name: str) -> None:
-        """The agent is gone, as when its process dies."""
-        del self.agents[name]
-
-
-class LocalTransfer:
-    """The same seam inside one process: a read is a copy made at the first poll while the wire is not stalled."""
-
-    def __init__(self, name: str, store: PageStore, wire: LocalWire) -> None:
-        self._store = store
-        self._wire = wire
-        regions = {
-            group: Region(address=0, num_pages=records.shape[0], page_bytes=records.shape[1])
-            for group, records in store.records.items()
-        }
-        self._entry = AgentEntry(name=name, metadata=name.encode(), regions=regions)
-        self._reads: dict[int, tuple[str, list[PageRead]]] = {}
-        self._inbox: list[tuple[str, Message]] = []
-        self._numbers = itertools.count()
-        wire.agents[name] = self
-
-    @property
-    def entry(self) -> AgentEntry:
-        return self._entry
-
-    def connect(self, peer: AgentEntry) -> bool:
-        return peer.name in self._wire.agents
-
-    def read(self, peer: AgentEntry, reads: list[PageRead]) -> int:
-        number = next(self._numbers)
-        self._reads[number] = (peer.name, reads)
-        return number
-
-    def poll(self, read: int) -> ReadState:
-        if read not in self._reads:
-            return ReadState.FAILED
-        if self._wire.stalled:
-            return ReadState.RUNNING
-        name, reads = self._reads.pop(read)
-        source = self._wire.agents.get(name)
-        if source is None:
-            return ReadState.FAILED
-        for part in reads:
-            local, remote = self._store.records[part.group], source._store.records[part.group]
-            device = local.device
-            rows = remote[torch.tensor(part.remote_pages, device=remote.device), : part.num_bytes]
-            local[torch.tensor(part.local_pages, device=device), : part.num_bytes] = rows.to(device)
-        return ReadState.DONE
-
-    def notify(self, peer: str, message: Message) -> bool:
-        receiver = self._wire.agents.get(peer)
-        if receiver is None:
-            return False
-        receiver._inbox.append((self._entry.name, Message.decode(message.encode())))
-        return True
-
-    def notifications(self) -> list[tuple[str, Message]]:
-        received, self._inbox = self._inbox, []
-        return received
-
-    def drop(self, peer: str) -> None:
-        pass
-
-    def close(self) -> None:
-        self._wire.agents.pop(self._entry.name, None)

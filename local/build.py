@@ -28,7 +28,6 @@ class Builder:
 
     def __init__(self, config: Config, section: EngineConfig, model: LoadedModel | None = None) -> None:
         self.config = config
-        self._section = section
         device = _device(section)
         self.model = model or load_model(config.model.path, config.model.torch_dtype, device)
         self.layout = CacheLayout.of(self.model.entries, config.model.page_tokens)
@@ -53,7 +52,7 @@ class Builder:
 
     def prefiller(self, name: str, transfer: MakeTransfer, clock: Clock | None = None) -> Prefiller:
         """A prefill engine with pages of its own. `name` is the transfer agent's."""
-        pages = self._pages(self.config.prefill.chunk_tokens)
+        pages = self._pages(self.config.prefill, step_tokens=self.config.prefill.chunk_tokens)
         return Prefiller(
             pages=pages,
             backend=TorchBackend(self.model.module, pages.store),
@@ -67,7 +66,7 @@ class Builder:
 
     def decoder(self, name: str, transfer: MakeTransfer, text: Text, clock: Clock | None = None) -> Decoder:
         """A decode engine with pages of its own. `name` is the transfer agent's."""
-        pages = self._pages(step_tokens=1)
+        pages = self._pages(self.config.decode, step_tokens=1)
         return Decoder(
             pages=pages,
             backend=TorchBackend(self.model.module, pages.store),
@@ -82,8 +81,8 @@ class Builder:
             eos_token_ids=self.model.eos_token_ids,
         )
 
-    def _pages(self, step_tokens: int) -> Pages:
-        counts = num_pages(self.layout, self._section, self.model.device, step_tokens)
+    def _pages(self, section: EngineConfig, step_tokens: int) -> Pages:
+        counts = num_pages(self.layout, section, self.model.device, step_tokens)
         return Pages(self.layout, PageStore(self.layout, counts, self.model.device))
 
 

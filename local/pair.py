@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from engine.clock import Clock, MonotonicClock
 from engine.config import Config
 from engine.errors import SparkpoolError
+from engine.local_transfer import LocalTransfer, LocalWire
 from engine.text import Text
-from engine.transfer import LocalTransfer, LocalWire, new_agent_name
+from engine.transfer import new_agent_name
 from engine.types import Chunk, Ended, Event, Handoff, Request
 from local.build import Builder
 
@@ -48,7 +49,7 @@ class Pair:
         events = self.prefiller.step()
         for event in events:
             if isinstance(event, Handoff) and event.request_id in self.requests:
-                self.decoder.add(self.requests[event.request_id], event)
+                self._carry(event)
         events += self.decoder.step()
         for event in events:
             if isinstance(event, Chunk):
@@ -59,6 +60,14 @@ class Pair:
                 self.errors[event.request_id] = event.error
                 self.requests.pop(event.request_id, None)
         return events
+
+    def _carry(self, handoff: Handoff) -> None:
+        """Pass a handoff on; if it is not wanted, the request ends and its pages go back."""
+        try:
+            self.decoder.add(self.requests[handoff.request_id], handoff)
+        except SparkpoolError as error:
+            self.cancel(handoff.request_id)
+            self.errors[handoff.request_id] = error
 
     @property
     def idle(self) -> bool:

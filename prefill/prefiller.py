@@ -140,6 +140,8 @@ class Prefiller:
         events: list[Event] = []
         now = self._clock.now()
         for peer, message in self._transfer.notifications():
+            if message.held is not None:
+                continue  # an answer, and we asked nothing
             if message.verb == Verb.RENEW:
                 held = self._leases.renew(message.nonce, now)
             else:

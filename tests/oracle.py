@@ -28,6 +28,12 @@ class Oracle:
         margins = [-logits[0].topk(2).values.diff().item() for logits in output.logits]
         return output.sequences[0, len(prompt) :].tolist(), margins
 
+    @torch.inference_mode()
+    def logprobs(self, prompt: tuple[int, ...], tokens: list[int]) -> torch.Tensor:
+        """The log-probability of each of `tokens`, said after `prompt`."""
+        logits = self._model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+        return logits.log_softmax(-1)[range(len(tokens)), tokens]
+
 
 def assert_same(tokens: list[int], expected: list[int], margins: list[float]) -> int:
     """Equal up to the first near-tie of the oracle. Returns the number of ties met (0 or 1)."""

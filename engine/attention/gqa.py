@@ -5,6 +5,7 @@ T = tokens, H = query heads, G = key heads, D = head size
 
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,21 @@ from engine.pages import Entry, PageStore
 class PagedGQA(nn.Module):
     """Takes over the submodules of a transformers GQA module with per-head q and k norms."""
 
-    def __init__(self, attention: nn.Module) -> None:
+    q_proj: nn.Module
+    q_norm: nn.Module
+    k_proj: nn.Module
+    k_norm: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+
+    def __init__(self, attention: Any) -> None:
         super().__init__()
         for name, child in attention.named_children():
             setattr(self, name, child)
-        self.layer = attention.layer_idx
-        self.head_dim = attention.head_dim
-        self.scaling = attention.scaling
-        self.num_key_heads = attention.k_proj.out_features // self.head_dim
+        self.layer: int = attention.layer_idx
+        self.head_dim: int = attention.head_dim
+        self.scaling: float = attention.scaling
+        self.num_key_heads: int = attention.k_proj.out_features // self.head_dim
         self.entry = Entry(
             layer=self.layer,
             name="k",

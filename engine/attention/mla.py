@@ -13,6 +13,7 @@ T = tokens, R = rows, Q = queries, K = keys, H = heads, N = nope size, P = rope 
 """
 
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +30,29 @@ from engine.pages import Entry, PageStore
 class PagedMLA(nn.Module):
     """Takes over the submodules of a transformers MLA module; `kv_b_proj` becomes `w_uk` and `w_uv`."""
 
-    def __init__(self, attention: nn.Module) -> None:
+    q_proj: nn.Module  # this one, or the next three
+    q_a_proj: nn.Module
+    q_a_layernorm: nn.Module
+    q_b_proj: nn.Module
+    kv_a_proj_with_mqa: nn.Module
+    kv_a_layernorm: nn.Module
+    o_proj: nn.Module
+    w_uk_HNL: Tensor
+    w_uv_HVL: Tensor
+
+    def __init__(self, attention: Any) -> None:
         super().__init__()
         for name, child in attention.named_children():
             if name != "kv_b_proj":
                 setattr(self, name, child)
         config = attention.config
-        self.layer = attention.layer_idx
-        self.num_heads = attention.num_heads
-        self.nope, self.rope = attention.qk_nope_head_dim, attention.qk_rope_head_dim
-        self.value, self.latent = attention.v_head_dim, attention.kv_lora_rank
-        self.scaling = attention.scaling
+        self.layer: int = attention.layer_idx
+        self.num_heads: int = attention.num_heads
+        self.nope: int = attention.qk_nope_head_dim
+        self.rope: int = attention.qk_rope_head_dim
+        self.value: int = attention.v_head_dim
+        self.latent: int = attention.kv_lora_rank
+        self.scaling: float = attention.scaling
         self.compressed_queries = attention.q_lora_rank is not None
         self.rotate = apply_rotary_pos_emb_interleave if config.rope_interleave else apply_rotary_pos_emb
         weight_HNL = attention.kv_b_proj.weight.detach().view(self.num_heads, self.nope + self.value, self.latent)

@@ -27,4 +27,5 @@ def attend(q_RQHD: Tensor, k_RKGD: Tensor, v_RKGE: Tensor, mask_R1QK: Tensor, sc
     q_folded = q_RQHD.flatten(1, 2)[:, None]
     mask_folded = mask_R1QK.repeat_interleave(num_heads, dim=2)
     out_folded = F.scaled_dot_product_attention(q_folded, k_RGKD, v_RGKE, attn_mask=mask_folded, scale=scale)
-    return out_folded[:, 0].unflatten(1, (num_queries, num_heads))
+    out_RQHE: Tensor = out_folded[:, 0].unflatten(1, (num_queries, num_heads))
+    return out_RQHE

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AttentionInterface, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
+from transformers import AttentionInterface, GenerationConfig, PretrainedConfig
 from transformers.utils import logging
 
 from engine.attention import attach
 from engine.errors import CheckpointRefused
+from engine.models.fp8 import dequantised_state
 from engine.models.preflight import layer_of, preflight
 from engine.pages import Entry
 
@@ -43,20 +45,25 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
     looked = preflight(path, dtype, device)
     # Known to AttentionInterface alone, so that transformers builds no mask for it.
     AttentionInterface.register(ATTENTION_NAME, _never_called)  # type: ignore[arg-type]
-    moe = {"experts_implementation": "grouped_mm"} if _has_experts(looked.config) else {}
+    options: dict[str, Any] = {"experts_implementation": "grouped_mm"} if _has_experts(looked.config) else {}
+    if looked.fp8_block is not None:
+        state = dequantised_state(looked.files, looked.fp8_block, dtype)
+        options |= {"config": looked.config_without_quantization, "state_dict": state}
     with _quiet():
-        module, report = AutoModelForCausalLM.from_pretrained(
-            path,
+        model_class = getattr(transformers, looked.architecture)  # one of preflight's ARCHITECTURES
+        module, report = model_class.from_pretrained(
+            None if looked.fp8_block is not None else path,
             dtype=dtype,
             use_safetensors=True,
-            trust_remote_code=False,
             local_files_only=True,
             attn_implementation=ATTENTION_NAME,
             output_loading_info=True,
-            **moe,
+            device_map={"": device},
+            ignore_mismatched_sizes=True,  # so that they are reported, and refused here
+            **options,
         )
     _check_report(path, report, looked.config.num_hidden_layers)
-    module = module.to(device).eval().requires_grad_(False)
+    module = module.eval().requires_grad_(False)
     entries = attach(module)
     return LoadedModel(
         module=module,

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -47,6 +47,19 @@ class Preflight:
     @property
     def stored_bytes(self) -> int:
         return sum(t.num_bytes for t in self.tensors.values())
+
+    @property
+    def fp8_block(self) -> tuple[int, int] | None:
+        """Rows and columns that share a scale, if the weights are fp8."""
+        quantization = getattr(self.config, "quantization_config", None)
+        return None if quantization is None else tuple(quantization["weight_block_size"])
+
+    @property
+    def config_without_quantization(self) -> PretrainedConfig:
+        config = deepcopy(self.config)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        return config
 
     def loaded_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of the layers that will be loaded, once every weight is `dtype` (scales are folded in)."""
@@ -91,6 +104,7 @@ def preflight(path: Path, dtype: torch.dtype, device: torch.device) -> Preflight
     _check_index(path, tensors)
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     _check_rope(path, config)
+    _check_quantization(path, config)
     found = Preflight(path, config, architecture, tensors, files)
     _check_shapes(found)
     _check_memory(found, dtype, device)
@@ -120,25 +134,28 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _header(file: Path) -> Iterator[StoredTensor]:
+def _header(file: Path) -> list[StoredTensor]:
     """The JSON header of a safetensors file: 8 bytes of length (little endian), then that many bytes."""
+    size = os.path.getsize(file)
     with file.open("rb") as stream:
         start = stream.read(8)
         (length,) = struct.unpack("<Q", start) if len(start) == 8 else (2**63,)
-        if length > os.path.getsize(file) - 8:
+        if length > size - 8:
             raise CheckpointRefused(f"{file}: not a safetensors file (header of {length} bytes)")
-        try:
-            header = json.loads(stream.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise CheckpointRefused(f"{file}: not a safetensors file (its header is not JSON)") from None
-    ends = [8 + length]
-    for name, info in header.items():
-        if name != "__metadata__":
-            first, last = info["data_offsets"]
-            ends.append(8 + length + last)
-            yield StoredTensor(name, info["dtype"], tuple(info["shape"]), last - first)
-    if max(ends) > os.path.getsize(file):
-        raise CheckpointRefused(f"{file}: has {os.path.getsize(file)} bytes, its header speaks of {max(ends)}")
+        text = stream.read(length)
+    try:
+        header = {name: info for name, info in json.loads(text).items() if name != "__metadata__"}
+        ranges = {name: tuple(map(int, info["data_offsets"])) for name, info in header.items()}
+        found = [
+            StoredTensor(name, info["dtype"], tuple(info["shape"]), ranges[name][1] - ranges[name][0])
+            for name, info in header.items()
+        ]
+    except (ValueError, AttributeError, LookupError, TypeError):
+        raise CheckpointRefused(f"{file}: not a safetensors file (its header describes no tensors)") from None
+    end = 8 + length + max((place[1] for place in ranges.values()), default=0)
+    if end > size:
+        raise CheckpointRefused(f"{file}: has {size} bytes, its header speaks of {end}")
+    return found
 
 
 def _check_index(path: Path, tensors: dict[str, StoredTensor]) -> None:
@@ -165,6 +182,18 @@ def _check_rope(path: Path, config: PretrainedConfig) -> None:
                 f"{path}/config.json: rope type {kind} depends on the longest request of a batch, "
                 "so one request would change the others' tokens; not served"
             )
+
+
+def _check_quantization(path: Path, config: PretrainedConfig) -> None:
+    """Block-scaled fp8 is dequantised at load; nothing else is known here."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return
+    method = quantization.get("quant_method")
+    if method != "fp8" or not quantization.get("weight_block_size"):
+        raise CheckpointRefused(
+            f"{path}/config.json: quantization_config {method} is not served (fp8 with weight_block_size is)"
+        )
 
 
 def _check_shapes(found: Preflight) -> None:

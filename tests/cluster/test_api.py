@@ -108,6 +108,8 @@ def test_health_is_serving_and_unknown_services_are_not_found(shipped: Service) 
     for service in ("", "sparkpool.v1.Inference"):
         answer = stub.Check(health_pb2.HealthCheckRequest(service=service), metadata=metadata)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    listed = stub.List(health_pb2.HealthListRequest(), metadata=metadata).statuses
+    assert listed["sparkpool.v1.Inference"].status == health_pb2.HealthCheckResponse.SERVING
     watch = stub.Watch(health_pb2.HealthCheckRequest(), metadata=metadata)
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
     watch.cancel()

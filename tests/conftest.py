@@ -1,0 +1,32 @@
+"""What every test shares: one thread of arithmetic, repeatable examples, and random checkpoints made once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from tests.checkpoints import DEEPSEEK_V3, QWEN3, QWEN3_SLIDING, save_random
+
+# More threads than cores slow a small step by two orders of magnitude, and a test cannot know who else computes.
+torch.set_num_threads(1)
+
+settings.register_profile(
+    "suite", deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def deepseek_v3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random(DEEPSEEK_V3, tmp_path_factory.mktemp("deepseek_v3"))
+
+
+@pytest.fixture(scope="session")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random(QWEN3, tmp_path_factory.mktemp("qwen3"))
+
+
+@pytest.fixture(scope="session")
+def qwen3_sliding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random(QWEN3_SLIDING, tmp_path_factory.mktemp("qwen3_sliding"))

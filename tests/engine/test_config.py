@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from engine.config import SHIPPED_MODEL, Config
+from engine.errors import ConfigError
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "sparkpool.yaml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("prefil: {}", "prefil: unknown key"),
+        ("decode: {reed_seconds: 3}", "decode.reed_seconds: unknown key"),
+        ("decode: {replicas: many}", "decode.replicas: Input should be a valid integer"),
+        ("decode: {replicas: 0}", "decode.replicas: Input should be greater than 0"),
+        ("prefill: {cache_bytes: 5 apples}", "prefill.cache_bytes: "),
+        ("prefill: 7", "prefill: "),
+        ("model: {dtype: float8}", "model.dtype: Input should be 'float32', 'bfloat16' or 'float16'"),
+        ("gateway: {grpc_port: 8000}", "gateway.grpc_port and gateway.http_port are the same port"),
+        ("[1, 2]", "holds a list, not a mapping"),
+        ("a: b: c", "not YAML"),
+    ],
+)
+def test_a_mistake_is_named_with_the_file_and_the_full_key(tmp_path: Path, text: str, says: str) -> None:
+    file = written(tmp_path, text)
+
+    with pytest.raises(ConfigError) as caught:
+        Config.load(file)
+
+    assert says in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+    file = written(tmp_path, "prefill: {chunk: 1}\ngateway: {http_port: 0}")
+
+    with pytest.raises(ConfigError, match=r"(?s)prefill\.chunk: .*gateway\.http_port: "):
+        Config.load(file)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
+        Config.load(tmp_path / "nowhere.yaml")
+
+
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Config.load(tmp_path)
+
+
+def test_a_relative_model_path_is_looked_for_beside_the_file(tmp_path: Path) -> None:
+    config = Config.load(written(tmp_path, "model: {path: ../models/mine}"))
+
+    assert config.model.path == (tmp_path.parent / "models" / "mine").resolve()
+    assert config.model.served_name == "mine"
+
+
+def test_an_empty_file_and_no_file_give_the_defaults(tmp_path: Path) -> None:
+    assert Config.load(written(tmp_path, "")) == Config.load(None) == Config()
+    assert Config().model.path == SHIPPED_MODEL
+
+
+def test_sizes_may_be_written_with_a_unit(tmp_path: Path) -> None:
+    assert Config.load(written(tmp_path, "decode: {cache_bytes: 256MiB}")).decode.cache_bytes == 256 * 2**20
+
+
+def test_the_configuration_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().decode.replicas = 2  # type: ignore[misc]

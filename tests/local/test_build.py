@@ -1,0 +1,89 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config import Config, DecodeConfig, PrefillConfig
+from engine.errors import ConfigError
+from engine.pages import CacheLayout, Entry
+from local import Builder
+from local.build import num_pages
+from tests.local.conftest import MakeRig
+from tests.local.rig import config
+
+CPU = torch.device("cpu")
+LAYOUT = CacheLayout.of(
+    [
+        Entry(layer=0, name="k", shape=(32,), dtype=torch.float32),
+        Entry(layer=1, name="k", shape=(32,), dtype=torch.float32, window=70),
+    ],
+    64,
+)
+FULL, SLIDING = LAYOUT.groups["full"], LAYOUT.groups["window70"]
+
+
+@pytest.mark.parametrize("cache_bytes", [100_000, 1_000_000, 7_654_321])
+def test_pages_use_the_bytes_they_were_given_and_no_more(cache_bytes: int) -> None:
+    counts = num_pages(LAYOUT, DecodeConfig(cache_bytes=cache_bytes, max_requests=4), CPU, step_tokens=1)
+
+    used = sum((counts[name] + 1) * group.page_bytes for name, group in LAYOUT.groups.items())
+    assert cache_bytes - FULL.page_bytes - SLIDING.page_bytes < used <= cache_bytes
+
+
+def test_a_window_group_never_gets_more_than_all_requests_can_hold() -> None:
+    counts = num_pages(LAYOUT, PrefillConfig(cache_bytes=10**8, max_requests=3), CPU, step_tokens=64)
+
+    assert counts["window70"] == 3 * SLIDING.peak_pages(10**6, 64)
+    assert counts["full"] > 1000
+
+
+def test_a_share_of_free_memory_is_taken_when_no_bytes_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("local.build.free_memory", lambda device: 10_000_000)
+
+    taken = num_pages(LAYOUT, DecodeConfig(cache_fraction=0.25), CPU, 1)
+
+    assert taken == num_pages(LAYOUT, DecodeConfig(cache_bytes=2_500_000), CPU, 1)
+
+
+def test_more_pages_than_memory_is_refused_in_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("local.build.free_memory", lambda device: 2**30)
+
+    with pytest.raises(ConfigError, match=r"cache_bytes: 2\.00 GiB of pages, 1\.00 GiB free on cpu"):
+        num_pages(LAYOUT, DecodeConfig(cache_bytes=2 * 2**30), CPU, 1)
+
+
+def test_too_few_pages_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"cache_bytes: buys .* 2 are the least"):
+        num_pages(LAYOUT, DecodeConfig(cache_bytes=3 * FULL.page_bytes), CPU, 1)
+
+
+@pytest.mark.parametrize(("device", "says"), [("tpu9000", "is no torch device"), ("cuda", "torch sees no GPU")])
+def test_a_device_that_is_not_there_is_named(qwen3: Path, device: str, says: str) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    settings = Config.parse({"model": {"path": qwen3}, "decode": {"device": device}})
+
+    with pytest.raises(ConfigError, match=f"device: .*{device}.* {says}|{says}"):
+        Builder(settings, settings.decode)
+
+
+def test_each_pool_has_the_pages_of_its_own_section(make_rig: MakeRig) -> None:
+    rig = make_rig(prefill={"cache_bytes": 4_000_000}, decode={"cache_bytes": 900_000})
+
+    assert rig.prefiller.stats().pages["full"].total > 3 * rig.decoder.stats().pages["full"].total
+
+
+def test_a_model_can_be_shared_and_its_fingerprint_with_it(qwen3: Path) -> None:
+    settings = config(qwen3)
+    first = Builder(settings, settings.prefill)
+    other = settings.model_copy(update={"model": settings.model.model_copy(update={"page_tokens": 32})})
+
+    second = Builder(other, other.decode, first.model)
+
+    assert second.model is first.model
+    differ = {key for key, value in first.fingerprint.items() if second.fingerprint[key] != value}
+    assert differ == {"layout"}
+    assert replace(second.facts, fingerprint={}, page_tokens=64, page_bytes={}) == replace(
+        first.facts, fingerprint={}, page_bytes={}
+    )

@@ -1,0 +1,90 @@
+import pytest
+
+from engine.errors import BadRequest, DoesNotFit
+from engine.transfer import Message, Verb
+from tests.local.conftest import MakeRig
+from tests.local.rig import Rig, request
+
+
+def test_a_stream_gives_the_chunks_of_its_request_as_they_come(rig: Rig) -> None:
+    other, mine = request("other", max_tokens=9), request("r", max_tokens=4)
+    rig.add(other)
+
+    chunks = [*rig.stream(mine)]
+
+    assert [chunk.request_id for chunk in chunks] == ["r"] * 4
+    assert [chunk.finish is not None for chunk in chunks] == [False, False, False, True]
+
+
+def test_a_stream_raises_what_ended_its_request(make_rig: MakeRig) -> None:
+    rig = make_rig(decode={"cache_bytes": 600_000})
+
+    with pytest.raises(DoesNotFit):
+        list(rig.stream(request("r", max_tokens=900)))
+
+    rig.run()
+
+
+def test_a_request_is_checked_before_anything_is_queued(rig: Rig) -> None:
+    with pytest.raises(BadRequest):
+        rig.add(request("r", tokens=0))
+
+    assert rig.idle
+    assert not rig.requests
+
+
+def test_an_engine_that_has_nothing_to_do_asks_for_no_step(rig: Rig) -> None:
+    assert rig.prefiller.next_deadline() is rig.decoder.next_deadline() is None
+
+
+def test_an_engine_that_only_waits_does_not_spin(rig: Rig) -> None:
+    """With a read under way nothing can be computed: the next look is one poll away."""
+    rig.wire.stalled = True
+    rig.add(request("r"))
+    assert rig.prefiller.next_deadline() == rig.clock.now()
+
+    rig.until(lambda: rig.phases() == {"r": "reading"})
+
+    poll = rig.builder.config.transfer.poll_seconds
+    assert rig.prefiller.next_deadline() == rig.decoder.next_deadline() == rig.clock.now() + poll
+    rig.wire.stalled = False
+    rig.run()
+
+
+@pytest.mark.parametrize("verb", Verb)
+@pytest.mark.parametrize("held", [None, True, False])
+def test_words_that_concern_nobody_change_nothing(rig: Rig, verb: Verb, held: bool | None) -> None:
+    rig.add(request("r"))
+    rig.until(lambda: rig.phases() == {"r": "releasing"})
+    prefill, decode = rig.prefiller.stats().agent, rig.decoder.stats().agent
+    stray = Message(verb=verb, nonce="of nobody", held=held)
+
+    rig.wire.agents[decode].notify(prefill, stray)
+    rig.wire.agents[prefill].notify(decode, stray)
+    rig.run()
+
+    assert len(rig.tokens("r")) == 5
+
+
+def test_only_questions_are_answered(rig: Rig) -> None:
+    """Two replicas that answered each other's answers would never stop."""
+    prefill, decode = rig.prefiller.stats().agent, rig.decoder.stats().agent
+    rig.wire.agents[decode].notify(prefill, Message(verb=Verb.RENEW, nonce="n", held=True))
+
+    rig.prefiller.step()
+
+    assert rig.wire.agents[decode].notifications() == []
+
+
+def test_counters_count(rig: Rig) -> None:
+    for name in ("a", "b", "c"):
+        rig.add(request(name, tokens=20, max_tokens=5))
+    rig.until(lambda: rig.decoding("c"))
+    rig.cancel("c")
+    rig.run()
+
+    prefill, decode = rig.prefiller.stats(), rig.decoder.stats()
+    assert (prefill.requests, prefill.tokens, prefill.cancelled, prefill.failed) == (3, 60, 0, 0)
+    assert (decode.requests, decode.cancelled, decode.failed, decode.reads) == (3, 1, 0, 3)
+    assert decode.tokens == sum(len(rig.tokens(name)) for name in "abc")
+    assert decode.waiting == decode.running == prefill.waiting == prefill.running == prefill.leases_held == 0
