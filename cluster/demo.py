@@ -15,12 +15,12 @@ from cluster.tables import replica_table, size
 from engine.config import Config
 
 PROMPTS = [
-    "def read_json(path):\n",
-    "class Stack:\n    def __init__(self):\n",
-    "import os\nimport sys\n\ndef main(argv=None):\n",
-    'def test_split(self):\n    """Split a string at commas."""\n',
+    "def read_json(path):",
+    "class Stack:\n    def __init__(self):",
+    "for name, value in sorted(",
+    "class TestCase(unittest.TestCase):\n    def setUp(self):",
 ]
-MAX_TOKENS = 64
+OPTIONS = {"temperature": 0.7, "top_p": 0.95, "seed": 1, "max_tokens": 64}
 
 
 @dataclass
@@ -54,24 +54,25 @@ def main() -> None:
     console.print("Starting Ray, a prefill replica, a decode replica and a gateway ...")
     with running(config), Client(f"127.0.0.1:{grpc_port}") as client:
         console.print(f"Up and warm after {time.monotonic() - started:.1f} s.\n")
-        table = Table(title="one at a time, greedy")
+        table = Table(title="one at a time, temperature 0.7, seed 1")
         for column in ("prompt", "first token", "tok/s", "prefill", "transfer", "pages", "bytes"):
             table.add_column(column, justify="left" if column == "prompt" else "right")
-        for prompt in PROMPTS:
-            table.add_row(*row(prompt, ask(client, prompt, console)))
+        alone = [ask(client, prompt, console) for prompt in PROMPTS]
+        for prompt, answer in zip(PROMPTS, alone, strict=True):
+            table.add_row(*row(prompt, answer))
         console.print(table)
-        console.print(all_at_once(client))
+        console.print(all_at_once(client, alone))
         console.print(replica_table(client.stats()))
     console.print("Stopped; nothing is left running.")
 
 
 def ask(client: Client, prompt: str, console: Console | None = None) -> Answer:
-    """Stream one greedy answer, echoing it if there is a console."""
+    """Stream one answer, echoing it if there is a console."""
     sent = time.monotonic()
     first, text = 0.0, ""
     if console is not None:
         console.print(prompt, end="", style="bold", markup=False)
-    for reply in client.generate(generate_request(prompt, temperature=0.0, max_tokens=MAX_TOKENS)):
+    for reply in client.generate(generate_request(prompt, **OPTIONS)):
         first = first or time.monotonic()
         text += reply.text
         if console is not None:
@@ -94,16 +95,16 @@ def row(prompt: str, answer: Answer) -> list[str]:
     ]
 
 
-def all_at_once(client: Client) -> str:
-    """The prompts again, twice each and together: the same answers, more tokens per second."""
+def all_at_once(client: Client, alone: list[Answer]) -> str:
+    """The prompts again, twice each and together: more tokens per second, and with a seed the same answers."""
     sent = time.monotonic()
     with ThreadPoolExecutor(2 * len(PROMPTS)) as pool:
         answers = list(pool.map(lambda prompt: ask(client, prompt), 2 * PROMPTS))
     seconds = time.monotonic() - sent
     tokens = sum(answer.last.usage.completion_tokens for answer in answers)
-    return (
-        f"\n{len(answers)} requests at once: {tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tok/s in all\n"
-    )
+    same = sum(answer.text == before.text for answer, before in zip(answers, 2 * alone, strict=True))
+    rate = f"{tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tok/s in all"
+    return f"\n{len(answers)} requests at once: {rate}; {same} of {len(answers)} answers the same as alone\n"
 
 
 def free_ports(count: int) -> list[int]:
