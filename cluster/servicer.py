@@ -148,7 +148,11 @@ class InferenceServicer:
             prompt=prompt,
             sampling=_sampling(proto.sampling),
             stop=StopRules(
-                max_tokens=max_tokens, stop_token_ids=tuple(proto.stop_token_ids), ignore_eos=proto.ignore_eos
+                max_tokens=max_tokens,
+                min_tokens=proto.min_tokens,
+                stop=tuple(proto.stop),
+                stop_token_ids=tuple(proto.stop_token_ids),
+                ignore_eos=proto.ignore_eos,
             ),
         )
         request.check(model)
@@ -172,6 +176,12 @@ def _sampling(proto: pb.Sampling) -> Sampling:
         temperature=proto.temperature if proto.HasField("temperature") else 1.0,
         top_k=proto.top_k,
         top_p=proto.top_p if proto.HasField("top_p") else 1.0,
+        min_p=proto.min_p,
+        repetition_penalty=proto.repetition_penalty if proto.HasField("repetition_penalty") else 1.0,
+        presence_penalty=proto.presence_penalty,
+        frequency_penalty=proto.frequency_penalty,
+        logit_bias=tuple(sorted(proto.logit_bias.items())),
+        bad_words=tuple(tuple(word.ids) for word in proto.bad_words),
         seed=proto.seed if seeded else secrets.randbits(63),
         seeded=seeded,
     )

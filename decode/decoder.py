@@ -19,7 +19,7 @@ from engine.facts import ReplicaStats
 from engine.pages import Pages
 from engine.text import Text
 from engine.transfer import Transfer
-from engine.types import Chunk, DecodeTimings, Event, Handoff, Request, Sampling, StopRules
+from engine.types import Chunk, DecodeTimings, Ended, Event, Handoff, Request, Sampling, StopRules
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Decoder:
         self._inbox = Inbox(
             pages=pages, transfer=transfer, clock=clock, config=config, step_tokens=1 + drafter.block_length
         )
-        self._schedule = DecodeSchedule(pages, config.max_requests)
+        self._schedule = DecodeSchedule(pages, config.max_requests, eos_token_ids)
         self._arrivals: dict[str, Arrival] = {}
         self._first_chunks: list[Chunk] = []
         self._counters = Counters()
@@ -132,7 +132,7 @@ class Decoder:
         block = self._drafter.propose(len(batch))
         target = batch.extended(block)
         output = self._backend.forward(target)
-        tokens, logprobs = self._acceptor(output.logits, block, batch.options)
+        tokens, logprobs = self._acceptor(output.logits, block, batch.options, batch.edits)
         self._drafter.absorb(target, output.taps)
         return events + self._timed(self._schedule.commit(batch, tokens, logprobs))
 
@@ -155,9 +155,9 @@ class Decoder:
         sequence = Sequence(request, self._text, self._eos_token_ids)
         sequence.commit([0], [0.0])
         sequence.tables = self._pages.reserve(sequence.id, self._inbox.demand(request.max_total_tokens))
-        batch = DecodeBatch((sequence,), self._pages)
+        batch = DecodeBatch((sequence,), self._pages, self._eos_token_ids)
         block = self._drafter.propose(len(batch))
-        self._acceptor(self._backend.forward(batch.extended(block)).logits, block, batch.options)
+        self._acceptor(self._backend.forward(batch.extended(block)).logits, block, batch.options, batch.edits)
         assert sequence.tables is not None
         self._pages.release(sequence.tables)
 
@@ -209,11 +209,18 @@ class Decoder:
             waiting = f"decode.max_waiting: {self._inbox.waiting} handoffs wait already"
             raise Overloaded(waiting, retry_seconds=1.0)
 
-    def _timed(self, chunks: list[Chunk]) -> list[Event]:
+    def _timed(self, events: list[Chunk | Ended]) -> list[Event]:
+        """Count the step; whoever has ended leaves, a finished one with its timings."""
         self._counters.steps += 1
-        self._counters.tokens += sum(len(chunk.tokens) for chunk in chunks)
         now = self._clock.now()
-        return [
-            replace(chunk, timings=self._arrivals.pop(chunk.request_id).timings(now)) if chunk.finish else chunk
-            for chunk in chunks
-        ]
+        timed: list[Event] = []
+        for event in events:
+            if isinstance(event, Ended):
+                self._counters.failed += 1
+                del self._arrivals[event.request_id]
+            else:
+                self._counters.tokens += len(event.tokens)
+                if event.finish is not None:
+                    event = replace(event, timings=self._arrivals.pop(event.request_id).timings(now))
+            timed.append(event)
+        return timed

@@ -7,9 +7,11 @@ import torch
 from decode.sequence import Sequence
 from engine.batch import Batch, Row
 from engine.drafters import DraftBlock
+from engine.edits import Draw, Edits
+from engine.errors import ModelFailure
 from engine.pages import Pages
-from engine.sampling import SamplingBatch
-from engine.types import Chunk
+from engine.sampling import NO_TOKEN, SamplingBatch
+from engine.types import Chunk, Ended
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class DecodeBatch:
 
     sequences: tuple[Sequence, ...]
     pages: Pages
+    eos_token_ids: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -32,6 +35,11 @@ class DecodeBatch:
         rows = [(s.request.sampling, len(s.tokens)) for s in self.sequences]
         return SamplingBatch.of(rows, self.pages.store.device)
 
+    @property
+    def edits(self) -> Edits | None:
+        draws = [Draw(s.request, s.generated) for s in self.sequences]
+        return Edits.of(draws, self.eos_token_ids, self.pages.store.device)
+
     def _row(self, sequence: Sequence) -> Row:
         assert sequence.tables is not None
         tokens = sequence.uncached
@@ -43,23 +51,34 @@ class DecodeBatch:
 class DecodeSchedule:
     """The requests that are decoding, in the order they came."""
 
-    def __init__(self, pages: Pages, max_requests: int) -> None:
+    def __init__(self, pages: Pages, max_requests: int, eos_token_ids: tuple[int, ...]) -> None:
         self._pages = pages
+        self._eos_token_ids = eos_token_ids
         self.max_requests = max_requests
         self.running: dict[str, Sequence] = {}
 
     def next(self) -> DecodeBatch:
-        return DecodeBatch(tuple(self.running.values()), self._pages)
+        return DecodeBatch(tuple(self.running.values()), self._pages, self._eos_token_ids)
 
-    def commit(self, batch: DecodeBatch, tokens: torch.Tensor, logprobs: torch.Tensor) -> list[Chunk]:
-        """Give every request its tokens (the step's one copy to the host). What has finished gives its pages back."""
-        chunks = []
+    def commit(self, batch: DecodeBatch, tokens: torch.Tensor, logprobs: torch.Tensor) -> list[Chunk | Ended]:
+        """Give every request its tokens (the step's one copy to the host). What has ended gives its pages back."""
+        events: list[Chunk | Ended] = []
         for sequence, token, logprob in zip(batch.sequences, tokens.tolist(), logprobs.tolist(), strict=True):
             sequence.num_cached = len(sequence.tokens)
-            chunks.append(sequence.commit([token], [logprob]))
+            if token == NO_TOKEN:
+                events.append(self._broken(sequence))
+                continue
+            events.append(sequence.commit([token], [logprob]))
             if sequence.finish is not None:
                 self.remove(sequence.id)
-        return chunks
+        return events
+
+    def _broken(self, sequence: Sequence) -> Ended:
+        assert sequence.tables is not None
+        self._pages.clear(sequence.tables)
+        self.remove(sequence.id)
+        reason = f"the model gave NaN or infinity after {len(sequence.tokens)} tokens of {sequence.id}"
+        return Ended(request_id=sequence.id, error=ModelFailure(reason))
 
     def remove(self, request_id: str) -> Sequence | None:
         """Take a request out and give its pages back."""

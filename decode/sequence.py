@@ -5,7 +5,7 @@ prompt ++ generated            tokens below `num_cached` are in pages;
 """
 
 from engine.pages import Tables
-from engine.text import Text, TextStream
+from engine.text import StopStrings, Text, TextStream
 from engine.types import Chunk, FinishReason, Request
 
 
@@ -18,7 +18,11 @@ class Sequence:
         self.tables: Tables | None = None
         self.num_cached = request.num_tokens
         self.finish: FinishReason | None = None
-        self._text = TextStream(text, request.prompt, request.generated)
+        self._stop_strings = StopStrings(request.stop.stop)
+        self._text = TextStream(text, request.prompt, () if request.stop.stop else request.generated)
+        if request.stop.stop:  # what is held back follows from everything that was said
+            for count, token in enumerate(request.generated, start=1):
+                self._said(self._text.push((token,)), count)
         eos = () if request.stop.ignore_eos else eos_token_ids
         self._stop_tokens = frozenset((*eos, *request.stop.stop_token_ids))
 
@@ -29,6 +33,10 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def generated(self) -> list[int]:
+        return self.tokens[len(self.request.prompt) :]
 
     @property
     def uncached(self) -> list[int]:
@@ -42,15 +50,16 @@ class Sequence:
         for token in tokens:
             count += 1
             self.tokens.append(token)
-            if token in self._stop_tokens:
+            ends = token in self._stop_tokens
+            said, stopped = ("", False) if ends else self._said(self._text.push((token,)), self.num_generated)
+            text += said
+            if ends or stopped:
                 self.finish = FinishReason.STOP
-                break
-            text += self._text.push((token,))
-            if self.num_generated >= self.request.stop.max_tokens:
+            elif self.num_generated >= self.request.stop.max_tokens:
                 self.finish = FinishReason.LENGTH
+            if self.finish is not None:
+                text += "" if stopped else self._rest()
                 break
-        if self.finish is not None:
-            text += self._text.flush()
         return Chunk(
             request_id=self.id,
             tokens=tuple(tokens[:count]),
@@ -58,3 +67,14 @@ class Sequence:
             text=text,
             finish=self.finish,
         )
+
+    def _said(self, text: str, num_generated: int) -> tuple[str, bool]:
+        """What may be sent of `text`, and whether it completes a stop string; none counts before `min_tokens`."""
+        if num_generated < self.request.stop.min_tokens:
+            return text, False
+        return self._stop_strings.push(text)
+
+    def _rest(self) -> str:
+        """What is still held back when the request ends otherwise than by a stop string."""
+        said, stopped = self._stop_strings.push(self._text.flush())
+        return said if stopped else said + self._stop_strings.flush()

@@ -3,13 +3,16 @@
 from torch import Tensor
 
 from engine.drafters import DraftBlock
+from engine.edits import Edits
 from engine.sampling import SamplingBatch, sample
 
 
 class Exact:
     """The output is what the target alone would have drawn."""
 
-    def __call__(self, logits_RV: Tensor, block: DraftBlock, options: SamplingBatch) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, logits_RV: Tensor, block: DraftBlock, options: SamplingBatch, edits: Edits | None
+    ) -> tuple[Tensor, Tensor]:
         """Tokens [R] and their log-probabilities [R], from one row of logits for each request."""
         assert block.length == 0
-        return sample(logits_RV, options)
+        return sample(logits_RV, options, edits)

@@ -10,6 +10,7 @@ SparkpoolError                     INTERNAL             500
 ├── Unavailable                    UNAVAILABLE          503   the retry budget is spent
 │   └── HandoffLost                UNAVAILABLE          503   pages were gone; the gateway prefills again
 ├── HandoffRefused                 FAILED_PRECONDITION  500   the two pools serve different models
+├── ModelFailure                   INTERNAL             500   NaN or infinity in this request's logits
 ├── EngineFailure                  INTERNAL             500   a fault of ours: the replica stops
 └── ConfigError                    FAILED_PRECONDITION  500   at start: names the key or the file
     └── CheckpointRefused          FAILED_PRECONDITION  500   pre-flight: with numbers
@@ -79,6 +80,10 @@ class HandoffRefused(SparkpoolError):
     """The prefill replica's target fingerprint is not ours. The message names the difference."""
 
     grpc_status, http_status = "FAILED_PRECONDITION", 500
+
+
+class ModelFailure(SparkpoolError):
+    """The model gave NaN or infinity for this request. Others in the same batch go on; trying again would not help."""
 
 
 class EngineFailure(SparkpoolError):

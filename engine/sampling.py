@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.edits import Edits
 from engine.types import Sampling
 
+NO_TOKEN = -1
 TARGET_NOISE = 0  # purpose: the target's own draw; drafters and acceptance use others
 
 
@@ -25,6 +27,7 @@ class SamplingBatch:
     temperature_R: Tensor
     top_k_R: Tensor
     top_p_R: Tensor
+    min_p_R: Tensor
     seed_R: Tensor
     position_R: Tensor
     all_greedy: bool
@@ -38,32 +41,39 @@ class SamplingBatch:
             torch.tensor([s.temperature for s in options], dtype=torch.float32).to(device),
             torch.tensor([s.top_k for s in options], dtype=torch.int64).to(device),
             torch.tensor([s.top_p for s in options], dtype=torch.float32).to(device),
+            torch.tensor([s.min_p for s in options], dtype=torch.float32).to(device),
             torch.tensor([s.seed for s in options], dtype=torch.int64).to(device),
             torch.tensor([position for _, position in rows], dtype=torch.int64).to(device),
             all(s.greedy for s in options),
-            any(s.top_k > 0 or s.top_p < 1.0 for s in options),
+            any(s.top_k > 0 or s.top_p < 1.0 or s.min_p > 0.0 for s in options),
         )
 
 
 @torch.inference_mode()
-def sample(logits_RV: Tensor, options: SamplingBatch) -> tuple[Tensor, Tensor]:
-    """One token for each row and its log-probability under the model's own (unprocessed) distribution."""
+def sample(logits_RV: Tensor, options: SamplingBatch, edits: Edits | None = None) -> tuple[Tensor, Tensor]:
+    """One token for each row and its log-probability under the model's own (unprocessed) distribution.
+
+    A row that holds NaN or infinity gets NO_TOKEN: its request has to end, the others are not touched.
+    """
+    changed_RV = logits_RV if edits is None else edits.applied(logits_RV)
     if options.all_greedy:
-        token_R = logits_RV.argmax(dim=-1)
+        token_R = changed_RV.argmax(dim=-1)
     else:
         noise_RV = gumbel(options.seed_R, options.position_R, TARGET_NOISE, logits_RV.shape[-1])
         greedy_R1 = (options.temperature_R == 0)[:, None]
-        scores_RV = log_probs(logits_RV, options) + noise_RV
-        token_R = torch.where(greedy_R1, logits_RV, scores_RV).argmax(dim=-1)  # greedy: not even rounding may differ
+        scores_RV = log_probs(changed_RV, options) + noise_RV
+        token_R = torch.where(greedy_R1, changed_RV, scores_RV).argmax(dim=-1)  # greedy: not even rounding may differ
     chosen_R = logits_RV.gather(-1, token_R[:, None])[:, 0]
-    return token_R, chosen_R - logits_RV.logsumexp(dim=-1)
+    finite_R = logits_RV.isfinite().all(dim=-1)
+    return torch.where(finite_R, token_R, NO_TOKEN), chosen_R - logits_RV.logsumexp(dim=-1)
 
 
 def log_probs(logits_RV: Tensor, options: SamplingBatch) -> Tensor:
-    """log of the distribution that temperature, top-k and top-p leave, in that order; -inf is impossible.
+    """log of the distribution that temperature, min-p, top-k and top-p leave, in that order; -inf is impossible.
 
-    Ties at the k-th place all stay. Top-p keeps the smallest set of most likely tokens with mass >= p (Holtzman
-    et al. 2020); the most likely one always stays. Greedy rows are returned at temperature 1, unfiltered.
+    Min-p keeps what has at least that share of the most likely token's probability (Nguyen et al. 2024). Ties at
+    the k-th place all stay. Top-p keeps the smallest set of most likely tokens with mass >= p (Holtzman et al.
+    2020). The most likely one always stays. Greedy rows are returned at temperature 1, unfiltered.
     """
     temperature_R = torch.where(options.temperature_R > 0, options.temperature_R, 1.0)
     above_RV = logits_RV - logits_RV.amax(dim=-1, keepdim=True)  # so that a tiny temperature cannot overflow
@@ -74,6 +84,8 @@ def log_probs(logits_RV: Tensor, options: SamplingBatch) -> Tensor:
 
 
 def _filtered(scaled_RV: Tensor, options: SamplingBatch) -> Tensor:
+    """`scaled_RV` has its maximum at 0."""
+    scaled_RV = scaled_RV.masked_fill(scaled_RV < options.min_p_R.log()[:, None], float("-inf"))
     sorted_RV = scaled_RV.sort(dim=-1, descending=True).values
     vocab = scaled_RV.shape[-1]
     k_R = torch.where(options.top_k_R > 0, options.top_k_R.clamp(max=vocab), vocab)

@@ -65,3 +65,31 @@ class TextStream:
     def _decoded(self) -> tuple[str, str]:
         before = self._text.decode(self._tokens[self._context : self._sent])
         return before, self._text.decode(self._tokens[self._context :])
+
+
+class StopStrings:
+    """Holds text back as long as it may be the beginning of a stop string."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """What may be sent now, and whether a stop string is complete (then nothing more may be sent)."""
+        self._held += text
+        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if found:
+            return self._held[: min(found)], True
+        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return ready, False
+
+    def flush(self) -> str:
+        """What was held back, now that no stop string can be completed any more."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` with which `stop` begins, but is not complete."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -6,6 +6,7 @@ A handoff's tokens:   those in pages, then `first_token`, which no page holds ye
 """
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from engine.errors import BadRequest, SparkpoolError
@@ -20,15 +21,22 @@ class FinishReason(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is drawn. `temperature` 0 is greedy, `top_k` 0 is off, `top_p` 1 is off.
+    """How a token is drawn. `temperature` 0 is greedy, `top_k` 0 is off, `top_p` 1 is off, `min_p` 0 is off.
 
     `seed` keys the noise; a request without one gets a random seed at the edge, and `seeded`
-    remembers which it was.
+    remembers which it was. Penalties and biases change the logits first (engine/edits.py), greedy or not.
+    `bad_words` are token sequences that must not be completed.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
     seed: int = 0
     seeded: bool = False
 
@@ -44,19 +52,36 @@ class Sampling:
             raise BadRequest("top_k", f"must be 0 (off) or positive, is {self.top_k}")
         if not 0.0 < self.top_p <= 1.0:
             raise BadRequest("top_p", f"must be in (0, 1], is {self.top_p}")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise BadRequest("min_p", f"must be in [0, 1], is {self.min_p}")
+        if not 0.0 < self.repetition_penalty <= 100.0:
+            raise BadRequest("repetition_penalty", f"must be in (0, 100], is {self.repetition_penalty}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2.0 <= getattr(self, name) <= 2.0:
+                raise BadRequest(name, f"must be in [-2, 2], is {getattr(self, name)}")
+        if not all(-100.0 <= bias <= 100.0 for _, bias in self.logit_bias):
+            raise BadRequest("logit_bias", "every bias must be in [-100, 100]")
+        if not all(self.bad_words):
+            raise BadRequest("bad_words", "holds an empty word")
         if not 0 <= self.seed < 2**63:
             raise BadRequest("seed", f"must be in [0, 2**63), is {self.seed}")
         if self.greedy and self.seeded:
             raise BadRequest("seed", "contradicts temperature 0: greedy decoding draws nothing")
-        if self.greedy and (self.top_k > 1 or self.top_p < 1.0):
-            raise BadRequest("temperature", "is 0 (greedy), which contradicts top_k or top_p; set it above 0")
+        if self.greedy and (self.top_k > 1 or self.top_p < 1.0 or self.min_p > 0.0):
+            raise BadRequest("temperature", "is 0 (greedy), which contradicts top_k, top_p or min_p; set it above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopRules:
-    """When a request ends. `max_tokens` counts all generated tokens, resent ones included."""
+    """When a request ends. `max_tokens` counts all generated tokens, resent ones included.
+
+    Before `min_tokens` neither the model's end nor a stop token can be drawn. A `stop` string ends the request when
+    the text holds it, even across tokens; it is not part of the answer.
+    """
 
     max_tokens: int
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
@@ -83,6 +108,13 @@ class Request:
     def max_total_tokens(self) -> int:
         return len(self.prompt) + self.stop.max_tokens
 
+    @property
+    def edits_logits(self) -> bool:
+        """Whether logits have to be changed before a token is drawn."""
+        s = self.sampling
+        penalties = s.repetition_penalty != 1.0 or s.presence_penalty != 0.0 or s.frequency_penalty != 0.0
+        return penalties or bool(s.logit_bias or s.bad_words) or self.stop.min_tokens > 0
+
     def resumed(self, new_tokens: tuple[int, ...]) -> "Request":
         """The same request, to be prefilled again after the client has seen `new_tokens` more."""
         return replace(self, generated=self.generated + new_tokens)
@@ -91,9 +123,7 @@ class Request:
         """Raise BadRequest, naming the field, unless `model` can serve this."""
         if not self.prompt:
             raise BadRequest("prompt", "is empty: at least one token is needed")
-        bad = next((t for t in self.prompt if not 0 <= t < model.vocab_size), None)
-        if bad is not None:
-            raise BadRequest("token_ids", f"token {bad} is outside the vocabulary of {model.vocab_size}")
+        self._check_tokens("token_ids", self.prompt, model.vocab_size)
         if len(self.prompt) >= model.max_tokens:
             limit = f"the model takes {model.max_tokens} tokens, prompt and output together"
             raise BadRequest("prompt", f"has {len(self.prompt)} tokens; {limit}")
@@ -102,10 +132,22 @@ class Request:
         if self.max_total_tokens > model.max_tokens:
             over = f"prompt {len(self.prompt)} + max_tokens {self.stop.max_tokens} = {self.max_total_tokens}"
             raise BadRequest("max_tokens", f"{over} tokens; the model takes {model.max_tokens}")
-        bad = next((t for t in self.stop.stop_token_ids if not 0 <= t < model.vocab_size), None)
-        if bad is not None:
-            raise BadRequest("stop_token_ids", f"token {bad} is outside the vocabulary of {model.vocab_size}")
+        self._check_tokens("stop_token_ids", self.stop.stop_token_ids, model.vocab_size)
+        if not 0 <= self.stop.min_tokens <= self.stop.max_tokens:
+            raise BadRequest(
+                "min_tokens", f"must be in [0, max_tokens {self.stop.max_tokens}], is {self.stop.min_tokens}"
+            )
+        if not all(self.stop.stop):
+            raise BadRequest("stop", "holds an empty string, which every text contains")
         self.sampling.check()
+        self._check_tokens("logit_bias", [token for token, _ in self.sampling.logit_bias], model.vocab_size)
+        self._check_tokens("bad_words", [t for word in self.sampling.bad_words for t in word], model.vocab_size)
+
+    @staticmethod
+    def _check_tokens(field_name: str, tokens: Iterable[int], vocab_size: int) -> None:
+        bad = next((token for token in tokens if not 0 <= token < vocab_size), None)
+        if bad is not None:
+            raise BadRequest(field_name, f"token {bad} is outside the vocabulary of {vocab_size}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,7 @@ class Builder:
             config=self.config.prefill,
             poll_seconds=self.config.transfer.poll_seconds,
             fingerprint=self.fingerprint,
+            eos_token_ids=self.model.eos_token_ids,
         )
 
     def decoder(self, name: str, transfer: MakeTransfer, text: Text, clock: Clock | None = None) -> Decoder:

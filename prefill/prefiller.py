@@ -11,10 +11,11 @@ from engine.batch import Batch
 from engine.clock import Clock
 from engine.config import PrefillConfig
 from engine.drafters import Drafter
-from engine.errors import DoesNotFit, HandoffLost, Overloaded
+from engine.edits import Draw, Edits
+from engine.errors import DoesNotFit, HandoffLost, ModelFailure, Overloaded
 from engine.facts import ReplicaStats
 from engine.pages import Pages
-from engine.sampling import SamplingBatch, sample
+from engine.sampling import NO_TOKEN, SamplingBatch, sample
 from engine.transfer import Message, Transfer, Verb
 from engine.types import Ended, Event, Handoff, PrefillTimings, Request, Sampling, StopRules
 from prefill.lease import LeaseEnd, LeaseTable
@@ -44,6 +45,7 @@ class Prefiller:
         config: PrefillConfig,
         poll_seconds: float,
         fingerprint: dict[str, str],
+        eos_token_ids: tuple[int, ...],
     ) -> None:
         self._pages = pages
         self._backend = backend
@@ -53,6 +55,7 @@ class Prefiller:
         self._max_waiting = config.max_waiting
         self._poll_seconds = poll_seconds
         self._fingerprint = fingerprint
+        self._eos_token_ids = eos_token_ids
         self._schedule = PromptSchedule(pages, config.chunk_tokens, config.max_requests)
         self._leases = LeaseTable(config.lease_seconds)
         self._counters = Counters()
@@ -171,10 +174,24 @@ class Prefiller:
             chunk.prompt.computed = chunk.end
         if not done:
             return []
+        device = output.logits.device
         rows = [(prompt.request.sampling, prompt.request.num_tokens) for prompt in done]
-        tokens, logprobs = sample(output.logits, SamplingBatch.of(rows, output.logits.device))
+        edits = Edits.of([Draw(p.request, p.request.generated) for p in done], self._eos_token_ids, device)
+        tokens, logprobs = sample(output.logits, SamplingBatch.of(rows, device), edits)
         firsts = zip(done, tokens.tolist(), logprobs.tolist(), strict=True)
-        return [self._offer(prompt, token, logprob) for prompt, token, logprob in firsts]
+        return [
+            self._broken(prompt) if token == NO_TOKEN else self._offer(prompt, token, logprob)
+            for prompt, token, logprob in firsts
+        ]
+
+    def _broken(self, prompt: Prompt) -> Ended:
+        assert prompt.tables is not None
+        self._schedule.running.remove(prompt)
+        self._pages.clear(prompt.tables)
+        self._pages.release(prompt.tables)
+        self._counters.failed += 1
+        reason = f"the model gave NaN or infinity after {prompt.computed} tokens of {prompt.request.id}"
+        return Ended(request_id=prompt.request.id, error=ModelFailure(reason))
 
     def _offer(self, prompt: Prompt, first_token: int, first_logprob: float) -> Handoff:
         assert prompt.tables is not None and prompt.started is not None

@@ -120,6 +120,11 @@ class Pages:
         for name, table in tables.groups.items():
             self.pools[name].give_back(table.held, tables.holder)
 
+    def clear(self, tables: Tables) -> None:
+        """Zero the request's pages: what is not finite must not stay for the next holder, where 0 * NaN is NaN."""
+        for name, table in tables.groups.items():
+            self.store.records[name][table.held] = 0
+
     def quarantine(self, tables: Tables) -> None:
         """As `release`, but bytes may still arrive: the pages stay out of use until `settle(holder)`."""
         for name, table in tables.groups.items():

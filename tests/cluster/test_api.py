@@ -64,6 +64,26 @@ def test_a_stop_token_ends_the_answer_and_is_not_part_of_its_text(shipped: Servi
     assert stopped[-1].finish_reason == pb.FINISH_REASON_STOP
 
 
+def test_every_option_reaches_the_engine(shipped: Service) -> None:
+    free = shipped.ask(PROMPT, temperature=0.0, max_tokens=24)
+    first, said = tokens(free)[0], text(free)
+    third = tokens(free)[2]
+
+    def ask(sampling: pb.Sampling, **options: object) -> pb.GenerateReply:
+        sampling.temperature = 0.0
+        request = pb.GenerateRequest(prompt=PROMPT, sampling=sampling, **{"max_tokens": 24, **options})
+        return shipped.client.generate_once(request)
+
+    assert ask(pb.Sampling(logit_bias={77: 100.0})).token_ids[0] == 77
+    assert first not in ask(pb.Sampling(bad_words=[pb.TokenIds(ids=[first])])).token_ids
+    assert len({*ask(pb.Sampling(repetition_penalty=100.0)).token_ids}) == 24
+    assert len({*ask(pb.Sampling(presence_penalty=2.0, frequency_penalty=2.0)).token_ids}) > len({*tokens(free)})
+    stop = said[4:9]
+    assert ask(pb.Sampling(), stop=[stop]).text == said[: said.index(stop)]
+    assert len(ask(pb.Sampling(), stop_token_ids=[third]).token_ids) <= 3
+    assert len(ask(pb.Sampling(), stop_token_ids=[third], min_tokens=10).token_ids) >= 10
+
+
 @pytest.mark.parametrize(
     ("request_fields", "status", "field"),
     [
@@ -83,6 +103,16 @@ def test_a_stop_token_ends_the_answer_and_is_not_part_of_its_text(shipped: Servi
         ({"prompt": "x", "sampling": pb.Sampling(top_k=-1)}, "INVALID_ARGUMENT", "top_k"),
         ({"prompt": "x", "sampling": pb.Sampling(top_p=0)}, "INVALID_ARGUMENT", "top_p"),
         ({"prompt": "x", "sampling": pb.Sampling(seed=-4)}, "INVALID_ARGUMENT", "seed"),
+        ({"prompt": "x", "sampling": pb.Sampling(min_p=1.5)}, "INVALID_ARGUMENT", "min_p"),
+        ({"prompt": "x", "sampling": pb.Sampling(repetition_penalty=0)}, "INVALID_ARGUMENT", "repetition_penalty"),
+        ({"prompt": "x", "sampling": pb.Sampling(presence_penalty=3)}, "INVALID_ARGUMENT", "presence_penalty"),
+        ({"prompt": "x", "sampling": pb.Sampling(frequency_penalty=-3)}, "INVALID_ARGUMENT", "frequency_penalty"),
+        ({"prompt": "x", "sampling": pb.Sampling(logit_bias={3: 101.0})}, "INVALID_ARGUMENT", "logit_bias"),
+        ({"prompt": "x", "sampling": pb.Sampling(logit_bias={-3: 1.0})}, "INVALID_ARGUMENT", "logit_bias"),
+        ({"prompt": "x", "sampling": pb.Sampling(bad_words=[pb.TokenIds()])}, "INVALID_ARGUMENT", "bad_words"),
+        ({"prompt": "x", "min_tokens": -1}, "INVALID_ARGUMENT", "min_tokens"),
+        ({"prompt": "x", "min_tokens": 9, "max_tokens": 8}, "INVALID_ARGUMENT", "min_tokens"),
+        ({"prompt": "x", "stop": [""]}, "INVALID_ARGUMENT", "stop"),
         ({"prompt": "x", "sampling": pb.Sampling(temperature=0, seed=4)}, "INVALID_ARGUMENT", "seed"),
         ({"prompt": "x", "sampling": pb.Sampling(temperature=0, top_p=0.5)}, "INVALID_ARGUMENT", "temperature"),
     ],

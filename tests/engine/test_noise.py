@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.sampling import gumbel, uniform
+from engine.sampling import _mix, gumbel, uniform
 from tests.statistics import FAMILY_LEVEL, chi_square_p, kolmogorov_p
 
 SEEDS = [0, 1, 2, 12345, 2**62, 2**63 - 1]
@@ -56,6 +56,19 @@ def test_pairs_of_neighbours_fill_the_square() -> None:
     for a, b in ((index[::2], index[1::2]), (along[::2], along[1::2])):
         cells = (a * 10).long() * 10 + (b * 10).long()
         assert chi_square_p(cells.bincount(minlength=100), torch.full((100,), 0.01)) > FAMILY_LEVEL / 2
+
+
+def test_bits_are_mixed_as_published() -> None:
+    """The finaliser of SplitMix64 in whole numbers, against ours in wrapping int64 with arithmetic shifts."""
+
+    def mixed(x: int) -> int:
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+        return x ^ x >> 31
+
+    values = torch.tensor([0, 1, -1, 12345, 2**63 - 1, -(2**63), -(2**40) + 7])
+
+    assert [x % 2**64 for x in _mix(values).tolist()] == [mixed(x % 2**64) for x in values.tolist()]
 
 
 def test_noise_is_a_function_of_its_key_alone() -> None:

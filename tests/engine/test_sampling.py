@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from engine.sampling import SamplingBatch, log_probs, sample
@@ -47,6 +47,7 @@ def kept_slowly(logits: list[int], temperature: float, top_k: int, top_p: float)
     st.integers(0, VOCAB + 3),
     st.one_of(st.just(1.0), st.just(1e-6), st.floats(0.01, 0.999)),
 )
+@example([1, 0, -1, -2], 1.0, 2, 0.7)  # the first of the two that top-k leaves has 0.73 of their mass, 0.64 of all
 def test_top_k_and_top_p_keep_what_a_slow_reference_keeps(
     logits: list[int], temperature: float, top_k: int, top_p: float
 ) -> None:

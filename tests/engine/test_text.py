@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from engine.errors import CheckpointRefused
 from engine.text import UNFINISHED, Text, TextStream
@@ -76,6 +77,16 @@ def test_a_resumed_stream_goes_on_where_the_first_one_stopped(prompt: bytes, out
 @given(st.text(max_size=40))
 def test_encoding_and_decoding_give_the_text_back(text: str) -> None:
     assert TEXT.decode(TEXT.encode(text)) == text
+
+
+def test_the_space_before_a_word_is_kept() -> None:
+    """With word pieces, a space belongs to the word after it, and is dropped where a text begins."""
+    words = Tokenizer(models.WordLevel({"\u2581no": 0, "\u2581way": 1, "?": 2}, unk_token="?"))
+    words.decoder = decoders.Metaspace()
+    text = Text(PreTrainedTokenizerFast(tokenizer_object=words))
+    stream = TextStream(text, prompt=(0,))
+
+    assert [stream.push((token,)) for token in (1, 0, 2, 1)] == [" way", " no", "?", " way"]
 
 
 def test_a_flushed_stream_has_nothing_left() -> None:

@@ -110,6 +110,56 @@ def test_requests_do_not_change_each_other(rig: Rig) -> None:
     assert rig.tokens("r") == free
 
 
+@pytest.mark.parametrize("at", [3, 9])
+def test_a_stop_string_ends_the_request_across_tokens_and_is_no_text(rig: Rig, at: int) -> None:
+    """The string is the text of two tokens; the tokens are there, the text ends before it."""
+    free = greedy(rig)
+    stop = rig.text.decode(free[at : at + 2])
+    text = rig.text.decode(free)
+    rig.add(same_prompt("r", stop=(stop, "never to be said")))
+    rig.run()
+
+    assert "".join(chunk.text for chunk in rig.chunks["r"]) == text[: text.index(stop)]
+    assert rig.finish("r") == FinishReason.STOP
+    assert rig.tokens("r") == free[: len(rig.tokens("r"))]
+
+
+@pytest.mark.parametrize("at", [1, 4, 7])
+def test_a_stop_string_is_found_across_an_interruption(rig: Rig, at: int) -> None:
+    free = greedy(rig)
+    stop = rig.text.decode(free[6:9])
+    rig.add(same_prompt("whole", stop=(stop,)))
+    rig.run()
+    whole = list(rig.chunks["whole"])
+    rig.add(same_prompt("resumed", stop=(stop,)).resumed(tuple(free[:at])))
+    rig.run()
+
+    assert free[:at] + rig.tokens("resumed") == rig.tokens("whole")
+    assert "".join(c.text for c in rig.chunks["resumed"]) == "".join(c.text for c in whole[at:])
+
+
+def test_text_held_back_is_sent_when_no_stop_string_comes_of_it(rig: Rig) -> None:
+    tokens = greedy(rig)
+    text = rig.text.decode(tokens)
+    rig.add(same_prompt("r", stop=(text[-3:] + "and more",)))
+    rig.run()
+
+    assert "".join(chunk.text for chunk in rig.chunks["r"]) == text
+    assert rig.finish("r") == FinishReason.LENGTH
+
+
+def test_nothing_ends_a_request_before_min_tokens(rig: Rig) -> None:
+    free = greedy(rig)
+    rig.decoder._eos_token_ids = rig.decoder._schedule._eos_token_ids = (free[0],)
+    rig.prefiller._eos_token_ids = (free[0],)
+    rig.add(same_prompt("r", min_tokens=8, ignore_eos=False, stop_token_ids=(free[1],)))
+    rig.run()
+
+    assert len(rig.tokens("r")) >= 8
+    assert not {free[0], free[1]} & {*rig.tokens("r")[:8]}
+
+
 def test_stop_rules_know_no_other_end() -> None:
     """A new rule needs a test here."""
-    assert {*StopRules.__dataclass_fields__} == {"max_tokens", "stop_token_ids", "ignore_eos"}
+    rules = {"max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos"}
+    assert {*StopRules.__dataclass_fields__} == rules

@@ -146,7 +146,23 @@ def test_a_prefill_replica_that_dies_costs_its_requests_and_no_page(make_rig: Ma
     assert sorted(rig.lost()) == ["a", "b"]
     assert rig.phases() == {}
     rig.decoder.assert_consistent()
-    assert rig.decoder.stats().reads_lost == 2
+    assert rig.decoder.stats().reads_lost == rig.decoder.stats().failed == 2
+
+
+def test_a_peer_whose_read_failed_is_forgotten_once_no_other_read_from_it_runs(rig: Rig) -> None:
+    """Forgetting it takes its memory away: a read that still runs would have nowhere to read from."""
+    rig.wire.stalled = True
+    for name in ("a", "b"):
+        rig.add(request(name))
+    rig.until(lambda: rig.phases() == {"a": "reading", "b": "reading"})
+    dropped: list[tuple[str, list[str]]] = []
+    rig.decoder._transfer.drop = lambda peer: dropped.append((peer, [*rig.phases().values()]))
+    rig.cut_prefill()
+    rig.wire.stalled = False
+
+    rig.step()
+
+    assert dropped == [(rig.prefiller.stats().agent, ["lost"])]
 
 
 def test_a_dead_prefill_replica_cannot_be_told_and_that_is_noticed_at_once(rig: Rig) -> None:
@@ -237,7 +253,7 @@ def test_no_more_requests_decode_at_once_than_were_configured(make_rig: MakeRig)
     """A request that is admitted in a step takes its place in that very step."""
     rig = make_rig(decode={"max_requests": 2})
     for i in range(7):
-        rig.add(request(f"r{i}", max_tokens=3 + i % 3))
+        rig.add(request(f"r{i}", max_tokens=20 + i % 3))
     most = 0
 
     while not rig.idle:
@@ -262,6 +278,24 @@ def test_a_decode_pool_too_small_for_all_serves_all_in_order(make_rig: MakeRig) 
     second = [event.request_id for event in rig.events if not isinstance(event, Ended) and is_second(rig, event)]
     assert second == names, "what came first was decoded first"
     assert rig.decoder.stats().failed == 0
+
+
+def test_a_large_request_that_waits_for_pages_is_not_overtaken(make_rig: MakeRig) -> None:
+    rig = make_rig(decode={"cache_bytes": 900_000})
+    total = rig.decoder.stats().pages["full"].total
+    rig.add(request("first", tokens=60, max_tokens=100))
+    rig.until(lambda: rig.decoding("first"))
+    rig.add(request("large", tokens=60, max_tokens=64 * (total - 1)))
+    rig.until(lambda: rig.phases() == {"large": "waiting"})
+    rig.add(request("small"))
+
+    rig.until(lambda: "small" in rig.phases())
+    rig.step()
+
+    assert rig.phases() == {"large": "waiting", "small": "waiting"}
+    rig.cancel("large")
+    rig.run()
+    assert len(rig.tokens("small")) == 5
 
 
 def is_second(rig: Rig, event: object) -> bool:

@@ -66,6 +66,19 @@ def test_words_that_concern_nobody_change_nothing(rig: Rig, verb: Verb, held: bo
     assert len(rig.tokens("r")) == 5
 
 
+@pytest.mark.parametrize("verb", Verb)
+def test_a_question_about_a_handoff_is_no_answer_to_one(rig: Rig, verb: Verb) -> None:
+    rig.add(request("r"))
+    rig.until(lambda: rig.phases() == {"r": "releasing"})
+    (nonce,) = rig.decoder._inbox._incoming
+    prefill, decode = rig.prefiller.stats().agent, rig.decoder.stats().agent
+
+    rig.wire.agents[prefill].notify(decode, Message(verb=verb, nonce=nonce))
+    rig.run()
+
+    assert len(rig.tokens("r")) == 5
+
+
 def test_only_questions_are_answered(rig: Rig) -> None:
     """Two replicas that answered each other's answers would never stop."""
     prefill, decode = rig.prefiller.stats().agent, rig.decoder.stats().agent

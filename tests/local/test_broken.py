@@ -1,0 +1,47 @@
+"""A request whose logits are not finite ends alone, and leaves nothing behind that could spoil the next one."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine.errors import ModelFailure
+from tests.local.rig import Rig, request
+
+POISON = 299
+
+
+@pytest.fixture
+def poisoned(rig: Rig) -> Iterator[Rig]:
+    """The model gives NaN from the token POISON on."""
+    weight = rig.builder.model.module.get_input_embeddings().weight
+    before = weight[POISON].clone()
+    weight[POISON] = float("nan")
+    yield rig
+    weight[POISON] = before
+
+
+@pytest.mark.parametrize("place", ["prompt", "generated"])
+def test_a_request_with_nan_ends_with_an_error_and_the_others_go_on(poisoned: Rig, place: str) -> None:
+    healthy = [request(f"healthy {i}", tokens=20 + i, max_tokens=12) for i in range(3)]
+    alone = poisoned.generate(healthy)
+    sick = request("sick", tokens=30, max_tokens=20)
+    if place == "prompt":
+        sick = replace(sick, prompt=(*sick.prompt[:-1], POISON))
+    else:
+        only = ((POISON, 100.0),)  # the first token drawn is the poison, so it is the decoder that meets NaN
+        sick = replace(sick, sampling=replace(sick.sampling, logit_bias=only))
+
+    for one in (*healthy[:2], sick, healthy[2]):
+        poisoned.add(replace(one, id=one.id + "!"))
+    poisoned.run()
+
+    assert isinstance(poisoned.errors["sick!"], ModelFailure)
+    assert {one.id: poisoned.tokens(one.id + "!") for one in healthy} == alone
+    for store in (poisoned.prefiller._pages.store, poisoned.decoder._pages.store):
+        for records in store.records.values():
+            assert records[1:].view(torch.float32).isfinite().all(), "NaN stays in a page"
+    poisoned.errors.clear()
+    again = poisoned.generate([replace(one, id=one.id + "?") for one in healthy])
+    assert [*again.values()] == [*alone.values()]
