@@ -33,6 +33,14 @@ class Client:
         stats: pb.Stats = self._stub.GetStats(pb.GetStatsRequest(), metadata=self.metadata)
         return stats
 
+    def tokenize(self, request: pb.TokenizeRequest) -> list[int]:
+        tokens: pb.TokenIds = self._stub.Tokenize(request, metadata=self.metadata)
+        return list(tokens.ids)
+
+    def detokenize(self, tokens: list[int]) -> str:
+        reply: pb.DetokenizeReply = self._stub.Detokenize(pb.TokenIds(ids=tokens), metadata=self.metadata)
+        return str(reply.text)
+
     def close(self) -> None:
         self.channel.close()
 

@@ -1,8 +1,7 @@
-"""The ingress deployment: each RPC in a few lines, protos to our nouns and back, every error to its gRPC status."""
+"""The ingress deployment: each RPC in a few lines, every error to its gRPC status."""
 
 import asyncio
 import contextlib
-import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
@@ -16,14 +15,14 @@ from ray.serve.handle import DeploymentHandle
 from cluster.gateway import Gateway, Journey
 from cluster.pools import ServePools
 from cluster.proto import sparkpool_pb2 as pb
+from cluster.protos import prompt_of, replica_of, reply_of, request_of
 from cluster.proxy import CALL_KEY
 from engine.config import Config
-from engine.errors import BadRequest, SparkpoolError, UnknownModel
-from engine.facts import ModelFacts, PageCounts, ReplicaStats
+from engine.errors import SparkpoolError
+from engine.facts import ModelFacts
 from engine.text import Text
-from engine.types import Chunk, FinishReason, Request, Sampling, StopRules
+from engine.types import check_tokens
 
-FINISH_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 SERVICES = ("", "sparkpool.v1.Inference")  # what grpc.health.v1 may be asked about; "" is the whole server
 WATCH_SECONDS = 1.0
 
@@ -44,10 +43,12 @@ class InferenceServicer:
     ) -> AsyncIterator[pb.GenerateReply]:
         with self._cancellable(grpc_context):
             try:
-                journey = Journey(await self._request(proto), arrived=time.monotonic())
+                arrived = time.monotonic()
+                default = self._config.gateway.default_max_tokens
+                journey = Journey(request_of(proto, self._text, await self._model(), default), arrived)
                 async with contextlib.aclosing(self._gateway.generate(journey)) as chunks:
                     async for chunk in chunks:
-                        yield _reply(chunk, journey)
+                        yield reply_of(chunk, journey)
             except SparkpoolError as error:
                 _refuse(grpc_context, error)
                 raise
@@ -69,11 +70,26 @@ class InferenceServicer:
 
     async def GetStats(self, proto: pb.GetStatsRequest, grpc_context: RayServegRPCContext) -> pb.Stats:
         try:
-            replicas = [_replica(stats) for stats in await self._pools.stats()]
+            replicas = [replica_of(stats) for stats in await self._pools.stats()]
         except SparkpoolError as error:
             _refuse(grpc_context, error)
             raise
         return pb.Stats(replicas=replicas, front=pb.Front(**asdict(self._gateway.counters)))
+
+    async def Tokenize(self, proto: pb.TokenizeRequest, grpc_context: RayServegRPCContext) -> pb.TokenIds:
+        try:
+            return pb.TokenIds(ids=prompt_of(proto, self._text))
+        except SparkpoolError as error:
+            _refuse(grpc_context, error)
+            raise
+
+    async def Detokenize(self, proto: pb.TokenIds, grpc_context: RayServegRPCContext) -> pb.DetokenizeReply:
+        try:
+            check_tokens("ids", proto.ids, (await self._model()).vocab_size)
+            return pb.DetokenizeReply(text=self._text.decode(tuple(proto.ids)))
+        except SparkpoolError as error:
+            _refuse(grpc_context, error)
+            raise
 
     async def cancel(self, call: str) -> None:
         """A proxy says that the client of this call is gone."""
@@ -132,86 +148,6 @@ class InferenceServicer:
         if self._facts is None:
             self._facts = await self._pools.facts()
         return self._facts
-
-    async def _request(self, proto: pb.GenerateRequest) -> Request:
-        """The request as the pools know it. Raises BadRequest or UnknownModel."""
-        model = await self._model()
-        if proto.model not in ("", model.name):
-            raise UnknownModel(f"model: {proto.model!r} is not served here; {model.name!r} is")
-        prompt = self._prompt(proto)
-        room = max(1, model.max_tokens - len(prompt))
-        max_tokens = (
-            proto.max_tokens if proto.HasField("max_tokens") else min(self._config.gateway.default_max_tokens, room)
-        )
-        request = Request(
-            id=secrets.token_hex(8),
-            prompt=prompt,
-            sampling=_sampling(proto.sampling),
-            stop=StopRules(
-                max_tokens=max_tokens,
-                min_tokens=proto.min_tokens,
-                stop=tuple(proto.stop),
-                stop_token_ids=tuple(proto.stop_token_ids),
-                ignore_eos=proto.ignore_eos,
-            ),
-        )
-        request.check(model)
-        return request
-
-    def _prompt(self, proto: pb.GenerateRequest) -> tuple[int, ...]:
-        match proto.WhichOneof("input"):
-            case "prompt":
-                return self._text.encode(proto.prompt)
-            case "token_ids":
-                if not proto.token_ids.ids:
-                    raise BadRequest("token_ids", "is empty: at least one token is needed")
-                return tuple(proto.token_ids.ids)
-            case _:
-                raise BadRequest("prompt", "is not set, nor is token_ids: one of them is needed")
-
-
-def _sampling(proto: pb.Sampling) -> Sampling:
-    seeded = proto.HasField("seed")
-    return Sampling(
-        temperature=proto.temperature if proto.HasField("temperature") else 1.0,
-        top_k=proto.top_k,
-        top_p=proto.top_p if proto.HasField("top_p") else 1.0,
-        min_p=proto.min_p,
-        repetition_penalty=proto.repetition_penalty if proto.HasField("repetition_penalty") else 1.0,
-        presence_penalty=proto.presence_penalty,
-        frequency_penalty=proto.frequency_penalty,
-        logit_bias=tuple(sorted(proto.logit_bias.items())),
-        bad_words=tuple(tuple(word.ids) for word in proto.bad_words),
-        seed=proto.seed if seeded else secrets.randbits(63),
-        seeded=seeded,
-    )
-
-
-def _reply(chunk: Chunk, journey: Journey) -> pb.GenerateReply:
-    reply = pb.GenerateReply(text=chunk.text, token_ids=chunk.tokens, logprobs=chunk.logprobs)
-    if chunk.finish is not None:
-        reply.finish_reason = FINISH_REASONS[chunk.finish]
-        tokens = len(journey.tokens)
-        reply.usage.CopyFrom(pb.Usage(prompt_tokens=len(journey.request.prompt), completion_tokens=tokens))
-        reply.timings.CopyFrom(_timings(chunk, journey))
-    return reply
-
-
-def _timings(chunk: Chunk, journey: Journey) -> pb.Timings:
-    assert chunk.timings is not None and journey.handoff is not None and journey.first_token_at is not None
-    return pb.Timings(
-        **asdict(journey.handoff.timings),
-        **asdict(chunk.timings),
-        first_token_seconds=journey.first_token_at - journey.arrived,
-        total_seconds=time.monotonic() - journey.arrived,
-        prefills=journey.prefills,
-    )
-
-
-def _replica(stats: ReplicaStats) -> pb.Replica:
-    fields: dict[str, Any] = {**vars(stats)}
-    pages: dict[str, PageCounts] = fields.pop("pages")
-    return pb.Replica(**fields, pages={name: pb.Pages(**asdict(counts)) for name, counts in pages.items()})
 
 
 def _refuse(context: RayServegRPCContext, error: SparkpoolError) -> None:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from engine.errors import CheckpointRefused
+from engine.errors import BadRequest, CheckpointRefused
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 RECENT_TOKENS = 32  # no character is spread over more
@@ -25,6 +26,18 @@ class Text:
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text))
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
+        """The tokens of a conversation, up to where the assistant's next message begins. Raises BadRequest."""
+        if not messages:
+            raise BadRequest("chat", "has no message")
+        if self._tokenizer.chat_template is None:
+            raise BadRequest("chat", "this model has no chat template; send a prompt")
+        try:
+            text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise BadRequest("chat", f"the model's chat template refuses it: {error}") from error
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)

@@ -86,6 +86,13 @@ class StopRules:
     ignore_eos: bool = False
 
 
+def check_tokens(field_name: str, tokens: Iterable[int], vocab_size: int) -> None:
+    """Raise BadRequest, naming `field_name`, for the first token outside the vocabulary."""
+    bad = next((token for token in tokens if not 0 <= token < vocab_size), None)
+    if bad is not None:
+        raise BadRequest(field_name, f"token {bad} is outside the vocabulary of {vocab_size}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What both pools know of a request. `generated` are tokens the client already has."""
@@ -123,7 +130,7 @@ class Request:
         """Raise BadRequest, naming the field, unless `model` can serve this."""
         if not self.prompt:
             raise BadRequest("prompt", "is empty: at least one token is needed")
-        self._check_tokens("token_ids", self.prompt, model.vocab_size)
+        check_tokens("token_ids", self.prompt, model.vocab_size)
         if len(self.prompt) >= model.max_tokens:
             limit = f"the model takes {model.max_tokens} tokens, prompt and output together"
             raise BadRequest("prompt", f"has {len(self.prompt)} tokens; {limit}")
@@ -132,7 +139,7 @@ class Request:
         if self.max_total_tokens > model.max_tokens:
             over = f"prompt {len(self.prompt)} + max_tokens {self.stop.max_tokens} = {self.max_total_tokens}"
             raise BadRequest("max_tokens", f"{over} tokens; the model takes {model.max_tokens}")
-        self._check_tokens("stop_token_ids", self.stop.stop_token_ids, model.vocab_size)
+        check_tokens("stop_token_ids", self.stop.stop_token_ids, model.vocab_size)
         if not 0 <= self.stop.min_tokens <= self.stop.max_tokens:
             raise BadRequest(
                 "min_tokens", f"must be in [0, max_tokens {self.stop.max_tokens}], is {self.stop.min_tokens}"
@@ -140,14 +147,8 @@ class Request:
         if not all(self.stop.stop):
             raise BadRequest("stop", "holds an empty string, which every text contains")
         self.sampling.check()
-        self._check_tokens("logit_bias", [token for token, _ in self.sampling.logit_bias], model.vocab_size)
-        self._check_tokens("bad_words", [t for word in self.sampling.bad_words for t in word], model.vocab_size)
-
-    @staticmethod
-    def _check_tokens(field_name: str, tokens: Iterable[int], vocab_size: int) -> None:
-        bad = next((token for token in tokens if not 0 <= token < vocab_size), None)
-        if bad is not None:
-            raise BadRequest(field_name, f"token {bad} is outside the vocabulary of {vocab_size}")
+        check_tokens("logit_bias", [token for token, _ in self.sampling.logit_bias], model.vocab_size)
+        check_tokens("bad_words", [t for word in self.sampling.bad_words for t in word], model.vocab_size)
 
 
 @dataclass(frozen=True, kw_only=True)

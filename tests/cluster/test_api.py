@@ -7,11 +7,13 @@ import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from transformers import AutoTokenizer
 
 from cluster.client import generate_request
 from cluster.proto import sparkpool_pb2 as pb
 from tests.cluster.conftest import Service, text, tokens
 
+METHODS = ("Generate", "GenerateOnce", "GetModel", "GetStats", "Tokenize", "Detokenize")
 PROMPT = "def read_json(path):\n    "
 
 
@@ -112,6 +114,9 @@ def test_every_option_reaches_the_engine(shipped: Service) -> None:
         ({"prompt": "x", "sampling": pb.Sampling(bad_words=[pb.TokenIds()])}, "INVALID_ARGUMENT", "bad_words"),
         ({"prompt": "x", "min_tokens": -1}, "INVALID_ARGUMENT", "min_tokens"),
         ({"prompt": "x", "min_tokens": 9, "max_tokens": 8}, "INVALID_ARGUMENT", "min_tokens"),
+        ({"chat": pb.Chat()}, "INVALID_ARGUMENT", "chat"),
+        ({"prompt": "x", "request_id": "a b"}, "INVALID_ARGUMENT", "request_id"),
+        ({"prompt": "x", "request_id": "a" * 65}, "INVALID_ARGUMENT", "request_id"),
         ({"prompt": "x", "stop": [""]}, "INVALID_ARGUMENT", "stop"),
         ({"prompt": "x", "sampling": pb.Sampling(temperature=0, seed=4)}, "INVALID_ARGUMENT", "seed"),
         ({"prompt": "x", "sampling": pb.Sampling(temperature=0, top_p=0.5)}, "INVALID_ARGUMENT", "temperature"),
@@ -129,6 +134,32 @@ def test_bad_input_gets_a_status_that_names_the_field(
         assert refused.value.details().startswith(f"{field}: ")
 
     assert tokens(shipped.ask("import", temperature=0.0, max_tokens=2)), "the service goes on"
+
+
+def test_a_chat_is_put_into_the_form_of_the_models_template(shipped: Service) -> None:
+    chat = pb.Chat(messages=[pb.Message(role="user", content="def add(a, b):\nAdd two numbers.")])
+    ids = shipped.client.tokenize(pb.TokenizeRequest(chat=chat))
+    options = {"sampling": pb.Sampling(temperature=0), "max_tokens": 8}
+
+    by_chat = shipped.client.generate_once(pb.GenerateRequest(chat=chat, request_id="my:chat_1", **options))
+    by_ids = shipped.client.generate_once(pb.GenerateRequest(token_ids=pb.TokenIds(ids=ids), **options))
+
+    template = AutoTokenizer.from_pretrained(shipped.config.model.path).apply_chat_template
+    messages = [{"role": "user", "content": "def add(a, b):\nAdd two numbers."}]
+    assert ids == template(messages, add_generation_prompt=True, return_dict=False)
+    assert by_chat.token_ids == by_ids.token_ids
+
+
+def test_tokens_and_text_go_both_ways(shipped: Service) -> None:
+    text = "naïve = '日本語 🙂'  # any text\n"
+
+    ids = shipped.client.tokenize(pb.TokenizeRequest(prompt=text))
+
+    assert shipped.client.detokenize(ids) == text
+    with pytest.raises(grpc.RpcError) as refused:
+        shipped.client.detokenize([10**6])
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.details().startswith("ids: ")
 
 
 def test_health_is_serving_and_unknown_services_are_not_found(shipped: Service) -> None:
@@ -153,7 +184,7 @@ def test_reflection_describes_the_service(shipped: Service) -> None:
 
     assert {"sparkpool.v1.Inference", "grpc.health.v1.Health"} <= set(database.get_services())
     service = DescriptorPool(database).FindServiceByName("sparkpool.v1.Inference")
-    assert {method.name for method in service.methods} == {"Generate", "GenerateOnce", "GetModel", "GetStats"}
+    assert {method.name for method in service.methods} == {*METHODS}
 
 
 def test_the_model_says_what_it_is_and_what_it_takes(shipped: Service) -> None:
