@@ -7,7 +7,8 @@ from engine.text import Text
 from tests.checkpoints import byte_tokenizer
 
 TEMPLATE = (
-    "{% for m in messages %}{% if m.role not in ('user', 'assistant') %}{{ raise_exception('no ' ~ m.role) }}{% endif %}"
+    "{% for m in messages %}"
+    "{% if m.role not in ('user', 'assistant') %}{{ raise_exception('no ' ~ m.role) }}{% endif %}"
     "[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 
