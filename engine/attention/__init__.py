@@ -1,8 +1,8 @@
 """Our attention in transformers' models: one file per family, each keeping the submodules of the one it replaces.
 
 paged.py   scores, mask and sum over gathered pages (the reference every device can run)
-mla.py     DeepSeek-V3, R1, ...: one latent and one rope key for all heads
-gqa.py     Qwen3: keys and values by head, full or sliding
+mla.py     DeepSeek-V2, V3, R1, ...: one latent and one rope key for all heads
+gqa.py     Qwen3, Llama: keys and values by head, full or sliding
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,9 @@ from engine.pages import Entry
 PagedAttention = PagedMLA | PagedGQA
 
 FAMILIES: dict[str, type[PagedMLA] | type[PagedGQA]] = {
+    "DeepseekV2Attention": PagedMLA,
     "DeepseekV3Attention": PagedMLA,
+    "LlamaAttention": PagedGQA,
     "Qwen3Attention": PagedGQA,
 }
 

@@ -1,4 +1,4 @@
-"""Grouped-query attention over pages: Qwen3, full and sliding layers.
+"""Grouped-query attention over pages: Qwen3 (full and sliding layers) and Llama.
 
 T = tokens, H = query heads, G = key heads, D = head size
 """
@@ -16,7 +16,7 @@ from engine.pages import Entry, PageStore
 
 
 class PagedGQA(nn.Module):
-    """Takes over the submodules of a transformers GQA module with per-head q and k norms."""
+    """Takes over the submodules of a transformers GQA module, with or without per-head q and k norms."""
 
     q_proj: nn.Module
     q_norm: nn.Module
@@ -29,6 +29,8 @@ class PagedGQA(nn.Module):
         super().__init__()
         for name, child in attention.named_children():
             setattr(self, name, child)
+        if not hasattr(attention, "q_norm"):
+            self.q_norm = self.k_norm = nn.Identity()
         self.layer: int = attention.layer_idx
         self.head_dim: int = attention.head_dim
         self.scaling: float = attention.scaling
@@ -38,7 +40,7 @@ class PagedGQA(nn.Module):
             name="k",
             shape=(self.num_key_heads, self.head_dim),
             dtype=attention.k_proj.weight.dtype,
-            window=attention.sliding_window,
+            window=getattr(attention, "sliding_window", None),
         )
         rotate: Callable[..., tuple[Tensor, Tensor]] = import_module(type(attention).__module__).apply_rotary_pos_emb
         self.rotate = rotate

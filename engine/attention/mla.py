@@ -1,4 +1,4 @@
-"""Multi-head latent attention over pages: DeepSeek-V3 and its kin.
+"""Multi-head latent attention over pages: DeepSeek-V2, V3 and their kin.
 
 The cache holds, per token and layer, one latent (after its norm) and one rope key, for all heads together.
 
@@ -12,19 +12,35 @@ Both use the same two matrices, split from kv_b_proj once, so they differ by rou
 T = tokens, R = rows, Q = queries, K = keys, H = heads, N = nope size, P = rope size, V = value size, L = latent size
 """
 
+from collections.abc import Callable
 from functools import cached_property
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
-    apply_rotary_pos_emb,
-    apply_rotary_pos_emb_interleave,
-)
 
 from engine.attention.paged import attend
 from engine.batch import Batch, Keys, Segment
 from engine.pages import Entry, PageStore
+
+Rotation = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
+
+
+def rotation(attention: Any) -> Rotation:
+    """How this module's model turns queries and keys [1, T, heads, P], given its own kind of position embeddings."""
+    model = import_module(type(attention).__module__)
+    if hasattr(model, "apply_rotary_emb"):  # DeepSeek-V2: one complex tensor, heads before tokens
+        turn = model.apply_rotary_emb
+
+        def turn_complex(q_1THP: Tensor, k_1T1P: Tensor, positions: Any) -> tuple[Tensor, Tensor]:
+            q_1HTP, k_11TP = turn(q_1THP.transpose(1, 2), k_1T1P.transpose(1, 2), positions)
+            return q_1HTP.transpose(1, 2), k_11TP.transpose(1, 2)
+
+        return turn_complex
+    pairs = attention.config.rope_interleave
+    turn_real = model.apply_rotary_pos_emb_interleave if pairs else model.apply_rotary_pos_emb
+    return lambda q, k, positions: turn_real(q, k, *positions, unsqueeze_dim=2)
 
 
 class PagedMLA(nn.Module):
@@ -45,7 +61,6 @@ class PagedMLA(nn.Module):
         for name, child in attention.named_children():
             if name != "kv_b_proj":
                 setattr(self, name, child)
-        config = attention.config
         self.layer: int = attention.layer_idx
         self.num_heads: int = attention.num_heads
         self.nope: int = attention.qk_nope_head_dim
@@ -54,7 +69,7 @@ class PagedMLA(nn.Module):
         self.latent: int = attention.kv_lora_rank
         self.scaling: float = attention.scaling
         self.compressed_queries = attention.q_lora_rank is not None
-        self.rotate = apply_rotary_pos_emb_interleave if config.rope_interleave else apply_rotary_pos_emb
+        self.rotate = rotation(attention)
         weight_HNL = attention.kv_b_proj.weight.detach().view(self.num_heads, self.nope + self.value, self.latent)
         w_uk_HNL, w_uv_HVL = weight_HNL.split([self.nope, self.value], dim=1)
         self.register_buffer("w_uk_HNL", w_uk_HNL.contiguous())
@@ -77,7 +92,7 @@ class PagedMLA(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: Any,
         batch: Batch,
         store: PageStore,
         **_: object,
@@ -86,8 +101,7 @@ class PagedMLA(nn.Module):
         q_nope_THN, q_rope_THP = self._queries(hidden_TD)
         latent_TL, k_rope_TP = self.kv_a_proj_with_mqa(hidden_TD).split([self.latent, self.rope], dim=-1)
         latent_TL = self.kv_a_layernorm(latent_TL)
-        cos, sin = position_embeddings
-        q_rope_1THP, k_rope_1T1P = self.rotate(q_rope_THP[None], k_rope_TP[None, :, None], cos, sin, unsqueeze_dim=2)
+        q_rope_1THP, k_rope_1T1P = self.rotate(q_rope_THP[None], k_rope_TP[None, :, None], position_embeddings)
         slab = store.slab(("target", self.layer, "latent"))
         slots = batch.slots["full"]
         slab.write(slots.page_T, slots.offset_T, torch.cat([latent_TL, k_rope_1T1P[0, :, 0]], dim=-1))

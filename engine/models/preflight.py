@@ -21,7 +21,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from engine.errors import CheckpointRefused
 
-ARCHITECTURES = ("DeepseekV3ForCausalLM", "Qwen3ForCausalLM")
+ARCHITECTURES = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM")
 REFUSED_ROPE_TYPES = ("dynamic", "longrope")  # they look at the longest position of the whole batch
 SAMPLED_BLOCKS, SAMPLED_BYTES = 32, 4096
 

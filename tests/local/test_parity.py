@@ -11,7 +11,7 @@ from engine.config import SHIPPED_MODEL, Config
 from engine.models.preflight import ARCHITECTURES
 from engine.types import Request, Sampling, StopRules
 from local import Pair
-from tests.checkpoints import DEEPSEEK_V3, QWEN3, QWEN3_SLIDING, save_random
+from tests.checkpoints import DEEPSEEK_V2, DEEPSEEK_V3, LLAMA, QWEN3, QWEN3_SLIDING, save_random
 from tests.local.rig import MIB
 from tests.oracle import Oracle, assert_same
 
@@ -25,8 +25,10 @@ PLAIN_DEEPSEEK_V3 = DeepseekV3Config.from_dict(
     }
 )
 FAMILIES = {
+    "deepseek_v2": DEEPSEEK_V2,
     "deepseek_v3": DEEPSEEK_V3,
     "deepseek_v3_plain": PLAIN_DEEPSEEK_V3,
+    "llama": LLAMA,
     "qwen3": QWEN3,
     "qwen3_sliding": QWEN3_SLIDING,
 }

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from engine.errors import CheckpointRefused
 from engine.models import Preflight, load_model, preflight
 from engine.models.preflight import ARCHITECTURES, StoredTensor
-from tests.checkpoints import DEEPSEEK_V3, QWEN3, save_random
+from tests.checkpoints import DEEPSEEK_V2, DEEPSEEK_V3, LLAMA, QWEN3, save_random
 
 CPU = torch.device("cpu")
 PREFLIGHT = sys.modules["engine.models.preflight"]  # its package has a function of that name
@@ -71,11 +71,11 @@ def test_a_config_that_is_no_json_object(broken: Path, text: str, says: str) -> 
     assert_refused(broken, says)
 
 
-@pytest.mark.parametrize("named", [["LlamaForCausalLM"], [], None])
+@pytest.mark.parametrize("named", [["GPT2LMHeadModel"], [], None])
 def test_an_architecture_that_is_not_served(broken: Path, named: list[str] | None) -> None:
     edit_config(broken, architectures=named)
 
-    assert_refused(broken, "is not served .DeepseekV3ForCausalLM, Qwen3ForCausalLM")
+    assert_refused(broken, "is not served .DeepseekV2ForCausalLM, DeepseekV3ForCausalLM, Llama")
 
 
 def test_pickled_weights_alone(broken: Path) -> None:
@@ -217,4 +217,6 @@ def test_the_fingerprint_changes_with_the_configuration(broken: Path, deepseek_v
 def test_every_family_has_a_checkpoint_here() -> None:
     served = {name.removesuffix("ForCausalLM") for name in ARCHITECTURES}
 
-    assert served == {type(config).__name__.removesuffix("Config") for config in (DEEPSEEK_V3, QWEN3)}
+    assert served == {
+        type(config).__name__.removesuffix("Config") for config in (DEEPSEEK_V2, DEEPSEEK_V3, LLAMA, QWEN3)
+    }
