@@ -87,6 +87,7 @@ def facts(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
             "mtp_tokens": tally.mtp_tokens,
             "steps": tally.steps,
             "seconds": round(tally.seconds),
+            "budgets": tally.budgets,
             "tokens_by_length": tally.tokens_by_length,
             "corpus_tokens": len(batches.texts[0].tokens),
             "chat_tokens": len(batches.chat.tokens),

@@ -43,7 +43,7 @@ Trained from nothing with `python -m train tiny-mla` on {date}, on {machine}: {t
 steps and {hours:.2f} hours, of them {mtp:.2f} million also through the MTP layer (which learns beside the main model
 and sends no gradient into it). By row length: {by_length}. The corpus has {corpus:.1f} million tokens of source and
 {chat:.1f} million of chats. Muon for matrices, AdamW for the rest; warm-up, stable, linear decay; the experts are
-balanced by bias, without auxiliary loss.
+balanced by bias, without auxiliary loss.{extended}
 
 Text: Python source of the packages below, as installed: files that are UTF-8, written by people and neither very
 small nor very large, each content once, leading licence comments removed; of the largest packages a share. One file
@@ -99,6 +99,13 @@ def table(rows: Mapping[str, str]) -> str:
     return "\n".join(f"| {key} | {value} |" for key, value in rows.items())
 
 
+def extended(budgets: list[float]) -> str:
+    """A sentence for a run that was given more time while it went on."""
+    if len(budgets) == 1:
+        return ""
+    return f"\nThe run was extended from {budgets[0]:g} to {budgets[-1]:g} minutes, so that the rates rose once more."
+
+
 def listed(figures: Mapping[str, float]) -> str:
     return ", ".join(f"{key}: {value:.3f}" for key, value in figures.items())
 
@@ -123,6 +130,7 @@ def card(results: Mapping[str, Any]) -> str:
             corpus=training["corpus_tokens"] / 1e6,
             chat=training["chat_tokens"] / 1e6,
             by_length=by_length,
+            extended=extended(training["budgets"]),
             held_out_one_in=training["held_out_one_in"],
             packages=table(training["packages"]),
         ),

@@ -111,6 +111,7 @@ class Tally:
     mtp_tokens: int = 0
     seconds: float = 0.0
     tokens_by_length: dict[int, int] = field(default_factory=dict)
+    budgets: list[float] = field(default_factory=list)  # minutes or tokens; more than one if the run was extended
 
     def progress(self, recipe: Recipe) -> float:
         if recipe.tokens is not None:
@@ -180,6 +181,9 @@ class Trainer:
     def train(self, report: Callable[[dict[str, float]], None]) -> None:
         """Steps until the budget is spent, going on from the checkpoint where there is one."""
         self.restore()
+        budget = self.recipe.tokens or self.recipe.minutes
+        if budget not in self.tally.budgets:
+            self.tally.budgets.append(budget)
         started, saved = time.monotonic() - self.tally.seconds, time.monotonic()
         while self.progress < 1:
             figures = self.step()

@@ -100,6 +100,12 @@ def test_one_slab_alone_has_a_fingerprint_of_its_page_size() -> None:
     assert CacheLayout.of(BASE[:1], 64).fingerprint("target") != CacheLayout.of(BASE[:1], 128).fingerprint("target")
 
 
+def test_the_same_slab_of_another_layer_has_another_fingerprint() -> None:
+    alone = CacheLayout.of(BASE[:1], 64)
+
+    assert alone.fingerprint("target") != CacheLayout.of([replace(BASE[0], layer=1)], 64).fingerprint("target")
+
+
 def test_one_entry_twice_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="twice"):
         CacheLayout.of([BASE[0], BASE[0]], 64)
