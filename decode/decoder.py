@@ -15,20 +15,11 @@ from engine.clock import Clock
 from engine.config import DecodeConfig
 from engine.drafters import Drafter
 from engine.errors import DoesNotFit, HandoffRefused, Overloaded
-from engine.facts import ReplicaStats
+from engine.facts import Counters, ReplicaStats
 from engine.pages import Pages
 from engine.text import Text
 from engine.transfer import Transfer
 from engine.types import Chunk, DecodeTimings, Ended, Event, Handoff, Request, Sampling, StopRules
-
-
-@dataclass
-class Counters:
-    steps: int = 0
-    tokens: int = 0
-    requests: int = 0
-    failed: int = 0
-    cancelled: int = 0
 
 
 @dataclass(frozen=True)
@@ -170,18 +161,14 @@ class Decoder:
 
     def stats(self) -> ReplicaStats:
         """Where things stand."""
-        counters, inbox = self._counters, self._inbox
+        inbox = self._inbox
         return ReplicaStats(
             replica="",
             pool="decode",
             agent=self._transfer.entry.name,
             waiting=len(inbox),
             running=len(self._schedule.running),
-            steps=counters.steps,
-            tokens=counters.tokens,
-            requests=counters.requests,
-            failed=counters.failed,
-            cancelled=counters.cancelled,
+            **vars(self._counters),
             pages=self._pages.counts(),
             reads=inbox.reads,
             reads_lost=inbox.reads_lost,

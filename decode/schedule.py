@@ -37,7 +37,7 @@ class DecodeBatch:
 
     @property
     def edits(self) -> Edits | None:
-        draws = [Draw(s.request, s.generated) for s in self.sequences]
+        draws = [Draw(s.request, s.tokens) for s in self.sequences]
         return Edits.of(draws, self.eos_token_ids, self.pages.store.device)
 
     def _row(self, sequence: Sequence) -> Row:

@@ -35,10 +35,6 @@ class Sequence:
         return len(self.tokens) - len(self.request.prompt)
 
     @property
-    def generated(self) -> list[int]:
-        return self.tokens[len(self.request.prompt) :]
-
-    @property
     def uncached(self) -> list[int]:
         """Committed tokens that no page holds yet: what the next step starts from."""
         return self.tokens[self.num_cached :]

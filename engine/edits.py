@@ -24,15 +24,14 @@ FORBIDDEN = float("-inf")
 
 @dataclass(frozen=True)
 class Draw:
-    """A token about to be drawn for `request`, after the tokens `generated` so far."""
+    """A token about to be drawn for `request`, after `tokens`: its prompt and what was generated so far."""
 
     request: Request
-    generated: Sequence[int]
+    tokens: Sequence[int]
 
     @property
-    def position(self) -> int:
-        """The position that the drawn token will have."""
-        return len(self.request.prompt) + len(self.generated)
+    def generated(self) -> Sequence[int]:
+        return self.tokens[len(self.request.prompt) :]
 
     def forbidden(self, eos_token_ids: Iterable[int]) -> set[int]:
         """Tokens that must not come now: the last one of a bad word, and every end before `min_tokens`."""
@@ -51,7 +50,7 @@ class Draw:
         factors: dict[int, float] = {}
         offsets: dict[int, float] = defaultdict(float)
         if sampling.repetition_penalty != 1.0:
-            factors = dict.fromkeys((*self.request.prompt, *self.generated), sampling.repetition_penalty)
+            factors = dict.fromkeys(self.tokens, sampling.repetition_penalty)
         if sampling.presence_penalty or sampling.frequency_penalty:
             for token, count in Counter(self.generated).items():
                 offsets[token] = -sampling.frequency_penalty * count - sampling.presence_penalty

@@ -30,6 +30,17 @@ class PageCounts:
     cached: int = 0
 
 
+@dataclass
+class Counters:
+    """What an engine has done since it started."""
+
+    steps: int = 0
+    tokens: int = 0
+    requests: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReplicaStats:
     """One replica, now. Counters only ever grow; the rest are levels."""

@@ -4,7 +4,6 @@ It receives its parts and never builds them, asks the clock for `now()` only, an
 """
 
 import secrets
-from dataclasses import dataclass
 
 from engine.backend import Backend, Output
 from engine.batch import Batch
@@ -13,22 +12,13 @@ from engine.config import PrefillConfig
 from engine.drafters import Drafter
 from engine.edits import Draw, Edits
 from engine.errors import DoesNotFit, HandoffLost, ModelFailure, Overloaded
-from engine.facts import ReplicaStats
+from engine.facts import Counters, ReplicaStats
 from engine.pages import Pages
 from engine.sampling import NO_TOKEN, SamplingBatch, sample
 from engine.transfer import Message, Transfer, Verb
 from engine.types import Ended, Event, Handoff, PrefillTimings, Request, Sampling, StopRules
 from prefill.lease import LeaseEnd, LeaseTable
 from prefill.schedule import Prompt, PromptChunk, PromptSchedule
-
-
-@dataclass
-class Counters:
-    steps: int = 0
-    tokens: int = 0
-    requests: int = 0
-    failed: int = 0
-    cancelled: int = 0
 
 
 class Prefiller:
@@ -116,21 +106,16 @@ class Prefiller:
 
     def stats(self) -> ReplicaStats:
         """Where things stand."""
-        counters, ended = self._counters, self._leases.ended
         return ReplicaStats(
             replica="",
             pool="prefill",
             agent=self._transfer.entry.name,
             waiting=len(self._schedule.waiting),
             running=len(self._schedule.running),
-            steps=counters.steps,
-            tokens=counters.tokens,
-            requests=counters.requests,
-            failed=counters.failed,
-            cancelled=counters.cancelled,
+            **vars(self._counters),
             pages=self._pages.counts(),
             leases_held=len(self._leases),
-            leases_expired=ended[LeaseEnd.EXPIRED],
+            leases_expired=self._leases.ended[LeaseEnd.EXPIRED],
         )
 
     def assert_consistent(self) -> None:
@@ -176,7 +161,7 @@ class Prefiller:
             return []
         device = output.logits.device
         rows = [(prompt.request.sampling, prompt.request.num_tokens) for prompt in done]
-        edits = Edits.of([Draw(p.request, p.request.generated) for p in done], self._eos_token_ids, device)
+        edits = Edits.of([Draw(p.request, p.request.tokens) for p in done], self._eos_token_ids, device)
         tokens, logprobs = sample(output.logits, SamplingBatch.of(rows, device), edits)
         firsts = zip(done, tokens.tolist(), logprobs.tolist(), strict=True)
         return [

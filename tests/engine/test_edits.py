@@ -20,7 +20,7 @@ tokens = st.lists(st.integers(0, VOCAB - 1), max_size=12)
 def draw(prompt: list[int], generated: list[int], min_tokens: int = 0, **sampling: object) -> Draw:
     stop = StopRules(max_tokens=99, min_tokens=min_tokens, stop_token_ids=(2,))
     request = Request(id="r", prompt=tuple(prompt), sampling=Sampling(**sampling), stop=stop)  # type: ignore[arg-type]
-    return Draw(request, generated)
+    return Draw(request, [*prompt, *generated])
 
 
 def edited(logits_RV: torch.Tensor, *draws: Draw) -> torch.Tensor:
@@ -123,4 +123,4 @@ def test_a_row_that_is_not_finite_gives_no_token_and_harms_no_other(bad: float) 
 def test_requests_without_options_need_no_edits() -> None:
     plain = draw([1], [2])
 
-    assert Edits.of([plain, replace(plain, generated=[])], (0,), CPU) is None
+    assert Edits.of([plain, replace(plain, tokens=[1])], (0,), CPU) is None

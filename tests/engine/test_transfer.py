@@ -66,8 +66,17 @@ def test_a_finished_read_is_forgotten(peer: Peer, transfer: NixlTransfer) -> Non
     number = transfer.read(peer.entry, [PageRead(group="full", remote_pages=(1,), local_pages=(1,), num_bytes=256)])
     assert ended(transfer, number) == ReadState.DONE
 
-    assert transfer.poll(number) == ReadState.FAILED
     assert not transfer._handles
+    assert transfer.poll(number) == ReadState.FAILED
+
+
+def test_a_peer_that_was_dropped_in_error_is_met_again(peer: Peer, transfer: NixlTransfer) -> None:
+    one_page = PageRead(group="full", remote_pages=(1,), local_pages=(2,), num_bytes=256)
+    assert finished(transfer, peer, one_page) == ReadState.DONE
+
+    transfer.drop(peer.entry.name)
+
+    assert finished(transfer, peer, one_page) == ReadState.DONE
 
 
 def test_a_question_is_answered_by_an_agent_that_never_met_the_asker(peer: Peer, transfer: NixlTransfer) -> None:
