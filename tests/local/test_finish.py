@@ -159,6 +159,17 @@ def test_nothing_ends_a_request_before_min_tokens(rig: Rig) -> None:
     assert not {free[0], free[1]} & {*rig.tokens("r")[:8]}
 
 
+def test_a_stop_string_before_min_tokens_is_text_like_any_other(rig: Rig) -> None:
+    free = greedy(rig)
+    text = rig.text.decode(free)
+    early = rig.text.decode(free[:2])
+    rig.add(same_prompt("r", stop=(early,), min_tokens=len(free)))
+    rig.run()
+
+    assert "".join(chunk.text for chunk in rig.chunks["r"]) == text
+    assert rig.finish("r") == FinishReason.LENGTH
+
+
 def test_stop_rules_know_no_other_end() -> None:
     """A new rule needs a test here."""
     rules = {"max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos"}
