@@ -118,11 +118,6 @@ class CacheLayout:
     def group_of(self) -> dict[SlabKey, PageGroup]:
         return {entry.key: group for group in self.groups.values() for entry in group.entries}
 
-    @property
-    def token_bytes(self) -> dict[str, float]:
-        """Bytes per token and group, alignment included."""
-        return {name: group.page_bytes / self.page_tokens for name, group in self.groups.items()}
-
     def fingerprint(self, part: Part) -> str:
         """A digest of everything that decides where a byte of `part` lies."""
         lines = [f"page_tokens={self.page_tokens} alignment={ALIGNMENT}"]
