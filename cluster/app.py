@@ -1,27 +1,49 @@
-"""Where the parts become a Ray Serve application, and where a cluster of one machine is started."""
+"""Where the parts become a Ray Serve application, and where a cluster of one machine is started.
+
+A configuration becomes a Serve deploy config (`deploy_config`), which a running cluster takes as it is: from
+`sparkpool serve`, from `serve deploy` or over Serve's REST interface. Serve calls `application` with its `args`.
+"""
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import HTTPOptions, gRPCOptions
+from ray.serve.config import AutoscalingConfig, HTTPOptions, gRPCOptions
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
 from cluster.proxy import APPLICATION
 from cluster.replicas import DecodeReplica, PrefillReplica
 from cluster.servicer import InferenceServicer
 from engine.config import Config, EngineConfig, GatewayConfig
+from engine.errors import ConfigError
 
 SERVICERS = ["cluster.proxy.add_servicers"]
+PREFILL = "Prefill"
+STATUS_SECONDS = 0.2
+
+
+def application(args: dict[str, Any]) -> Application:
+    """What Serve calls with the `args` of a deploy config: a configuration as in the YAML file."""
+    return build(Config.parse(args))
 
 
 def build(config: Config) -> Application:
-    """Gateway over a prefill and a decode pool, as one Serve application."""
-    prefill = serve.deployment(PrefillReplica, name="Prefill", **_engine_options(config.prefill)).bind(config)
-    decode = serve.deployment(DecodeReplica, name="Decode", **_engine_options(config.decode)).bind(config)
+    """Gateway over a prefill pool and the decode pools, as one Serve application."""
+    options = _engine_options(config.prefill, "prefill")
+    prefill = serve.deployment(PrefillReplica, name=PREFILL, **options).bind(config)
+    decode = {
+        pool: serve.deployment(
+            DecodeReplica, name=decode_deployment(pool), **_engine_options(section, f"decode.{pool}")
+        ).bind(config, pool)
+        for pool, section in config.decode.items()
+    }
     gateway = serve.deployment(
         InferenceServicer,
         name="Gateway",
@@ -33,9 +55,21 @@ def build(config: Config) -> Application:
     return gateway.bind(config, prefill, decode)
 
 
-def _engine_options(section: EngineConfig) -> dict[str, Any]:
+def decode_deployment(pool: str) -> str:
+    """The name of a decode pool's deployment in Serve."""
+    return f"Decode-{pool}"
+
+
+def _engine_options(section: EngineConfig, key: str) -> dict[str, Any]:
+    """Raises ConfigError if Serve does not take the section's autoscaling_config."""
+    scale: dict[str, Any] = {"num_replicas": section.replicas}
+    if section.autoscaling_config is not None:
+        try:
+            scale = {"autoscaling_config": AutoscalingConfig(**section.autoscaling_config)}
+        except (ValidationError, ValueError) as error:
+            raise ConfigError(f"{key}.autoscaling_config: {error}") from None
     return {
-        "num_replicas": section.replicas,
+        **scale,
         # The engine has its own queue and turns away by itself; statistics and health must always get through.
         "max_ongoing_requests": section.max_requests + section.max_waiting + 64,
         "ray_actor_options": {"num_cpus": section.num_cpus, "num_gpus": int(section.torch_device.type == "cuda")},
@@ -66,7 +100,7 @@ def start_cluster(gateway: GatewayConfig) -> None:
 
 @contextlib.contextmanager
 def deployed(config: Config, name: str = APPLICATION, route_prefix: str = "/") -> Iterator[None]:
-    """`config` as an application of the running cluster, up and warm; drained and deleted when the block ends.
+    """`config` as one more application of the running cluster, up and warm; drained and deleted when the block ends.
 
     Serve registers gRPC endpoints only for an application that has a route prefix.
     """
@@ -77,12 +111,59 @@ def deployed(config: Config, name: str = APPLICATION, route_prefix: str = "/") -
         serve.delete(name)
 
 
+def deploy_config(config: Config) -> dict[str, Any]:
+    """`config` as a Serve deploy config (ray.serve.schema.ServeDeploySchema). Raises ConfigError."""
+    build(config)  # what Serve would refuse is refused here
+    gateway = config.gateway
+    return {
+        "http_options": {"host": gateway.http_host, "port": gateway.http_port},
+        "grpc_options": {"port": gateway.grpc_port, "grpc_servicer_functions": SERVICERS},
+        "applications": [
+            {
+                "name": APPLICATION,
+                "route_prefix": "/",
+                "import_path": "cluster.app:application",
+                "args": config.model_dump(mode="json", exclude_unset=True),
+            }
+        ],
+    }
+
+
+def submit(content: dict[str, Any], progress: Callable[[str], None] = lambda _: None) -> None:
+    """Deploy to the cluster this process is connected to, and wait until everything runs.
+
+    `progress` is told how things stand whenever that changes. Raises ConfigError with Serve's reason.
+    """
+    _get_global_client().deploy_apps(ServeDeploySchema.model_validate(content))
+    told = ""
+    while True:
+        status = serve.status().applications[APPLICATION]
+        now = ", ".join(f"{name} {_replicas(d.replica_states)}" for name, d in sorted(status.deployments.items()))
+        if now != told:
+            progress(now)
+            told = now
+        if status.status == "RUNNING":
+            return
+        if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            reasons = [status.message, *(d.message for d in status.deployments.values())]
+            raise ConfigError("Serve could not deploy this: " + "\n".join(reason for reason in reasons if reason))
+        time.sleep(STATUS_SECONDS)
+
+
+def _replicas(states: dict[str, int]) -> str:
+    return "+".join(f"{count} {str(state).lower()}" for state, count in states.items()) or "waiting"
+
+
 @contextlib.contextmanager
-def running(config: Config) -> Iterator[None]:
+def running(config: Config, progress: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     """A cluster of this machine that serves `config`; nothing is left of it when the block ends."""
+    content = deploy_config(config)
     try:
         start_cluster(config.gateway)
-        with deployed(config):
+        submit(content, progress)
+        try:
             yield
+        finally:
+            serve.delete(APPLICATION)
     finally:
         ray.shutdown()

@@ -1,9 +1,12 @@
 """The command `sparkpool`. Heavy imports stay inside the commands: `generate --local` needs neither Ray nor gRPC."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from engine.config import Config
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 DEFAULT_ADDRESS = "127.0.0.1:9000"
@@ -15,26 +18,21 @@ ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; without one,
 
 
 @app.command()
-def serve(config: ConfigFile = None) -> None:
-    """Start both pools and the gateway on this machine and serve until interrupted."""
-    import signal
-    import threading
-
-    from rich.console import Console
-
-    from cluster.app import running
-
-    console = Console(stderr=True)
+def serve(
+    config: ConfigFile = None,
+    submit: Annotated[
+        str, typer.Option(help="URL of a running Ray cluster's dashboard: deploy there, http://127.0.0.1:8265")
+    ] = "",
+    show: Annotated[bool, typer.Option("--show", help="print the Serve deploy config, for `serve deploy`")] = False,
+) -> None:
+    """Start all pools and the gateway on this machine and serve until interrupted; or deploy to a running cluster."""
     settings = _load(config)
-    stop = threading.Event()
-    pools = f"{settings.prefill.replicas} prefill + {settings.decode.replicas} decode"
-    console.print(f"Starting Ray, then {pools} replicas of {settings.model.served_name} ...")
-    with running(settings):
-        for number in (signal.SIGINT, signal.SIGTERM):  # only now: starting Ray sets handlers of its own
-            signal.signal(number, lambda *_: stop.set())
-        console.print(f"Ready: gRPC on port {settings.gateway.grpc_port} (plaintext, every interface). Ctrl-C stops.")
-        stop.wait()
-        console.print("Draining ...")
+    if show:
+        _show(settings)
+    elif submit:
+        _submit(settings, submit)
+    else:
+        _serve_here(settings)
 
 
 @app.command()
@@ -92,6 +90,57 @@ def main() -> None:
     app()
 
 
+def _show(settings: "Config") -> None:
+    import yaml
+
+    typer.echo(yaml.safe_dump(_deploy_config(settings), sort_keys=False), nl=False)
+
+
+def _submit(settings: "Config", address: str) -> None:
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+    content = _deploy_config(settings)
+    try:
+        ServeSubmissionClient(address).deploy_applications(content)
+    except (ConnectionError, RuntimeError) as error:
+        _fail(f"{address}: {error}")
+    typer.echo(f"Submitted to {address}; `serve status --address {address}` says when it runs.")
+
+
+def _serve_here(settings: "Config") -> None:
+    import signal
+    import threading
+
+    from rich.console import Console
+
+    from cluster.app import running
+    from engine.errors import ConfigError
+
+    console = Console(stderr=True)
+    stop = threading.Event()
+    console.print(f"Starting Ray, then every pool of {settings.model.served_name} ...")
+    try:
+        with running(settings, console.print):
+            for number in (signal.SIGINT, signal.SIGTERM):  # only now: starting Ray sets handlers of its own
+                signal.signal(number, lambda *_: stop.set())
+            port = settings.gateway.grpc_port
+            console.print(f"Ready: gRPC on port {port} (plaintext, every interface). Ctrl-C stops.")
+            stop.wait()
+            console.print("Draining ...")
+    except ConfigError as error:
+        _fail(str(error))
+
+
+def _deploy_config(settings: "Config") -> dict[str, Any]:
+    from cluster.app import deploy_config
+    from engine.errors import ConfigError
+
+    try:
+        return deploy_config(settings)
+    except ConfigError as error:
+        _fail(str(error))
+
+
 def _generate_local(prompt: str, config: Path | None, max_tokens: int, options: dict[str, float | int | None]) -> None:
     from engine.errors import SparkpoolError
     from engine.types import Request, Sampling, StopRules
@@ -146,7 +195,7 @@ def _generate_remote(
     )
 
 
-def _load(file: Path | None):  # type: ignore[no-untyped-def]
+def _load(file: Path | None) -> "Config":
     from engine.config import Config
     from engine.errors import ConfigError
 
@@ -156,7 +205,7 @@ def _load(file: Path | None):  # type: ignore[no-untyped-def]
         _fail(str(error))
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     typer.echo(f"sparkpool: {message.lstrip()}", err=True)
     raise typer.Exit(1)
 

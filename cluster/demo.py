@@ -46,13 +46,13 @@ def main() -> None:
     config = Config.parse(
         {
             "prefill": {"cache_bytes": "128MiB"},
-            "decode": {"cache_bytes": "128MiB"},
+            "decode": {"default": {"cache_bytes": "128MiB"}},
             "gateway": {"grpc_port": grpc_port, "http_port": http_port},
         }
     )
     started = time.monotonic()
     console.print("Starting Ray, a prefill replica, a decode replica and a gateway ...")
-    with running(config), Client(f"127.0.0.1:{grpc_port}") as client:
+    with running(config, console.print), Client(f"127.0.0.1:{grpc_port}") as client:
         console.print(f"Up and warm after {time.monotonic() - started:.1f} s.\n")
         table = Table(title="one at a time, temperature 0.7, seed 1")
         for column in ("prompt", "first token", "tok/s", "prefill", "transfer", "pages", "bytes"):

@@ -39,7 +39,7 @@ class Pools(Protocol):
     """Both pools, as far as a request needs them."""
 
     def prefill(self, request: Request) -> EventStream: ...
-    def decode(self, request: Request, handoff: Handoff) -> EventStream: ...
+    def decode(self, pool: str, request: Request, handoff: Handoff) -> EventStream: ...
     def cancel(self, request_id: str) -> None:
         """Tell every replica to drop a request; returns at once."""
         ...
@@ -51,6 +51,7 @@ class Journey:
 
     request: Request
     arrived: float
+    pool: str
     prefills: int = 0
     tokens: list[int] = field(default_factory=list)
     handoff: Handoff | None = None
@@ -130,7 +131,7 @@ class Gateway:
                 prefill = await stack.enter_async_context(_closing(self._pools.prefill(request)))
                 handoff = journey.handoff = await _handoff(prefill)
                 await stack.enter_async_context(_kept_open(prefill))
-                decode = await stack.enter_async_context(_closing(self._pools.decode(request, handoff)))
+                decode = await stack.enter_async_context(_closing(self._pools.decode(journey.pool, request, handoff)))
                 async for event in _checked(decode):
                     assert isinstance(event, Chunk)
                     if journey.first_token_at is None:

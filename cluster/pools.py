@@ -19,20 +19,20 @@ ANSWER_SECONDS = 5.0
 
 
 class ServePools:
-    """The prefill and decode deployments, behind their handles."""
+    """The deployments of the prefill pool and of every decode pool, behind their handles."""
 
-    def __init__(self, prefill: DeploymentHandle, decode: DeploymentHandle) -> None:
-        self._handles = {"prefill": prefill, "decode": decode}
+    def __init__(self, prefill: DeploymentHandle, decode: dict[str, DeploymentHandle]) -> None:
+        self._handles = {"prefill": prefill, **decode}
         self._prefill = prefill.options(stream=True)
-        self._decode = decode.options(stream=True)
+        self._decode = {pool: handle.options(stream=True) for pool, handle in decode.items()}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def prefill(self, request: Request) -> EventStream:
         stream: EventStream = self._prefill.prefill.remote(request)
         return stream
 
-    def decode(self, request: Request, handoff: Handoff) -> EventStream:
-        stream: EventStream = self._decode.decode.remote(request, handoff)
+    def decode(self, pool: str, request: Request, handoff: Handoff) -> EventStream:
+        stream: EventStream = self._decode[pool].decode.remote(request, handoff)
         return stream
 
     def cancel(self, request_id: str) -> None:
@@ -54,7 +54,7 @@ class ServePools:
         return facts
 
     async def healthy(self) -> bool:
-        """Whether a replica of each pool answers."""
+        """Whether a replica of every pool answers."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await asyncio.gather(*(handle.facts.remote() for handle in self._handles.values()))
@@ -63,7 +63,7 @@ class ServePools:
         return True
 
     async def stats(self) -> list[ReplicaStats]:
-        """Every replica of both pools. Raises Unavailable if one is lost while it is asked."""
+        """Every replica of all pools. Raises Unavailable if one is lost while it is asked."""
         try:
             found = await asyncio.gather(*(_all(handle, "stats") for handle in self._handles.values()))
         except RayError as error:

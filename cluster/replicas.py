@@ -11,7 +11,7 @@ from typing import Any
 from ray import serve
 
 from cluster.engine_thread import EngineThread
-from engine.config import Config
+from engine.config import Config, EngineConfig
 from engine.facts import ModelFacts, ReplicaStats
 from engine.pages import PageStore
 from engine.text import Text
@@ -26,12 +26,12 @@ DYING_SECONDS = 0.5  # for the requests' errors to leave the process
 class EngineReplica:
     """What a replica of either pool does besides its own verb."""
 
-    def __init__(self, pool: str, config: Config, builder: Builder, build: Callable[[str], Any]) -> None:
+    def __init__(self, pool: str, section: EngineConfig, builder: Builder, build: Callable[[str], Any]) -> None:
+        self._pool = pool
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._facts = builder.facts
         agent = new_agent_name(f"{pool}-{self._replica}")
         self._thread = EngineThread(lambda: build(agent), f"{pool} engine", on_failure=_die)
-        section = getattr(config, pool)
         if section.warm_up:
             self._thread.call(lambda engine: engine.warm_up()).result()
         logger.info(f"{pool} replica {self._replica} is ready: {self._facts.name}, {builder.model.dtype}")
@@ -46,7 +46,7 @@ class EngineReplica:
     async def stats(self) -> ReplicaStats:
         """The engine's own numbers, between two steps."""
         stats: ReplicaStats = await asyncio.wrap_future(self._thread.call(lambda engine: engine.stats()))
-        return replace(stats, replica=self._replica)
+        return replace(stats, replica=self._replica, pool=self._pool)
 
     async def assert_consistent(self) -> None:
         """Raise AssertionError unless every page is accounted for."""
@@ -68,7 +68,7 @@ class PrefillReplica(EngineReplica):
     def __init__(self, config: Config) -> None:
         set_threads(config.prefill, config)
         builder = Builder(config, config.prefill)
-        super().__init__("prefill", config, builder, lambda name: builder.prefiller(name, _nixl(config)))
+        super().__init__("prefill", config.prefill, builder, lambda name: builder.prefiller(name, _nixl(config)))
 
     async def prefill(self, request: Request) -> AsyncIterator[Event]:
         """Yields the `Handoff`, then stays open until the pages have been released, and ends with `Ended`.
@@ -80,13 +80,14 @@ class PrefillReplica(EngineReplica):
 
 
 class DecodeReplica(EngineReplica):
-    """One replica of the decode pool."""
+    """One replica of a decode pool."""
 
-    def __init__(self, config: Config) -> None:
-        set_threads(config.decode, config)
-        builder = Builder(config, config.decode)
+    def __init__(self, config: Config, pool: str) -> None:
+        section = config.decode[pool]
+        set_threads(section, config)
+        builder = Builder(config, section)
         text = Text.load(config.model.path)
-        super().__init__("decode", config, builder, lambda name: builder.decoder(name, _nixl(config), text))
+        super().__init__(pool, section, builder, lambda name: builder.decoder(name, _nixl(config), text, pool=pool))
 
     async def decode(self, request: Request, handoff: Handoff) -> AsyncIterator[Event]:
         """Yields `Chunk`s up to the one that finishes the request, or `Ended` with an error."""

@@ -18,7 +18,7 @@ from cluster.proto import sparkpool_pb2 as pb
 from cluster.protos import prompt_of, replica_of, reply_of, request_of
 from cluster.proxy import CALL_KEY
 from engine.config import Config
-from engine.errors import SparkpoolError
+from engine.errors import BadRequest, SparkpoolError
 from engine.facts import ModelFacts
 from engine.text import Text
 from engine.types import check_tokens
@@ -30,7 +30,7 @@ WATCH_SECONDS = 1.0
 class InferenceServicer:
     """sparkpool.v1.Inference and grpc.health.v1.Health. Serve routes an RPC to the method of its name."""
 
-    def __init__(self, config: Config, prefill: DeploymentHandle, decode: DeploymentHandle) -> None:
+    def __init__(self, config: Config, prefill: DeploymentHandle, decode: dict[str, DeploymentHandle]) -> None:
         self._config = config
         self._pools = ServePools(prefill, decode)
         self._gateway = Gateway(self._pools, config.gateway)
@@ -45,7 +45,8 @@ class InferenceServicer:
             try:
                 arrived = time.monotonic()
                 default = self._config.gateway.default_max_tokens
-                journey = Journey(request_of(proto, self._text, await self._model(), default), arrived)
+                request = request_of(proto, self._text, await self._model(), default)
+                journey = Journey(request, arrived, self._pool(proto.decode_pool))
                 async with contextlib.aclosing(self._gateway.generate(journey)) as chunks:
                     async for chunk in chunks:
                         yield reply_of(chunk, journey)
@@ -143,6 +144,11 @@ class InferenceServicer:
         if await self._pools.healthy():
             return health_pb2.HealthCheckResponse.SERVING
         return health_pb2.HealthCheckResponse.NOT_SERVING
+
+    def _pool(self, wished: str) -> str:
+        if wished and wished not in self._config.decode:
+            raise BadRequest("decode_pool", f"{wished!r} is not there; {', '.join(self._config.decode)} are")
+        return wished or self._config.default_pool
 
     async def _model(self) -> ModelFacts:
         if self._facts is None:

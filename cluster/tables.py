@@ -20,9 +20,9 @@ def replica_table(stats: pb.Stats) -> Table:
             str(replica.running),
             str(replica.tokens),
             ", ".join(pages),
-            str(replica.leases_held) if replica.pool == "prefill" else "-",
-            f"{replica.reads} ({replica.reads_lost})" if replica.pool == "decode" else "-",
-            size(replica.moved_bytes) if replica.pool == "decode" else "-",
+            str(replica.leases_held) if replica.role == "prefill" else "-",
+            f"{replica.reads} ({replica.reads_lost})" if replica.role == "decode" else "-",
+            size(replica.moved_bytes) if replica.role == "decode" else "-",
         )
     return table
 

@@ -163,8 +163,7 @@ class Decoder:
         """Where things stand."""
         inbox = self._inbox
         return ReplicaStats(
-            replica="",
-            pool="decode",
+            role="decode",
             agent=self._transfer.entry.name,
             waiting=len(inbox),
             running=len(self._schedule.running),

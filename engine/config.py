@@ -4,7 +4,7 @@ Every class receives its own section, never the whole. What start-up finds out (
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import yaml
@@ -15,6 +15,7 @@ from engine.errors import ConfigError
 SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny-mla"
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+PoolName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
 
 
 class Section(BaseModel):
@@ -57,6 +58,8 @@ class EngineConfig(Section):
 
     replicas: Positive = 1
     """Replicas in the pool."""
+    autoscaling_config: dict[str, Any] | None = None
+    """Ray Serve's own autoscaling_config (min_replicas, max_replicas, ...), instead of `replicas`."""
     device: str = "cpu"
     """A torch device: cpu, cuda, cuda:1."""
     threads: Annotated[int, Field(ge=0)] = 0
@@ -74,9 +77,20 @@ class EngineConfig(Section):
     warm_up: bool = True
     """Run a step of every kind before the replica reports ready."""
 
+    @model_validator(mode="after")
+    def _one_way_to_scale(self) -> Self:
+        if self.autoscaling_config is not None and "replicas" in self.model_fields_set:
+            raise ValueError("replicas and autoscaling_config contradict each other; keep one")
+        return self
+
     @property
     def torch_device(self) -> torch.device:
         return torch.device(self.device)
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that there may be at once."""
+        return self.replicas if self.autoscaling_config is None else int(self.autoscaling_config.get("max_replicas", 1))
 
 
 class PrefillConfig(EngineConfig):
@@ -89,7 +103,7 @@ class PrefillConfig(EngineConfig):
 
 
 class DecodeConfig(EngineConfig):
-    """The decode pool."""
+    """One decode pool."""
 
     answer_seconds: Seconds = 10.0
     """How long a release may go unanswered before the handoff counts as lost."""
@@ -126,14 +140,33 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     transfer: TransferConfig = TransferConfig()
     prefill: PrefillConfig = PrefillConfig()
-    decode: DecodeConfig = DecodeConfig()
+    decode: Annotated[dict[PoolName, DecodeConfig], Field(min_length=1)] = {"default": DecodeConfig()}
+    """Decode pools by name; a request that names none goes to the first."""
     gateway: GatewayConfig = GatewayConfig()
+
+    @model_validator(mode="after")
+    def _no_decode_pool_is_called_prefill(self) -> Self:
+        if "prefill" in self.decode:
+            raise ValueError(
+                "decode.prefill: there is one prefill pool, and this is a decode pool; give it another name"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         if self.gateway.grpc_port == self.gateway.http_port:
             raise ValueError("gateway.grpc_port and gateway.http_port are the same port")
         return self
+
+    @property
+    def default_pool(self) -> str:
+        """The decode pool of a request that names none."""
+        return next(iter(self.decode))
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that there may be at once, over all pools."""
+        return sum(section.most_replicas for section in (self.prefill, *self.decode.values()))
 
     @classmethod
     def load(cls, file: Path | None) -> "Config":

@@ -43,10 +43,11 @@ class Counters:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaStats:
-    """One replica, now. Counters only ever grow; the rest are levels."""
+    """One replica, now. Counters only ever grow; the rest are levels. `role` is "prefill" or "decode"."""
 
-    replica: str
-    pool: str
+    role: str
+    replica: str = ""
+    pool: str = ""
     agent: str
     waiting: int
     running: int

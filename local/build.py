@@ -65,9 +65,12 @@ class Builder:
             eos_token_ids=self.model.eos_token_ids,
         )
 
-    def decoder(self, name: str, transfer: MakeTransfer, text: Text, clock: Clock | None = None) -> Decoder:
-        """A decode engine with pages of its own. `name` is the transfer agent's."""
-        pages = self._pages(self.config.decode, step_tokens=1)
+    def decoder(
+        self, name: str, transfer: MakeTransfer, text: Text, clock: Clock | None = None, pool: str | None = None
+    ) -> Decoder:
+        """A decode engine of `pool` (or the default one) with pages of its own. `name` is the transfer agent's."""
+        section = self.config.decode[pool or self.config.default_pool]
+        pages = self._pages(section, step_tokens=1)
         return Decoder(
             pages=pages,
             backend=TorchBackend(self.model.module, pages.store),
@@ -76,7 +79,7 @@ class Builder:
             transfer=transfer(name, pages.store),
             clock=clock or MonotonicClock(),
             text=text,
-            config=self.config.decode,
+            config=section,
             poll_seconds=self.config.transfer.poll_seconds,
             fingerprint=self.fingerprint,
             eos_token_ids=self.model.eos_token_ids,
@@ -112,8 +115,7 @@ def num_pages(layout: CacheLayout, section: EngineConfig, device: torch.device, 
 def set_threads(section: EngineConfig, config: Config) -> None:
     """Set torch's thread count for this process: more threads than cores slow a step ten- to thirtyfold."""
     cores = len(os.sched_getaffinity(0))
-    replicas = config.prefill.replicas + config.decode.replicas
-    torch.set_num_threads(section.threads or max(1, cores // replicas))
+    torch.set_num_threads(section.threads or max(1, cores // config.most_replicas))
 
 
 def _device(section: EngineConfig) -> torch.device:

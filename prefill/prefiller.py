@@ -107,8 +107,7 @@ class Prefiller:
     def stats(self) -> ReplicaStats:
         """Where things stand."""
         return ReplicaStats(
-            replica="",
-            pool="prefill",
+            role="prefill",
             agent=self._transfer.entry.name,
             waiting=len(self._schedule.waiting),
             running=len(self._schedule.running),

@@ -15,7 +15,7 @@ import pytest
 import ray
 from ray import serve
 
-from cluster.app import deployed, start_cluster
+from cluster.app import decode_deployment, deployed, start_cluster
 from cluster.client import Client, generate_request
 from cluster.demo import free_ports
 from cluster.proto import sparkpool_pb2 as pb
@@ -75,8 +75,10 @@ class Service:
         stats = self.wait_idle()
         for replica in stats.replicas:
             for group, pages in replica.pages.items():
-                assert pages.free == pages.total, f"{replica.pool} {replica.replica} leaks in {group}: {pages}"
-        for pool in ("Prefill", "Decode"):
+                assert pages.free + pages.cached == pages.total, (
+                    f"{replica.pool} {replica.replica} leaks in {group}: {pages}"
+                )
+        for pool in ("Prefill", *map(decode_deployment, self.config.decode)):
             serve.get_deployment_handle(pool, self.name).broadcast("assert_consistent").results()
         return stats
 
@@ -117,7 +119,7 @@ def small(path: Path | None = None, **sections: dict[str, object]) -> Config:
         {
             "model": model,
             "prefill": {**engine, "chunk_tokens": 96, **sections.get("prefill", {})},
-            "decode": {**engine, **sections.get("decode", {})},
+            "decode": {"default": {**engine, **sections.get("decode", {})}},
             "gateway": sections.get("gateway", {}),
         }
     )

@@ -55,7 +55,7 @@ class ScriptedPools:
         self.requests.append(request)
         return self._open(self._prefills.get(attempt, [handoff(request)]), open_ended=True)
 
-    def decode(self, request: Request, handoff: Handoff) -> ScriptedStream:
+    def decode(self, pool: str, request: Request, handoff: Handoff) -> ScriptedStream:
         return self._open(self._decodes[len(self.requests) - 1], open_ended=False)
 
     def cancel(self, request_id: str) -> None:

@@ -82,7 +82,7 @@ def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     grpc_port, http_port = free_ports(2)
     config = tmp_path / "service.yaml"
     config.write_text(
-        f"prefill: {{cache_bytes: 16MiB}}\ndecode: {{cache_bytes: 16MiB}}\n"
+        f"prefill: {{cache_bytes: 16MiB}}\ndecode: {{default: {{cache_bytes: 16MiB}}}}\n"
         f"gateway: {{grpc_port: {grpc_port}, http_port: {http_port}}}\n"
     )
     log = tmp_path / "serve.log"

@@ -22,7 +22,7 @@ def run(pools: ScriptedPools, **config: float) -> tuple[list[int], Gateway]:
     gateway = Gateway(pools, GatewayConfig(**config))
 
     async def collect() -> list[int]:
-        journey = Journey(REQUEST, arrived=time.monotonic())
+        journey = Journey(REQUEST, arrived=time.monotonic(), pool="default")
         return [token async for chunk in gateway.generate(journey) for token in chunk.tokens]
 
     return asyncio.run(collect()), gateway
@@ -97,7 +97,7 @@ def test_a_caller_that_leaves_lets_go_of_everything(prefills, decodes) -> None: 
 
     async def leave() -> None:
         async def collect() -> None:
-            async for _ in gateway.generate(Journey(REQUEST, arrived=0.0)):
+            async for _ in gateway.generate(Journey(REQUEST, arrived=0.0, pool="default")):
                 pass
 
         task = asyncio.create_task(collect())

@@ -10,7 +10,7 @@ PROMPT = "class Parser:\n    def __init__(self):\n" * 8
 OPTIONS = {"temperature": 1.0, "seed": 11, "max_tokens": 150, "ignore_eos": True}
 
 
-@pytest.mark.parametrize("pool", ["Prefill", "Decode"])
+@pytest.mark.parametrize("pool", ["Prefill", "Decode-default"])
 def test_a_stream_survives_the_death_of_every_replica_of_a_pool(shipped: Service, pool: str) -> None:
     """All of them, so that the one that serves the request is among them; Serve starts others."""
     undisturbed = tokens(shipped.ask(PROMPT, **OPTIONS))
@@ -23,7 +23,7 @@ def test_a_stream_survives_the_death_of_every_replica_of_a_pool(shipped: Service
     replies += list(call)
 
     assert tokens(replies) == undisturbed
-    assert replies[-1].timings.prefills == (2 if pool == "Decode" else 1)
+    assert replies[-1].timings.prefills == (1 if pool == "Prefill" else 2)
     again = tokens(shipped.ask(PROMPT, **OPTIONS))
     assert again == undisturbed, "restarted replicas serve, under new names"
     shipped.wait_for_replicas(4)

@@ -30,7 +30,7 @@ def test_the_shipped_model_answers_as_transformers_does(shipped: Service) -> Non
     assert_all_same(shipped, prompts, max_tokens, answers)
     stats = shipped.assert_idle_and_consistent()
     page_bytes = shipped.client.model().page_bytes["full"]
-    decoders = [replica for replica in stats.replicas if replica.pool == "decode"]
+    decoders = [replica for replica in stats.replicas if replica.role == "decode"]
     assert all(replica.reads > 0 for replica in decoders), "one decode replica did everything"
     assert sum(r.moved_bytes for r in decoders) == page_bytes * sum(r.moved_pages for r in decoders)
 

@@ -16,9 +16,17 @@ def written(folder: Path, text: str) -> Path:
     ("text", "says"),
     [
         ("prefil: {}", "prefil: unknown key"),
-        ("decode: {reed_seconds: 3}", "decode.reed_seconds: unknown key"),
-        ("decode: {replicas: many}", "decode.replicas: Input should be a valid integer"),
-        ("decode: {replicas: 0}", "decode.replicas: Input should be greater than 0"),
+        ("decode: {gpu: {reed_seconds: 3}}", "decode.gpu.reed_seconds: unknown key"),
+        ("decode: {gpu: {replicas: many}}", "decode.gpu.replicas: Input should be a valid integer"),
+        ("decode: {gpu: {replicas: 0}}", "decode.gpu.replicas: Input should be greater than 0"),
+        ("decode: {}", "decode: Dictionary should have at least 1 item"),
+        ("decode: {prefill: {}}", "decode.prefill: there is one prefill pool"),
+        ("decode: {No Spaces: {}}", "decode.No Spaces.[key]: String should match pattern"),
+        ("decode: {replicas: 2}", "decode.replicas: "),
+        (
+            "decode: {gpu: {replicas: 2, autoscaling_config: {max_replicas: 3}}}",
+            "decode.gpu: Value error, replicas and autoscaling_config contradict each other",
+        ),
         ("prefill: {cache_bytes: 5 apples}", "prefill.cache_bytes: "),
         ("prefill: 7", "prefill: "),
         ("model: {dtype: float8}", "model.dtype: Input should be 'float32', 'bfloat16' or 'float16'"),
@@ -67,9 +75,21 @@ def test_an_empty_file_and_no_file_give_the_defaults(tmp_path: Path) -> None:
 
 
 def test_sizes_may_be_written_with_a_unit(tmp_path: Path) -> None:
-    assert Config.load(written(tmp_path, "decode: {cache_bytes: 256MiB}")).decode.cache_bytes == 256 * 2**20
+    assert (
+        Config.load(written(tmp_path, "decode: {gpu: {cache_bytes: 256MiB}}")).decode["gpu"].cache_bytes == 256 * 2**20
+    )
 
 
 def test_the_configuration_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Config().decode.replicas = 2  # type: ignore[misc]
+        Config().decode["default"].replicas = 2  # type: ignore[misc]
+
+
+def test_a_request_that_names_no_pool_goes_to_the_first(tmp_path: Path) -> None:
+    assert Config.load(written(tmp_path, "decode: {slow: {}, fast: {}}")).default_pool == "slow"
+
+
+def test_scaling_pools_count_with_the_most_they_may_have(tmp_path: Path) -> None:
+    config = Config.load(written(tmp_path, "decode: {a: {autoscaling_config: {max_replicas: 5}}, b: {replicas: 2}}"))
+
+    assert config.most_replicas == 1 + 5 + 2

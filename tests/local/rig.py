@@ -19,7 +19,7 @@ def config(path: Path, prefill: dict[str, Any] | None = None, decode: dict[str, 
         {
             "model": {"path": path},
             "prefill": {"cache_bytes": 2 * MIB, "chunk_tokens": 64, **(prefill or {})},
-            "decode": {"cache_bytes": 2 * MIB, **(decode or {})},
+            "decode": {"default": {"cache_bytes": 2 * MIB, **(decode or {})}},
         }
     )
 

@@ -62,10 +62,10 @@ def test_too_few_pages_are_refused() -> None:
 def test_a_device_that_is_not_there_is_named(qwen3: Path, device: str, says: str) -> None:
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("there is one")
-    settings = Config.parse({"model": {"path": qwen3}, "decode": {"device": device}})
+    settings = Config.parse({"model": {"path": qwen3}, "decode": {"default": {"device": device}}})
 
     with pytest.raises(ConfigError, match=f"device: .*{device}.* {says}|{says}"):
-        Builder(settings, settings.decode)
+        Builder(settings, settings.decode["default"])
 
 
 def test_each_pool_has_the_pages_of_its_own_section(make_rig: MakeRig) -> None:
@@ -79,7 +79,7 @@ def test_a_model_can_be_shared_and_its_fingerprint_with_it(qwen3: Path) -> None:
     first = Builder(settings, settings.prefill)
     other = settings.model_copy(update={"model": settings.model.model_copy(update={"page_tokens": 32})})
 
-    second = Builder(other, other.decode, first.model)
+    second = Builder(other, other.decode["default"], first.model)
 
     assert second.model is first.model
     differ = {key for key, value in first.fingerprint.items() if second.fingerprint[key] != value}

@@ -59,7 +59,7 @@ def pair(path: Path, chunk_tokens: int = CHUNK, page_tokens: int = PAGE) -> Pair
     engine = {"cache_bytes": 16 * MIB}
     model = {"path": path, "page_tokens": page_tokens}
     prefill = {"chunk_tokens": chunk_tokens, **engine}
-    return Pair(Config.parse({"model": model, "prefill": prefill, "decode": engine}))
+    return Pair(Config.parse({"model": model, "prefill": prefill, "decode": {"default": engine}}))
 
 
 def count_ties(path: Path, answers: dict[str, list[int]], asked: list[Request]) -> int:

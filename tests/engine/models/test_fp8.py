@@ -64,7 +64,7 @@ def test_an_fp8_checkpoint_answers_as_its_exact_float32_twin(checkpoints: tuple[
     stored = load_file(fp8 / "model.safetensors")
     assert stored["model.layers.0.self_attn.kv_a_proj_with_mqa.weight"].shape[0] % 128 != 0, "a partial block"
     config = Config.parse(
-        {"model": {"path": str(fp8)}, "prefill": {"cache_bytes": "4MB"}, "decode": {"cache_bytes": "4MB"}}
+        {"model": {"path": str(fp8)}, "prefill": {"cache_bytes": "4MB"}, "decode": {"default": {"cache_bytes": "4MB"}}}
     )
     request = Request(id="a", prompt=tuple(range(40)), sampling=Sampling(), stop=StopRules(max_tokens=24))
 
