@@ -21,9 +21,9 @@ class Client:
         """The call: iterate over its replies, or `cancel()` it. Iterating raises grpc.RpcError."""
         return self._stub.Generate(request, timeout=timeout, metadata=self.metadata)
 
-    def generate_once(self, request: pb.GenerateRequest, timeout: float | None = None) -> pb.GenerateReply:
-        reply: pb.GenerateReply = self._stub.GenerateOnce(request, timeout=timeout, metadata=self.metadata)
-        return reply
+    def generate_once(self, request: pb.GenerateRequest, timeout: float | None = None) -> pb.Answers:
+        answers: pb.Answers = self._stub.GenerateOnce(request, timeout=timeout, metadata=self.metadata)
+        return answers
 
     def model(self) -> pb.Model:
         model: pb.Model = self._stub.GetModel(pb.GetModelRequest(), metadata=self.metadata)
@@ -53,11 +53,12 @@ class Client:
         self.close()
 
 
+SAMPLING = frozenset(pb.Sampling.DESCRIPTOR.fields_by_name)
+
+
 def generate_request(prompt: str | list[int], **options: Any) -> pb.GenerateRequest:
-    """A request from keywords: temperature, top_k, top_p and seed go into `sampling`, the rest are its fields."""
-    sampling = {
-        key: options.pop(key) for key in ("temperature", "top_k", "top_p", "seed") if options.get(key) is not None
-    }
+    """A request from keywords: what `Sampling` has goes there (temperature, seed, ...), the rest are its own fields."""
     options = {key: value for key, value in options.items() if value is not None}
+    sampling = {key: options.pop(key) for key in SAMPLING & set(options)}
     source: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"token_ids": pb.TokenIds(ids=prompt)}
     return pb.GenerateRequest(**source, sampling=pb.Sampling(**sampling), **options)

@@ -19,7 +19,7 @@ from ray.exceptions import RayError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 
 from engine.config import GatewayConfig
-from engine.errors import Cancelled, DeadlineExceeded, EngineFailure, SparkpoolError, Unavailable
+from engine.errors import Cancelled, DeadlineExceeded, EngineFailure, Preempted, SparkpoolError, Unavailable
 from engine.types import Chunk, Ended, Event, Handoff, Request
 
 logger = logging.getLogger("ray.serve")
@@ -52,16 +52,37 @@ class Journey:
     request: Request
     arrived: float
     pool: str
+    index: int = 0
     prefills: int = 0
+    losses: int = 0
+    preemptions: int = 0
     tokens: list[int] = field(default_factory=list)
     handoff: Handoff | None = None
+    cached_tokens: int = 0
+    prompt_logprobs: tuple[float, ...] = ()
     first_token_at: float | None = None
     last: Chunk | None = None
 
     @property
+    def seconds_left(self) -> float:
+        return self.arrived + self.request.seconds_left - time.monotonic()
+
+    @property
     def attempt(self) -> Request:
         """The request as both pools see it this time, under an id of its own."""
-        return replace(self.request.resumed(tuple(self.tokens)), id=f"{self.request.id}.{self.prefills}")
+        return replace(
+            self.request.resumed(tuple(self.tokens)),
+            id=f"{self.request.id}.{self.prefills}",
+            age_seconds=time.monotonic() - self.arrived,
+            seconds_left=self.seconds_left,
+            prompt_logprobs=self.request.prompt_logprobs and self.handoff is None,
+        )
+
+    def take(self, handoff: Handoff) -> None:
+        """What the first handoff says of the prompt stays; of the rest, the last one counts."""
+        if self.handoff is None:
+            self.cached_tokens, self.prompt_logprobs = handoff.cached_tokens, handoff.prompt_logprobs
+        self.handoff = handoff
 
 
 @dataclass
@@ -71,6 +92,7 @@ class FrontCounters:
     failed: int = 0
     cancelled: int = 0
     prefills_repeated: int = 0
+    preemptions: int = 0
 
 
 class Gateway:
@@ -85,7 +107,7 @@ class Gateway:
         """The request's chunks, each token once. Raises a SparkpoolError if it cannot be finished."""
         self.counters.requests += 1
         self.counters.ongoing += 1
-        deadline = asyncio.get_running_loop().time() + self._config.request_seconds
+        deadline = asyncio.get_running_loop().time() + journey.seconds_left
         try:
             async with contextlib.aclosing(self._attempts(journey)) as chunks:
                 while journey.last is None or journey.last.finish is None:
@@ -94,8 +116,10 @@ class Gateway:
                     yield chunk
         except TimeoutError:
             self.counters.failed += 1
-            limit = f"gateway.request_seconds: not finished after {self._config.request_seconds} s"
-            raise DeadlineExceeded(limit) from None
+            limit = journey.request.seconds_left
+            raise DeadlineExceeded(
+                f"not finished after {limit} s (deadline_seconds, gateway.request_seconds)"
+            ) from None
         except SparkpoolError:
             self.counters.failed += 1
             raise
@@ -115,13 +139,17 @@ class Gateway:
                         journey.last = chunk
                         yield chunk
                 return
+            except Preempted:  # costs no retry: each time the request gets further
+                journey.preemptions += 1
+                self.counters.preemptions += 1
             except LOST as error:
-                if journey.prefills > self._config.retries:
-                    tries = f"{journey.request.id} was lost {journey.prefills} times (gateway.retries)"
+                journey.losses += 1
+                if journey.losses > self._config.retries:
+                    tries = f"{journey.request.id} was lost {journey.losses} times (gateway.retries)"
                     raise Unavailable(f"{tries}; last: {error}") from error
                 self.counters.prefills_repeated += 1
                 logger.warning(f"{journey.request.id} is prefilled again: {error}")
-                await asyncio.sleep(RETRY_SECONDS * 2 ** (journey.prefills - 1))
+                await asyncio.sleep(RETRY_SECONDS * 2 ** (journey.losses - 1))
 
     async def _attempt(self, journey: Journey) -> AsyncGenerator[Chunk]:
         request = journey.attempt
@@ -129,7 +157,8 @@ class Gateway:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 prefill = await stack.enter_async_context(_closing(self._pools.prefill(request)))
-                handoff = journey.handoff = await _handoff(prefill)
+                handoff = await _handoff(prefill)
+                journey.take(handoff)
                 await stack.enter_async_context(_kept_open(prefill))
                 decode = await stack.enter_async_context(_closing(self._pools.decode(journey.pool, request, handoff)))
                 async for event in _checked(decode):

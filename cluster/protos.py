@@ -3,11 +3,13 @@
 import re
 import secrets
 import time
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from typing import Any
 
 from cluster.gateway import Journey
 from cluster.proto import sparkpool_pb2 as pb
+from engine.config import GatewayConfig
 from engine.errors import BadRequest, UnknownModel
 from engine.facts import ModelFacts, PageCounts, ReplicaStats
 from engine.text import Text
@@ -17,7 +19,10 @@ FINISH_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH:
 REQUEST_ID = re.compile(r"[\w.:-]{0,64}", re.ASCII)
 
 
-def request_of(proto: pb.GenerateRequest, text: Text, model: ModelFacts, default_max_tokens: int) -> Request:
+MAX_ANSWERS = 64
+
+
+def request_of(proto: pb.GenerateRequest, text: Text, model: ModelFacts, gateway: GatewayConfig) -> Request:
     """The request as the pools know it. Raises BadRequest or UnknownModel."""
     if proto.model not in ("", model.name):
         raise UnknownModel(f"model: {proto.model!r} is not served here; {model.name!r} is")
@@ -28,15 +33,43 @@ def request_of(proto: pb.GenerateRequest, text: Text, model: ModelFacts, default
         prompt=prompt,
         sampling=_sampling_of(proto.sampling),
         stop=StopRules(
-            max_tokens=proto.max_tokens if proto.HasField("max_tokens") else min(default_max_tokens, room),
+            max_tokens=proto.max_tokens if proto.HasField("max_tokens") else min(gateway.default_max_tokens, room),
             min_tokens=proto.min_tokens,
             stop=tuple(proto.stop),
             stop_token_ids=tuple(proto.stop_token_ids),
             ignore_eos=proto.ignore_eos,
         ),
+        priority=proto.priority,
+        seconds_left=_seconds_of(proto, gateway),
+        cache_salt=proto.cache_salt,
+        prompt_logprobs=proto.prompt_logprobs,
     )
     request.check(model)
     return request
+
+
+def answers_of(proto: pb.GenerateRequest, request: Request) -> list[Request]:
+    """The request once for each answer that is wanted: answer 0 is the request itself. Raises BadRequest."""
+    count = proto.n if proto.HasField("n") else 1
+    if not 1 <= count <= MAX_ANSWERS:
+        raise BadRequest("n", f"must be in [1, {MAX_ANSWERS}], is {count}")
+    if count > 1 and request.sampling.greedy:
+        raise BadRequest("n", "must be 1 at temperature 0: all answers would be the same")
+    return [request, *(_other(request, index) for index in range(1, count))]
+
+
+def _other(request: Request, index: int) -> Request:
+    sampling = request.sampling
+    seed = (sampling.seed + index) % 2**63 if sampling.seeded else secrets.randbits(63)
+    return replace(request, id=f"{request.id}-{index}", sampling=replace(sampling, seed=seed), prompt_logprobs=False)
+
+
+def _seconds_of(proto: pb.GenerateRequest, gateway: GatewayConfig) -> float:
+    if not proto.HasField("deadline_seconds"):
+        return gateway.request_seconds
+    if not proto.deadline_seconds > 0:
+        raise BadRequest("deadline_seconds", f"must be above 0, is {proto.deadline_seconds}")
+    return min(proto.deadline_seconds, gateway.request_seconds)
 
 
 def prompt_of(proto: pb.GenerateRequest | pb.TokenizeRequest, text: Text) -> tuple[int, ...]:
@@ -57,13 +90,27 @@ def prompt_of(proto: pb.GenerateRequest | pb.TokenizeRequest, text: Text) -> tup
 
 def reply_of(chunk: Chunk, journey: Journey) -> pb.GenerateReply:
     """One streamed reply; the last has usage and timings."""
-    reply = pb.GenerateReply(text=chunk.text, token_ids=chunk.tokens, logprobs=chunk.logprobs)
+    reply = pb.GenerateReply(text=chunk.text, token_ids=chunk.tokens, logprobs=chunk.logprobs, index=journey.index)
+    for top in chunk.top:
+        reply.top_logprobs.add(token_ids=[token for token, _ in top], logprobs=[logprob for _, logprob in top])
+    if len(journey.tokens) == len(chunk.tokens):
+        reply.prompt_logprobs.extend(journey.prompt_logprobs)
     if chunk.finish is not None:
         reply.finish_reason = FINISH_REASONS[chunk.finish]
-        tokens = len(journey.tokens)
-        reply.usage.CopyFrom(pb.Usage(prompt_tokens=len(journey.request.prompt), completion_tokens=tokens))
+        reply.usage.CopyFrom(_usage_of(journey))
         reply.timings.CopyFrom(_timings_of(chunk, journey))
     return reply
+
+
+def joined(replies: Iterable[pb.GenerateReply]) -> pb.Answers:
+    """The streamed replies of all answers, each answer as one."""
+    answers: dict[int, pb.GenerateReply] = {}
+    for reply in replies:
+        whole = answers.setdefault(reply.index, pb.GenerateReply())
+        text = whole.text + reply.text
+        whole.MergeFrom(reply)  # appends what is repeated, replaces the rest
+        whole.text = text
+    return pb.Answers(answers=[answers[index] for index in sorted(answers)])
 
 
 def replica_of(stats: ReplicaStats) -> pb.Replica:
@@ -93,6 +140,16 @@ def _sampling_of(proto: pb.Sampling) -> Sampling:
         bad_words=tuple(tuple(word.ids) for word in proto.bad_words),
         seed=proto.seed if seeded else secrets.randbits(63),
         seeded=seeded,
+        top_logprobs=proto.top_logprobs,
+    )
+
+
+def _usage_of(journey: Journey) -> pb.Usage:
+    assert journey.handoff is not None
+    return pb.Usage(
+        prompt_tokens=len(journey.request.prompt),
+        completion_tokens=len(journey.tokens),
+        cached_tokens=journey.cached_tokens,
     )
 
 
@@ -105,4 +162,5 @@ def _timings_of(chunk: Chunk, journey: Journey) -> pb.Timings:
         first_token_seconds=journey.first_token_at - journey.arrived,
         total_seconds=time.monotonic() - journey.arrived,
         prefills=journey.prefills,
+        preemptions=journey.preemptions,
     )

@@ -12,10 +12,11 @@ from grpc_health.v1 import health_pb2
 from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 
+from cluster.answers import answers
 from cluster.gateway import Gateway, Journey
 from cluster.pools import ServePools
 from cluster.proto import sparkpool_pb2 as pb
-from cluster.protos import prompt_of, replica_of, reply_of, request_of
+from cluster.protos import answers_of, joined, prompt_of, replica_of, reply_of, request_of
 from cluster.proxy import CALL_KEY
 from engine.config import Config
 from engine.errors import BadRequest, SparkpoolError
@@ -44,23 +45,18 @@ class InferenceServicer:
         with self._cancellable(grpc_context):
             try:
                 arrived = time.monotonic()
-                default = self._config.gateway.default_max_tokens
-                request = request_of(proto, self._text, await self._model(), default)
-                journey = Journey(request, arrived, self._pool(proto.decode_pool))
-                async with contextlib.aclosing(self._gateway.generate(journey)) as chunks:
-                    async for chunk in chunks:
+                request = request_of(proto, self._text, await self._model(), self._config.gateway)
+                pool = self._pool(proto.decode_pool)
+                journeys = [Journey(r, arrived, pool, index) for index, r in enumerate(answers_of(proto, request))]
+                async with contextlib.aclosing(answers(self._gateway, journeys)) as spoken:
+                    async for journey, chunk in spoken:
                         yield reply_of(chunk, journey)
             except SparkpoolError as error:
                 _refuse(grpc_context, error)
                 raise
 
-    async def GenerateOnce(self, proto: pb.GenerateRequest, grpc_context: RayServegRPCContext) -> pb.GenerateReply:
-        whole, text = pb.GenerateReply(), ""
-        async for reply in self.Generate(proto, grpc_context):
-            whole.MergeFrom(reply)  # appends tokens and logprobs, replaces text
-            text += reply.text
-        whole.text = text
-        return whole
+    async def GenerateOnce(self, proto: pb.GenerateRequest, grpc_context: RayServegRPCContext) -> pb.Answers:
+        return joined([reply async for reply in self.Generate(proto, grpc_context)])
 
     async def GetModel(self, proto: pb.GetModelRequest, grpc_context: RayServegRPCContext) -> pb.Model:
         try:

@@ -14,12 +14,12 @@ from engine.backend import Backend
 from engine.clock import Clock
 from engine.config import DecodeConfig
 from engine.drafters import Drafter
-from engine.errors import DoesNotFit, HandoffRefused, Overloaded
+from engine.errors import DeadlineExceeded, DoesNotFit, HandoffRefused, Overloaded, Preempted
 from engine.facts import Counters, ReplicaStats
 from engine.pages import Pages
 from engine.text import Text
 from engine.transfer import Transfer
-from engine.types import Chunk, DecodeTimings, Ended, Event, Handoff, Request, Sampling, StopRules
+from engine.types import Chunk, DecodeTimings, Drawn, Ended, Event, Handoff, Request, Sampling, StopRules
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Arrival:
             transfer_seconds=incoming.read_ended - incoming.read_started,
             decode_seconds=now - self.admitted,
             moved_bytes=incoming.moved_bytes,
-            moved_pages=incoming.handoff.num_pages,
+            moved_pages=incoming.moved_pages,
         )
 
 
@@ -69,13 +69,12 @@ class Decoder:
         self._poll_seconds = poll_seconds
         self._fingerprint = fingerprint
         self._eos_token_ids = eos_token_ids
-        self._inbox = Inbox(
-            pages=pages, transfer=transfer, clock=clock, config=config, step_tokens=1 + drafter.block_length
-        )
-        self._schedule = DecodeSchedule(pages, config.max_requests, eos_token_ids)
+        self._step_tokens = 1 + drafter.block_length
+        self._counters = Counters()
+        self._inbox = Inbox(pages=pages, transfer=transfer, clock=clock, config=config, counters=self._counters)
+        self._schedule = DecodeSchedule(pages, config, self._step_tokens, eos_token_ids)
         self._arrivals: dict[str, Arrival] = {}
         self._first_chunks: list[Chunk] = []
-        self._counters = Counters()
 
     def add(self, request: Request, handoff: Handoff) -> None:
         """Take over a request whose prompt is in a prefill replica's pages. Its first token goes out at once.
@@ -83,8 +82,8 @@ class Decoder:
         Raises HandoffRefused for another model, DoesNotFit, Overloaded.
         """
         self._check(request, handoff)
-        sequence = Sequence(request, self._text, self._eos_token_ids)
         now = self._clock.now()
+        sequence = Sequence(request, self._text, self._eos_token_ids, now)
         incoming = Incoming(
             handoff=handoff,
             sequence=sequence,
@@ -94,7 +93,7 @@ class Decoder:
         )
         self._counters.requests += 1
         self._counters.tokens += 1
-        chunk = sequence.commit([handoff.first_token], [handoff.first_logprob])
+        chunk = sequence.commit([handoff.first])
         if chunk.finish is None:
             self._inbox.add(incoming)
         else:
@@ -116,40 +115,43 @@ class Decoder:
 
     def step(self) -> list[Event]:
         """Admit what has arrived, then one token for every running request."""
-        events = self.admit()
+        events = self.admit() + self._make_room()
         batch = self._schedule.next()
         if not batch:
             return events
         block = self._drafter.propose(len(batch))
         target = batch.extended(block)
         output = self._backend.forward(target)
-        tokens, logprobs = self._acceptor(output.logits, block, batch.options, batch.edits)
+        draws = self._acceptor(output.logits, block, batch.options, batch.edits)
         self._drafter.absorb(target, output.taps)
-        return events + self._timed(self._schedule.commit(batch, tokens, logprobs))
+        return events + self._timed(self._schedule.commit(batch, draws))
 
     def admit(self) -> list[Event]:
-        """First tokens of new requests, requests that lost their pages; what was read joins the running ones."""
+        """First tokens of new requests, requests that lost their pages or time; what was read joins the running."""
         events: list[Event] = [*self._first_chunks]
         self._first_chunks = []
-        admitted, ended = self._inbox.poll(self._schedule.max_requests - len(self._schedule.running))
-        self._counters.failed += len(ended)
         now = self._clock.now()
+        events += [self._late(sequence) for sequence in (*self._schedule.overdue(now), *self._inbox.overdue(now))]
+        room = self._schedule.max_requests - len(self._schedule.running)
+        admitted, ended = self._inbox.poll(room, spare_tokens=self._step_tokens + self._pages.layout.page_tokens)
+        self._counters.failed += len(ended)
         for incoming in admitted:
-            self._schedule.running[incoming.sequence.id] = incoming.sequence
+            self._schedule.join(incoming.sequence)
+            self._schedule.publish(incoming.sequence)
             self._arrivals[incoming.sequence.id] = Arrival(incoming, now)
         return events + ended
 
     def warm_up(self) -> None:
-        """One step on scratch pages of its own, so that no request pays for first times."""
+        """One step on pages of its own, so that no request pays for first times."""
         sampling = Sampling(temperature=1.0, top_p=0.9)
         request = Request(id="warm-up", prompt=(0,), sampling=sampling, stop=StopRules(max_tokens=2))
-        sequence = Sequence(request, self._text, self._eos_token_ids)
-        sequence.commit([0], [0.0])
-        sequence.tables = self._pages.reserve(sequence.id, self._inbox.demand(request.max_total_tokens))
+        sequence = Sequence(request, self._text, self._eos_token_ids, self._clock.now())
+        sequence.commit([Drawn(0, 0.0)])
+        sequence.tables = self._pages.open(sequence.id)
+        self._pages.extend(sequence.tables, request.max_total_tokens)
         batch = DecodeBatch((sequence,), self._pages, self._eos_token_ids)
         block = self._drafter.propose(len(batch))
         self._acceptor(self._backend.forward(batch.extended(block)).logits, block, batch.options, batch.edits)
-        assert sequence.tables is not None
         self._pages.release(sequence.tables)
 
     def next_deadline(self) -> float | None:
@@ -189,11 +191,28 @@ class Decoder:
         if differ:
             parts = [f"{key}: prefill has {theirs.get(key)}, decode {ours.get(key)}" for key in differ]
             raise HandoffRefused("the pools serve different models; " + "; ".join(parts))
-        if shortfall := self._pages.shortfall(self._inbox.demand(request.max_total_tokens)):
+        demand = self._pages.demand(request.max_total_tokens, self._step_tokens)
+        if shortfall := self._pages.shortfall(demand):
             raise DoesNotFit(f"max_tokens: {request.max_total_tokens} tokens in all, {shortfall} (decode.cache_bytes)")
         if self._inbox.waiting >= self._config.max_waiting:
             waiting = f"decode.max_waiting: {self._inbox.waiting} handoffs wait already"
             raise Overloaded(waiting, retry_seconds=1.0)
+
+    def _make_room(self) -> list[Event]:
+        """Pages for the next step; who had to leave for them goes back to the gateway."""
+        events: list[Event] = []
+        for sequence in self._schedule.make_room():
+            self._counters.preempted += 1
+            del self._arrivals[sequence.id]
+            reason = f"{sequence.id} gave up its pages after {sequence.num_generated} tokens"
+            events.append(Ended(request_id=sequence.id, error=Preempted(reason)))
+        return events
+
+    def _late(self, sequence: Sequence) -> Ended:
+        self._counters.failed += 1
+        self._arrivals.pop(sequence.id, None)
+        reason = f"{sequence.id} was not finished {sequence.request.seconds_left} s after it came to decode"
+        return Ended(request_id=sequence.id, error=DeadlineExceeded(reason))
 
     def _timed(self, events: list[Chunk | Ended]) -> list[Event]:
         """Count the step; whoever has ended leaves, a finished one with its timings."""

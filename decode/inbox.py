@@ -4,9 +4,11 @@
 """
 
 from decode.reads import Incoming, ReadEvent, ReadPhase
+from decode.sequence import Sequence
 from engine.clock import Clock
 from engine.config import DecodeConfig
 from engine.errors import HandoffLost
+from engine.facts import Counters
 from engine.pages import Pages, Tables
 from engine.transfer import Message, PageRead, ReadState, Transfer, Verb
 from engine.types import Ended
@@ -19,13 +21,13 @@ class Inbox:
     """All handoffs that are not decoding yet, oldest first."""
 
     def __init__(
-        self, *, pages: Pages, transfer: Transfer, clock: Clock, config: DecodeConfig, step_tokens: int
+        self, *, pages: Pages, transfer: Transfer, clock: Clock, config: DecodeConfig, counters: Counters
     ) -> None:
         self._pages = pages
         self._transfer = transfer
         self._clock = clock
         self._config = config
-        self._step_tokens = step_tokens
+        self._counters = counters
         self._incoming: dict[str, Incoming] = {}
         self._ended: list[Ended] = []
         self.reads = self.reads_lost = 0
@@ -39,10 +41,6 @@ class Inbox:
     def waiting(self) -> int:
         return sum(incoming.phase == P.WAITING for incoming in self._incoming.values())
 
-    def demand(self, num_tokens: int) -> dict[str, int]:
-        """Pages a request of at most `num_tokens` takes here."""
-        return self._pages.demand(num_tokens, self._step_tokens)
-
     def add(self, incoming: Incoming) -> None:
         self._transfer.connect(incoming.handoff.agents[0])
         self._incoming[incoming.handoff.nonce] = incoming
@@ -55,19 +53,28 @@ class Inbox:
     def cancel(self, request_id: str) -> bool:
         """Stop a request in whatever phase it is. False if it is not here."""
         for incoming in list(self._incoming.values()):
-            if incoming.sequence.id == request_id:
+            if incoming.sequence.id == request_id and incoming.phase != P.DRAINING:
                 return self._apply(incoming, E.CANCEL)
         return False
 
-    def poll(self, room: int) -> tuple[list[Incoming], list[Ended]]:
+    def overdue(self, now: float) -> list[Sequence]:
+        """Stop the requests whose deadline has passed, and return them."""
+        on_their_way = [i for i in self._incoming.values() if i.phase != P.DRAINING]
+        late = [incoming.sequence for incoming in on_their_way if incoming.sequence.deadline <= now]
+        for sequence in late:
+            self.cancel(sequence.id)
+        return late
+
+    def poll(self, room: int, spare_tokens: int) -> tuple[list[Incoming], list[Ended]]:
         """Take messages, look at reads and start up to `room` more, less those already on their way.
 
-        Returns the handoffs whose pages are ours now, and the requests that lost theirs.
+        Returns the handoffs whose pages are ours now, and the requests that lost theirs. `spare_tokens`: what a new
+        request needs room for besides its own tokens, so that it is not preempted at once.
         """
         self._take_answers()
         for incoming in list(self._incoming.values()):
             self._watch(incoming)
-        self._start(room)
+        self._start(room, spare_tokens)
         admitted = [incoming for incoming in self._incoming.values() if incoming.phase == P.ADMITTED]
         for incoming in admitted:
             del self._incoming[incoming.handoff.nonce]
@@ -99,23 +106,28 @@ class Inbox:
             incoming.renew_at = now + incoming.handoff.lease_seconds / 3
             self._say(incoming, Verb.RENEW)
 
-    def _start(self, room: int) -> None:
-        """Post the reads of the oldest waiting handoffs; the first that does not fit holds up the rest."""
+    def _start(self, room: int, spare_tokens: int) -> None:
+        """Post the reads of waiting handoffs by precedence; the first that does not fit holds up the rest."""
         on_their_way = (P.READING, P.RELEASING, P.ADMITTED)
         room -= sum(incoming.phase in on_their_way for incoming in self._incoming.values())
-        for incoming in list(self._incoming.values()):
-            if incoming.phase != P.WAITING:
-                continue
-            if room <= 0:
+        waiting = [incoming for incoming in self._incoming.values() if incoming.phase == P.WAITING]
+        for incoming in sorted(waiting, key=lambda i: i.sequence.precedence)[: max(0, room)]:
+            if not self._take_pages(incoming, spare_tokens):
                 return
-            sequence, handoff = incoming.sequence, incoming.handoff
-            tables = self._pages.reserve(handoff.nonce, self.demand(sequence.request.max_total_tokens))
-            if tables is None:
-                return
-            tables.adopt(handoff.spans, handoff.num_tokens)
-            sequence.tables = tables
             self._apply(incoming, E.ROOM)
-            room -= 1
+
+    def _take_pages(self, incoming: Incoming, spare_tokens: int) -> bool:
+        """Pages for the handoff's tokens: those that are here already, and room to read the others into."""
+        handoff, request = incoming.handoff, incoming.sequence.request
+        tables = self._pages.open(handoff.nonce, request.cache_salt)
+        most = min(handoff.num_tokens + spare_tokens, request.max_total_tokens)
+        known = self._pages.image(tables, request.tokens, handoff.num_tokens, most)
+        if known is None:
+            return False
+        incoming.sequence.tables = tables
+        self._counters.prompt_tokens += handoff.num_tokens
+        self._counters.prefix_hit_tokens += known
+        return True
 
     def _apply(self, incoming: Incoming, event: ReadEvent) -> bool:
         """Move along the table and do what the way asks for."""
@@ -124,7 +136,12 @@ class Inbox:
             return False
         after, now = incoming.phase, self._clock.now()
         if after == P.READING:
-            self._post(incoming, now)
+            incoming.reads = self._reads(incoming)
+            incoming.read_started, incoming.deadline = now, now + self._config.read_seconds
+            if not incoming.reads:
+                return self._apply(incoming, E.READ_DONE)
+            incoming.read = self._transfer.read(incoming.handoff.agents[0], incoming.reads)
+            self.reads += 1
         elif after == P.RELEASING:
             self._count(incoming, now)
             incoming.deadline = now + self._config.answer_seconds
@@ -138,26 +155,27 @@ class Inbox:
             del self._incoming[incoming.handoff.nonce]
         return True
 
-    def _post(self, incoming: Incoming, now: float) -> None:
-        handoff, tables = incoming.handoff, self._tables(incoming)
-        reads = [
-            PageRead(
-                group=name,
-                remote_pages=span.page_ids,
-                local_pages=tuple(tables.groups[name].page_ids),
-                num_bytes=self._pages.layout.groups[name].target_bytes,
-            )
-            for name, span in handoff.spans.items()
-        ]
-        incoming.moved_bytes = sum(read.total_bytes for read in reads)
-        incoming.read_started, incoming.deadline = now, now + self._config.read_seconds
-        incoming.read = self._transfer.read(handoff.agents[0], reads)
-        self.reads += 1
+    def _reads(self, incoming: Incoming) -> list[PageRead]:
+        """What has to be read: the pages of the handoff that are not here."""
+        reads = []
+        for name, span in incoming.handoff.spans.items():
+            table = self._tables(incoming).groups[name]
+            pool = self._pages.pools[name]
+            pairs = [
+                (theirs, ours)
+                for page, theirs in enumerate(span.page_ids, start=span.first_page)
+                if not pool.is_published(ours := table.page_ids[page - table.first_page])
+            ]
+            if pairs:
+                remote, local = zip(*pairs, strict=True)
+                num_bytes = self._pages.layout.groups[name].target_bytes
+                reads.append(PageRead(group=name, remote_pages=remote, local_pages=local, num_bytes=num_bytes))
+        return reads
 
     def _count(self, incoming: Incoming, now: float) -> None:
         incoming.read_ended = now
         self.moved_bytes += incoming.moved_bytes
-        self.moved_pages += incoming.handoff.num_pages
+        self.moved_pages += incoming.moved_pages
         self.transfer_seconds += now - incoming.read_started
 
     def _abandon(self, incoming: Incoming, before: ReadPhase, event: ReadEvent) -> None:

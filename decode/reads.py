@@ -1,7 +1,7 @@
 """The life of a handoff in a decode replica, until its pages are ours. A table; the `Decoder` does the I/O.
 
     state       event        next        what the decoder does on the way
-    waiting     room         reading     take pages, post one READ
+    waiting     room         reading     take pages, post one READ for those that are not here already
     waiting     not_held     lost        -
     waiting     timeout      lost        release
     waiting     cancel       cancelled   release
@@ -22,9 +22,10 @@ renewal may come late, and a request can be cancelled twice.
 """
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from decode.sequence import Sequence
+from engine.transfer import PageRead
 from engine.types import Handoff
 
 
@@ -80,14 +81,22 @@ class Incoming:
     renew_at: float
     deadline: float
     phase: ReadPhase = ReadPhase.WAITING
+    reads: list[PageRead] = field(default_factory=list)
     read: int | None = None
     read_started: float = 0.0
     read_ended: float = 0.0
-    moved_bytes: int = 0
 
     @property
     def peer(self) -> str:
         return self.handoff.agents[0].name
+
+    @property
+    def moved_bytes(self) -> int:
+        return sum(read.total_bytes for read in self.reads)
+
+    @property
+    def moved_pages(self) -> int:
+        return sum(len(read.remote_pages) for read in self.reads)
 
     @property
     def live(self) -> bool:

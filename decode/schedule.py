@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from decode.sequence import Sequence
 from engine.batch import Batch, Row
+from engine.config import DecodeConfig
 from engine.drafters import DraftBlock
 from engine.edits import Draw, Edits
 from engine.errors import ModelFailure
 from engine.pages import Pages
-from engine.sampling import NO_TOKEN, SamplingBatch
+from engine.sampling import NO_TOKEN, Draws, SamplingBatch
 from engine.types import Chunk, Ended
 
 
@@ -42,43 +41,66 @@ class DecodeBatch:
 
     def _row(self, sequence: Sequence) -> Row:
         assert sequence.tables is not None
-        tokens = sequence.uncached
-        sequence.tables.trim(sequence.num_cached)
-        sequence.tables.extend(sequence.num_cached + len(tokens))
-        return Row(tokens, sequence.num_cached, sequence.tables, num_logits=1)
+        return Row(sequence.uncached, sequence.num_cached, sequence.tables, num_logits=1)
 
 
 class DecodeSchedule:
-    """The requests that are decoding, in the order they came."""
+    """The requests that are decoding, in the order of precedence.
 
-    def __init__(self, pages: Pages, max_requests: int, eos_token_ids: tuple[int, ...]) -> None:
+    Pages are taken as tokens come. When they run out, the request that is last in line gives all of its own back and
+    is prefilled again with the tokens it has, by whoever owns it.
+    """
+
+    def __init__(self, pages: Pages, config: DecodeConfig, step_tokens: int, eos_token_ids: tuple[int, ...]) -> None:
         self._pages = pages
+        self._step_tokens = step_tokens
         self._eos_token_ids = eos_token_ids
-        self.max_requests = max_requests
+        self.max_requests = config.max_requests
         self.running: dict[str, Sequence] = {}
+
+    def join(self, sequence: Sequence) -> None:
+        """Take in a request whose pages are here."""
+        self.running[sequence.id] = sequence
+        self.running = dict(sorted(self.running.items(), key=lambda item: item[1].precedence))
+
+    def make_room(self) -> list[Sequence]:
+        """Take every request's pages for the next step; returns those that had to leave for it."""
+        preempted = []
+        for sequence in list(self.running.values()):
+            while sequence.id in self.running and not self._has_pages(sequence):
+                last = next(reversed(self.running.values()))
+                self.remove(last.id)
+                preempted.append(last)
+        return preempted
 
     def next(self) -> DecodeBatch:
         return DecodeBatch(tuple(self.running.values()), self._pages, self._eos_token_ids)
 
-    def commit(self, batch: DecodeBatch, tokens: torch.Tensor, logprobs: torch.Tensor) -> list[Chunk | Ended]:
+    def commit(self, batch: DecodeBatch, draws: Draws) -> list[Chunk | Ended]:
         """Give every request its tokens (the step's one copy to the host). What has ended gives its pages back."""
         events: list[Chunk | Ended] = []
-        for sequence, token, logprob in zip(batch.sequences, tokens.tolist(), logprobs.tolist(), strict=True):
-            sequence.num_cached = len(sequence.tokens)
-            if token == NO_TOKEN:
+        for sequence, draw in zip(batch.sequences, draws.drawn(), strict=True):
+            if draw.token == NO_TOKEN:
                 events.append(self._broken(sequence))
                 continue
-            events.append(sequence.commit([token], [logprob]))
+            sequence.num_cached = len(sequence.tokens)
+            self.publish(sequence)
+            events.append(sequence.commit([draw]))
             if sequence.finish is not None:
                 self.remove(sequence.id)
         return events
 
-    def _broken(self, sequence: Sequence) -> Ended:
+    def publish(self, sequence: Sequence) -> None:
+        """Let others find the pages that are full."""
         assert sequence.tables is not None
-        self._pages.clear(sequence.tables)
-        self.remove(sequence.id)
-        reason = f"the model gave NaN or infinity after {len(sequence.tokens)} tokens of {sequence.id}"
-        return Ended(request_id=sequence.id, error=ModelFailure(reason))
+        self._pages.publish(sequence.tables, sequence.tokens, sequence.num_cached)
+
+    def overdue(self, now: float) -> list[Sequence]:
+        """Take out the requests whose deadline has passed."""
+        late = [sequence for sequence in self.running.values() if sequence.deadline <= now]
+        for sequence in late:
+            self.remove(sequence.id)
+        return late
 
     def remove(self, request_id: str) -> Sequence | None:
         """Take a request out and give its pages back."""
@@ -86,3 +108,15 @@ class DecodeSchedule:
         if sequence is not None and sequence.tables is not None:
             self._pages.release(sequence.tables)
         return sequence
+
+    def _has_pages(self, sequence: Sequence) -> bool:
+        assert sequence.tables is not None
+        self._pages.trim(sequence.tables, sequence.num_cached)
+        return self._pages.extend(sequence.tables, sequence.num_cached + self._step_tokens)
+
+    def _broken(self, sequence: Sequence) -> Ended:
+        assert sequence.tables is not None
+        self._pages.clear(sequence.tables, published=True)
+        self.remove(sequence.id)
+        reason = f"the model gave NaN or infinity after {len(sequence.tokens)} tokens of {sequence.id}"
+        return Ended(request_id=sequence.id, error=ModelFailure(reason))

@@ -6,14 +6,15 @@ prompt ++ generated            tokens below `num_cached` are in pages;
 
 from engine.pages import Tables
 from engine.text import StopStrings, Text, TextStream
-from engine.types import Chunk, FinishReason, Request
+from engine.types import Chunk, Drawn, FinishReason, Request
 
 
 class Sequence:
     """One request in a decode replica, from its handoff to its end."""
 
-    def __init__(self, request: Request, text: Text, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(self, request: Request, text: Text, eos_token_ids: tuple[int, ...], arrived: float) -> None:
         self.request = request
+        self.arrived = arrived
         self.tokens = list(request.tokens)
         self.tables: Tables | None = None
         self.num_cached = request.num_tokens
@@ -31,6 +32,15 @@ class Sequence:
         return self.request.id
 
     @property
+    def precedence(self) -> tuple[int, float]:
+        return self.request.precedence(self.arrived)
+
+    @property
+    def deadline(self) -> float:
+        """On the engine's clock."""
+        return self.arrived + self.request.seconds_left
+
+    @property
     def num_generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
 
@@ -39,15 +49,15 @@ class Sequence:
         """Committed tokens that no page holds yet: what the next step starts from."""
         return self.tokens[self.num_cached :]
 
-    def commit(self, tokens: list[int], logprobs: list[float]) -> Chunk:
+    def commit(self, drawn: list[Drawn]) -> Chunk:
         """Take tokens up to the first that ends the request; what it says is in the chunk."""
         text = ""
-        count = 0
-        for token in tokens:
-            count += 1
-            self.tokens.append(token)
-            ends = token in self._stop_tokens
-            said, stopped = ("", False) if ends else self._said(self._text.push((token,)), self.num_generated)
+        taken: list[Drawn] = []
+        for draw in drawn:
+            taken.append(draw)
+            self.tokens.append(draw.token)
+            ends = draw.token in self._stop_tokens
+            said, stopped = ("", False) if ends else self._said(self._text.push((draw.token,)), self.num_generated)
             text += said
             if ends or stopped:
                 self.finish = FinishReason.STOP
@@ -58,9 +68,10 @@ class Sequence:
                 break
         return Chunk(
             request_id=self.id,
-            tokens=tuple(tokens[:count]),
-            logprobs=tuple(logprobs[:count]),
+            tokens=tuple(draw.token for draw in taken),
+            logprobs=tuple(draw.logprob for draw in taken),
             text=text,
+            top=tuple(draw.top for draw in taken) if self.request.sampling.top_logprobs else (),
             finish=self.finish,
         )
 

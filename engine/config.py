@@ -74,6 +74,8 @@ class EngineConfig(Section):
     """Bytes for pages in each replica, such as 256MiB. If not set, `cache_fraction` decides."""
     cache_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the memory that is free after loading, taken for pages if `cache_bytes` is not set."""
+    prefix_caching: bool = True
+    """Keep pages of requests that have ended, and let requests that begin with the same tokens share them."""
     warm_up: bool = True
     """Run a step of every kind before the replica reports ready."""
 

@@ -71,12 +71,12 @@ class Edits:
     offset_E: Tensor
 
     @classmethod
-    def of(cls, draws: Sequence[Draw], eos_token_ids: Iterable[int], device: torch.device) -> "Edits | None":
-        """None if nobody wants anything changed, which is the usual case."""
+    def of(cls, draws: Sequence[Draw | None], eos_token_ids: Iterable[int], device: torch.device) -> "Edits | None":
+        """None if nobody wants anything changed, which is the usual case. A row without a draw is left as it is."""
         changed = [
             (row, token, *change)
             for row, draw in enumerate(draws)
-            if draw.request.edits_logits
+            if draw is not None and draw.request.edits_logits
             for token, change in draw.changes(eos_token_ids).items()
         ]
         if not changed:

@@ -8,7 +8,8 @@ SparkpoolError                     INTERNAL             500
 ├── DeadlineExceeded               DEADLINE_EXCEEDED    504
 ├── Cancelled                      CANCELLED            499
 ├── Unavailable                    UNAVAILABLE          503   the retry budget is spent
-│   └── HandoffLost                UNAVAILABLE          503   pages were gone; the gateway prefills again
+│   ├── HandoffLost                UNAVAILABLE          503   pages were gone; the gateway prefills again
+│   └── Preempted                  UNAVAILABLE          503   pages ran out; the gateway prefills again
 ├── HandoffRefused                 FAILED_PRECONDITION  500   the two pools serve different models
 ├── ModelFailure                   INTERNAL             500   NaN or infinity in this request's logits
 ├── EngineFailure                  INTERNAL             500   a fault of ours: the replica stops
@@ -74,6 +75,10 @@ class Unavailable(SparkpoolError):
 
 class HandoffLost(Unavailable):
     """The pages were gone before they had been read: the request must be prefilled again."""
+
+
+class Preempted(Unavailable):
+    """A decode replica gave this request's pages to an earlier one. Going on from the tokens so far needs a prefill."""
 
 
 class HandoffRefused(SparkpoolError):

@@ -21,7 +21,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class PageCounts:
-    """Pages of one group by state. The four states add up to `total`; the scratch page is in none."""
+    """Pages of one group by state. The states but `total` add up to it; the scratch page is in none."""
 
     total: int
     free: int
@@ -32,13 +32,20 @@ class PageCounts:
 
 @dataclass
 class Counters:
-    """What an engine has done since it started."""
+    """What an engine has done since it started. Of `prompt_tokens`, `prefix_hit_tokens` were in its pages already."""
 
     steps: int = 0
     tokens: int = 0
     requests: int = 0
     failed: int = 0
     cancelled: int = 0
+    preempted: int = 0
+    prompt_tokens: int = 0
+    prefix_hit_tokens: int = 0
+
+    def reset(self) -> None:
+        """Forget what a warm-up did."""
+        vars(self).update(vars(Counters()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,9 @@ class ReplicaStats:
     requests: int
     failed: int
     cancelled: int
+    preempted: int
+    prompt_tokens: int
+    prefix_hit_tokens: int
     pages: dict[str, PageCounts]
     leases_held: int = 0
     leases_expired: int = 0

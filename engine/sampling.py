@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.edits import Edits
-from engine.types import Sampling
+from engine.types import Drawn, Sampling
 
 NO_TOKEN = -1
 TARGET_NOISE = 0  # purpose: the target's own draw; drafters and acceptance use others
@@ -32,6 +32,7 @@ class SamplingBatch:
     position_R: Tensor
     all_greedy: bool
     any_filter: bool
+    top_logprobs: tuple[int, ...]
 
     @classmethod
     def of(cls, rows: Sequence[tuple[Sampling, int]], device: torch.device) -> "SamplingBatch":
@@ -46,12 +47,33 @@ class SamplingBatch:
             torch.tensor([position for _, position in rows], dtype=torch.int64).to(device),
             all(s.greedy for s in options),
             any(s.top_k > 0 or s.top_p < 1.0 or s.min_p > 0.0 for s in options),
+            tuple(s.top_logprobs for s in options),
         )
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What was drawn for R rows, on the device. K is the most alternatives that a row wants."""
+
+    token_R: Tensor
+    logprob_R: Tensor
+    top_token_RK: Tensor
+    top_logprob_RK: Tensor
+    top_logprobs: tuple[int, ...]
+
+    def drawn(self) -> list[Drawn]:
+        """The copy to the host."""
+        tokens, logprobs = self.token_R.tolist(), self.logprob_R.tolist()
+        if not any(self.top_logprobs):
+            return [Drawn(token, logprob) for token, logprob in zip(tokens, logprobs, strict=True)]
+        tops = zip(self.top_token_RK.tolist(), self.top_logprob_RK.tolist(), self.top_logprobs, strict=True)
+        rows = zip(tokens, logprobs, tops, strict=True)
+        return [Drawn(token, lp, tuple(zip(ids[:k], lps[:k], strict=True))) for token, lp, (ids, lps, k) in rows]
+
+
 @torch.inference_mode()
-def sample(logits_RV: Tensor, options: SamplingBatch, edits: Edits | None = None) -> tuple[Tensor, Tensor]:
-    """One token for each row and its log-probability under the model's own (unprocessed) distribution.
+def sample(logits_RV: Tensor, options: SamplingBatch, edits: Edits | None = None) -> Draws:
+    """One token for each row. Log-probabilities are those of the model's own (unprocessed) distribution.
 
     A row that holds NaN or infinity gets NO_TOKEN: its request has to end, the others are not touched.
     """
@@ -65,7 +87,15 @@ def sample(logits_RV: Tensor, options: SamplingBatch, edits: Edits | None = None
         token_R = torch.where(greedy_R1, changed_RV, scores_RV).argmax(dim=-1)  # greedy: not even rounding may differ
     chosen_R = logits_RV.gather(-1, token_R[:, None])[:, 0]
     finite_R = logits_RV.isfinite().all(dim=-1)
-    return torch.where(finite_R, token_R, NO_TOKEN), chosen_R - logits_RV.logsumexp(dim=-1)
+    total_R = logits_RV.logsumexp(dim=-1)
+    top = logits_RV.topk(min(max(options.top_logprobs), logits_RV.shape[-1]), dim=-1)
+    return Draws(
+        torch.where(finite_R, token_R, NO_TOKEN),
+        chosen_R - total_R,
+        top.indices,
+        top.values - total_R[:, None],
+        options.top_logprobs,
+    )
 
 
 def log_probs(logits_RV: Tensor, options: SamplingBatch) -> Tensor:

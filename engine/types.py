@@ -2,15 +2,18 @@
 
 A request's tokens:   prompt ++ generated      (`generated` is what a client has already seen, if
                                                 the request is sent a second time)
-A handoff's tokens:   those in pages, then `first_token`, which no page holds yet
+A handoff's tokens:   those in pages, then `first`, which no page holds yet
 """
 
 import enum
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from engine.errors import BadRequest, SparkpoolError
 from engine.facts import ModelFacts
+
+MAX_TOP_LOGPROBS = 20
 
 
 class FinishReason(enum.StrEnum):
@@ -25,7 +28,8 @@ class Sampling:
 
     `seed` keys the noise; a request without one gets a random seed at the edge, and `seeded`
     remembers which it was. Penalties and biases change the logits first (engine/edits.py), greedy or not.
-    `bad_words` are token sequences that must not be completed.
+    `bad_words` are token sequences that must not be completed. `top_logprobs`: how many of the most likely tokens are
+    told beside each drawn one.
     """
 
     temperature: float = 0.0
@@ -39,6 +43,7 @@ class Sampling:
     bad_words: tuple[tuple[int, ...], ...] = ()
     seed: int = 0
     seeded: bool = False
+    top_logprobs: int = 0
 
     @property
     def greedy(self) -> bool:
@@ -65,6 +70,8 @@ class Sampling:
             raise BadRequest("bad_words", "holds an empty word")
         if not 0 <= self.seed < 2**63:
             raise BadRequest("seed", f"must be in [0, 2**63), is {self.seed}")
+        if not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
+            raise BadRequest("top_logprobs", f"must be in [0, {MAX_TOP_LOGPROBS}], is {self.top_logprobs}")
         if self.greedy and self.seeded:
             raise BadRequest("seed", "contradicts temperature 0: greedy decoding draws nothing")
         if self.greedy and (self.top_k > 1 or self.top_p < 1.0 or self.min_p > 0.0):
@@ -95,13 +102,22 @@ def check_tokens(field_name: str, tokens: Iterable[int], vocab_size: int) -> Non
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What both pools know of a request. `generated` are tokens the client already has."""
+    """What both pools know of a request. `generated` are tokens the client already has.
+
+    A lower `priority` is served first, then what is older. `age_seconds` and `seconds_left` count back and on from
+    when a pool gets it, because two hosts share no clock. Only requests with the same `cache_salt` share pages.
+    """
 
     id: str
     prompt: tuple[int, ...]
     sampling: Sampling
     stop: StopRules
     generated: tuple[int, ...] = ()
+    priority: int = 0
+    age_seconds: float = 0.0
+    seconds_left: float = math.inf
+    cache_salt: str = ""
+    prompt_logprobs: bool = False
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -114,6 +130,10 @@ class Request:
     @property
     def max_total_tokens(self) -> int:
         return len(self.prompt) + self.stop.max_tokens
+
+    def precedence(self, arrived: float) -> tuple[int, float]:
+        """Of two requests, the one with less is served first and preempted last. `arrived` at this replica."""
+        return self.priority, arrived - self.age_seconds
 
     @property
     def edits_logits(self) -> bool:
@@ -189,19 +209,32 @@ class PrefillTimings:
     prefill_seconds: float
 
 
+Alternatives = tuple[tuple[int, float], ...]
+"""The most likely tokens at one place and their log-probabilities, best first."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A drawn token, its log-probability under the model's own distribution, and the most likely ones beside it."""
+
+    token: int
+    logprob: float
+    top: Alternatives = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Handoff:
     """Everything a decode replica needs to go on from `num_tokens` tokens in pages.
 
     `lease_seconds` is what was left of the lease when this was made: durations, because two hosts
-    share no clock. `drafter_row` is the row a drafter declares it needs (none for most).
+    share no clock. `drafter_row` is the row a drafter declares it needs (none for most). `prompt_logprobs` are those
+    of the prompt's tokens but the first, if the request asked for them. `cached_tokens` were in pages already.
     """
 
     request_id: str
     nonce: str
     num_tokens: int
-    first_token: int
-    first_logprob: float
+    first: Drawn
     spans: dict[str, PageSpan]
     agents: tuple[AgentEntry, ...]
     target_fingerprint: dict[str, str]
@@ -209,6 +242,8 @@ class Handoff:
     lease_seconds: float
     timings: PrefillTimings
     drafter_row: bytes | None = None
+    prompt_logprobs: tuple[float, ...] = ()
+    cached_tokens: int = 0
 
     @property
     def num_pages(self) -> int:
@@ -228,12 +263,16 @@ class DecodeTimings:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """What one step gave one request. The last one has `finish` and `timings`."""
+    """What one step gave one request. The last one has `finish` and `timings`.
+
+    `top` is empty, or has the alternatives at each token.
+    """
 
     request_id: str
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
+    top: tuple[Alternatives, ...] = ()
     finish: FinishReason | None = None
     timings: DecodeTimings | None = None
 

@@ -87,7 +87,7 @@ class Builder:
 
     def _pages(self, section: EngineConfig, step_tokens: int) -> Pages:
         counts = num_pages(self.layout, section, self.model.device, step_tokens)
-        return Pages(self.layout, PageStore(self.layout, counts, self.model.device))
+        return Pages(self.layout, PageStore(self.layout, counts, self.model.device), section.prefix_caching)
 
 
 def num_pages(layout: CacheLayout, section: EngineConfig, device: torch.device, step_tokens: int) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from engine.clock import Clock, MonotonicClock
 from engine.config import Config
-from engine.errors import SparkpoolError
+from engine.errors import Preempted, SparkpoolError
 from engine.local_transfer import LocalTransfer, LocalWire
 from engine.text import Text
 from engine.transfer import new_agent_name
@@ -56,10 +56,19 @@ class Pair:
                 self.chunks[event.request_id].append(event)
                 if event.finish is not None:
                     self.requests.pop(event.request_id, None)
+            elif isinstance(event, Ended) and isinstance(event.error, Preempted):
+                self._again(event.request_id)
             elif isinstance(event, Ended) and event.error is not None:
                 self.errors[event.request_id] = event.error
                 self.requests.pop(event.request_id, None)
         return events
+
+    def _again(self, request_id: str) -> None:
+        """Prefill a request that had to give up its pages, with the tokens that it has."""
+        request = self.requests[request_id]
+        said = tuple(token for chunk in self.chunks[request_id] for token in chunk.tokens)
+        self.requests[request_id] = request.resumed(said[len(request.generated) :])
+        self.prefiller.add(self.requests[request_id])
 
     def _carry(self, handoff: Handoff) -> None:
         """Pass a handoff on; if it is not wanted, the request ends and its pages go back."""

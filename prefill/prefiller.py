@@ -4,19 +4,23 @@ It receives its parts and never builds them, asks the clock for `now()` only, an
 """
 
 import secrets
+from collections.abc import Sequence
 
-from engine.backend import Backend, Output
+import torch
+from torch import Tensor
+
+from engine.backend import Backend
 from engine.batch import Batch
 from engine.clock import Clock
 from engine.config import PrefillConfig
 from engine.drafters import Drafter
 from engine.edits import Draw, Edits
-from engine.errors import DoesNotFit, HandoffLost, ModelFailure, Overloaded
+from engine.errors import DeadlineExceeded, DoesNotFit, HandoffLost, ModelFailure, Overloaded
 from engine.facts import Counters, ReplicaStats
 from engine.pages import Pages
 from engine.sampling import NO_TOKEN, SamplingBatch, sample
 from engine.transfer import Message, Transfer, Verb
-from engine.types import Ended, Event, Handoff, PrefillTimings, Request, Sampling, StopRules
+from engine.types import Drawn, Ended, Event, Handoff, PrefillTimings, Request, Sampling, StopRules
 from prefill.lease import LeaseEnd, LeaseTable
 from prefill.schedule import Prompt, PromptChunk, PromptSchedule
 
@@ -46,9 +50,9 @@ class Prefiller:
         self._poll_seconds = poll_seconds
         self._fingerprint = fingerprint
         self._eos_token_ids = eos_token_ids
-        self._schedule = PromptSchedule(pages, config.chunk_tokens, config.max_requests)
-        self._leases = LeaseTable(config.lease_seconds)
         self._counters = Counters()
+        self._schedule = PromptSchedule(pages, config.chunk_tokens, config.max_requests, self._counters)
+        self._leases = LeaseTable(config.lease_seconds)
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises Overloaded if too many wait, DoesNotFit if its pages could never be had."""
@@ -57,21 +61,20 @@ class Prefiller:
             raise DoesNotFit(f"prompt: {request.num_tokens} tokens {shortfall} (prefill.cache_bytes)")
         if len(self._schedule.waiting) >= self._max_waiting:
             raise Overloaded(f"prefill.max_waiting: {self._max_waiting} prompts wait already", retry_seconds=1.0)
-        self._schedule.waiting.append(Prompt(request, arrived=self._clock.now()))
+        self._schedule.add(Prompt(request, arrived=self._clock.now()))
         self._counters.requests += 1
 
     def cancel(self, request_id: str) -> None:
         """Forget a request in whatever state it is, and free its pages. Unknown ids are fine."""
         if prompt := self._schedule.remove(request_id):
-            if prompt.tables is not None:
-                self._pages.release(prompt.tables)
+            self._give_up(prompt)
             self._counters.cancelled += 1
         elif lease := self._leases.cancel(request_id):
             self._pages.release(lease.tables)
             self._counters.cancelled += 1
 
     def step(self) -> list[Event]:
-        """Answer readers, let leases expire, and put one chunk of tokens through the model."""
+        """Answer readers, let leases and requests expire, and put one chunk of tokens through the model."""
         events = self._answer() + self._expire()
         chunks = self._schedule.next(self._clock.now())
         if not chunks:
@@ -79,7 +82,7 @@ class Prefiller:
         batch = Batch.of([chunk.row for chunk in chunks], self._pages.layout, self._pages.store.device)
         output = self._backend.forward(batch)
         self._drafter.absorb(batch, output.taps)
-        return events + self._advance(chunks, output)
+        return events + self._advance(chunks, output.logits)
 
     def warm_up(self) -> None:
         """One whole chunk and one single token, so that no request pays for first times."""
@@ -95,7 +98,8 @@ class Prefiller:
             while not any(isinstance(event, Handoff) for event in self.step()):
                 pass
             self.cancel(request.id)
-        self._counters = Counters()
+        self._pages.forget_cached()
+        self._counters.reset()
 
     def next_deadline(self) -> float | None:
         """When `step` wants to be called next, on the clock; None if nothing is under way."""
@@ -142,58 +146,86 @@ class Prefiller:
 
     def _expire(self) -> list[Event]:
         events: list[Event] = []
-        for lease in self._leases.expire(self._clock.now()):
+        now = self._clock.now()
+        for prompt in self._schedule.overdue(now):
+            self._give_up(prompt)
+            self._counters.failed += 1
+            reason = f"{prompt.request.id} was not prefilled {prompt.request.seconds_left} s after it came"
+            events.append(Ended(request_id=prompt.request.id, error=DeadlineExceeded(reason)))
+        for lease in self._leases.expire(now):
             self._pages.release(lease.tables)
             self._counters.failed += 1
             reason = f"nobody read the pages of {lease.request_id} within {self._leases.term_seconds} s"
             events.append(Ended(request_id=lease.request_id, error=HandoffLost(reason)))
         return events
 
-    def _advance(self, chunks: list[PromptChunk], output: Output) -> list[Event]:
-        """Count the chunks as computed, and offer what is complete."""
+    def _give_up(self, prompt: Prompt, broken: bool = False) -> None:
+        """Give the prompt's pages back, zeroed where nobody has looked whether what is in them is finite."""
+        if prompt.tables is not None:
+            self._pages.clear(prompt.tables, published=broken)
+            self._pages.release(prompt.tables)
+
+    def _advance(self, chunks: list[PromptChunk], logits: Tensor) -> list[Event]:
+        """Count the chunks as computed, let others find their pages, and offer what is complete."""
         self._counters.steps += 1
         self._counters.tokens += sum(chunk.num_tokens for chunk in chunks)
-        done = [chunk.prompt for chunk in chunks if chunk.is_last]
-        for chunk in chunks:
-            chunk.prompt.computed = chunk.end
-        if not done:
-            return []
-        device = output.logits.device
-        rows = [(prompt.request.sampling, prompt.request.num_tokens) for prompt in done]
-        edits = Edits.of([Draw(p.request, p.request.tokens) for p in done], self._eos_token_ids, device)
-        tokens, logprobs = sample(output.logits, SamplingBatch.of(rows, device), edits)
-        firsts = zip(done, tokens.tolist(), logprobs.tolist(), strict=True)
-        return [
-            self._broken(prompt) if token == NO_TOKEN else self._offer(prompt, token, logprob)
-            for prompt, token, logprob in firsts
-        ]
+        rows = logits.split([chunk.num_logits for chunk in chunks])
+        firsts = self._draw(chunks, torch.stack([logits_TV[-1] for logits_TV in rows]))
+        events: list[Event] = []
+        for chunk, first, logits_TV in zip(chunks, firsts, rows, strict=True):
+            prompt = chunk.prompt
+            assert prompt.tables is not None
+            if first.token == NO_TOKEN:
+                events.append(self._broken(prompt, chunk.end))
+                continue
+            if prompt.request.prompt_logprobs:
+                prompt.logprobs += _logprobs(logits_TV, prompt.request.tokens[prompt.computed + 1 : chunk.end + 1])
+            prompt.computed = chunk.end
+            self._pages.publish(prompt.tables, prompt.request.tokens, prompt.computed)
+            if not prompt.remaining:
+                events.append(self._offer(prompt, first))
+        return events
 
-    def _broken(self, prompt: Prompt) -> Ended:
-        assert prompt.tables is not None
+    def _draw(self, chunks: list[PromptChunk], logits_RV: Tensor) -> list[Drawn]:
+        """The token after each chunk. Where a prompt goes on, only whether there is one will matter: it is greedy."""
+        requests = [chunk.prompt.request for chunk in chunks]
+        rows = [(r.sampling if c.is_last else Sampling(), r.num_tokens) for c, r in zip(chunks, requests, strict=True)]
+        draws = [Draw(r, r.tokens) if c.is_last else None for c, r in zip(chunks, requests, strict=True)]
+        edits = Edits.of(draws, self._eos_token_ids, logits_RV.device)
+        return sample(logits_RV, SamplingBatch.of(rows, logits_RV.device), edits).drawn()
+
+    def _broken(self, prompt: Prompt, num_tokens: int) -> Ended:
         self._schedule.running.remove(prompt)
-        self._pages.clear(prompt.tables)
-        self._pages.release(prompt.tables)
+        self._give_up(prompt, broken=True)
         self._counters.failed += 1
-        reason = f"the model gave NaN or infinity after {prompt.computed} tokens of {prompt.request.id}"
+        reason = f"the model gave NaN or infinity in the first {num_tokens} tokens of {prompt.request.id}"
         return Ended(request_id=prompt.request.id, error=ModelFailure(reason))
 
-    def _offer(self, prompt: Prompt, first_token: int, first_logprob: float) -> Handoff:
+    def _offer(self, prompt: Prompt, first: Drawn) -> Handoff:
         assert prompt.tables is not None and prompt.started is not None
         now = self._clock.now()
         self._schedule.running.remove(prompt)
-        prompt.tables.trim(prompt.computed)
+        self._pages.trim(prompt.tables, prompt.computed)
         nonce = secrets.token_hex(16)
         self._leases.grant(nonce, prompt.request.id, prompt.tables, now)
         return Handoff(
             request_id=prompt.request.id,
             nonce=nonce,
             num_tokens=prompt.computed,
-            first_token=first_token,
-            first_logprob=first_logprob,
+            first=first,
             spans=prompt.tables.spans,
             agents=(self._transfer.entry,),
             target_fingerprint=self._fingerprint,
             drafter_fingerprint=None,
             lease_seconds=self._leases.term_seconds,
             timings=PrefillTimings(queue_seconds=prompt.started - prompt.arrived, prefill_seconds=now - prompt.started),
+            prompt_logprobs=tuple(prompt.logprobs),
+            cached_tokens=prompt.known,
         )
+
+
+def _logprobs(logits_TV: Tensor, tokens: Sequence[int]) -> list[float]:
+    """The log-probability of each of `tokens`, said by the row before it; the last row may say what nobody has yet."""
+    said_TV = logits_TV[: len(tokens)].log_softmax(dim=-1)
+    logprobs: list[float] = said_TV.gather(-1, torch.tensor(tokens, device=said_TV.device)[:, None])[:, 0].tolist()
+    return logprobs

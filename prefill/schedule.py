@@ -1,32 +1,49 @@
-"""Which prompts get how many tokens of a step. First come, first served, under one token budget."""
+"""Which prompts get how many tokens of a step: by precedence, under one token budget.
 
-from collections import deque
+A prompt runs once there is room for all its pages, those of running prompts counted before; so a prompt that runs
+gets its pages, except that window pages which others share come back late: then the last in line starts again.
+"""
+
+from bisect import insort
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from heapq import merge
 
 from engine.batch import Row
+from engine.facts import Counters
 from engine.pages import Pages, Tables
 from engine.types import Request
 
 
-@dataclass
+@dataclass(eq=False)
 class Prompt:
-    """A request on its way through the model. Tokens below `computed` are in pages."""
+    """A request on its way through the model. Its first `computed` tokens are in pages, `known` were there before."""
 
     request: Request
     arrived: float
     computed: int = 0
+    known: int = 0
     started: float | None = None
     tables: Tables | None = None
+    logprobs: list[float] = field(default_factory=list)
 
     @property
     def remaining(self) -> int:
         return self.request.num_tokens - self.computed
 
+    @property
+    def precedence(self) -> tuple[int, float]:
+        return self.request.precedence(self.arrived)
+
+    @property
+    def deadline(self) -> float:
+        return self.arrived + self.request.seconds_left
+
 
 @dataclass(frozen=True)
 class PromptChunk:
-    """What one prompt puts into this step."""
+    """What one prompt puts into this step. Its last token's logits are wanted, or those of all for prompt_logprobs."""
 
     prompt: Prompt
     num_tokens: int
@@ -40,53 +57,120 @@ class PromptChunk:
         return self.num_tokens == self.prompt.remaining
 
     @property
+    def num_logits(self) -> int:
+        return self.num_tokens if self.prompt.request.prompt_logprobs else 1
+
+    @property
     def row(self) -> Row:
         prompt = self.prompt
         assert prompt.tables is not None
-        prompt.tables.trim(prompt.computed)
-        prompt.tables.extend(self.end)
         tokens = prompt.request.tokens[prompt.computed : self.end]
-        return Row(tokens, prompt.computed, prompt.tables, num_logits=int(self.is_last))
+        return Row(tokens, prompt.computed, prompt.tables, self.num_logits)
 
 
 class PromptSchedule:
-    """Prompts that wait and prompts that run. A prompt runs once all its pages are reserved."""
+    """Prompts that wait and prompts that run, each in the order of precedence."""
 
-    def __init__(self, pages: Pages, chunk_tokens: int, max_requests: int) -> None:
+    def __init__(self, pages: Pages, chunk_tokens: int, max_requests: int, counters: Counters) -> None:
         self._pages = pages
         self.chunk_tokens = chunk_tokens
         self._max_requests = max_requests
-        self.waiting: deque[Prompt] = deque()
+        self._counters = counters
+        self.waiting: list[Prompt] = []
         self.running: list[Prompt] = []
 
+    def add(self, prompt: Prompt) -> None:
+        insort(self.waiting, prompt, key=lambda p: p.precedence)
+
     def next(self, now: float) -> list[PromptChunk]:
-        """The chunks of this step. Running prompts go first; the longest-waiting ones join while there is room."""
-        chunks = []
+        """The chunks of this step, their pages taken."""
+        chunks: list[PromptChunk] = []
         budget = self.chunk_tokens
         for prompt in self._candidates(now):
-            chunks.append(PromptChunk(prompt, min(budget, prompt.remaining)))
-            budget -= chunks[-1].num_tokens
+            chunk = PromptChunk(prompt, min(budget, prompt.remaining))
+            if not self._has_pages(chunk, [c.prompt for c in chunks]):
+                break
+            chunks.append(chunk)
+            budget -= chunk.num_tokens
             if budget == 0:
                 break
         return chunks
 
     def remove(self, request_id: str) -> Prompt | None:
-        """Take a prompt out, wherever it is."""
-        for prompts in (self.waiting, self.running):
-            for prompt in prompts:
-                if prompt.request.id == request_id:
-                    prompts.remove(prompt)
-                    return prompt
-        return None
+        """Take a prompt out, wherever it is; its pages stay its own."""
+        return next((self._take_out(p) for p in (*self.waiting, *self.running) if p.request.id == request_id), None)
+
+    def overdue(self, now: float) -> list[Prompt]:
+        """Take out the prompts whose deadline has passed."""
+        return [self._take_out(prompt) for prompt in (*self.waiting, *self.running) if prompt.deadline <= now]
+
+    def _take_out(self, prompt: Prompt) -> Prompt:
+        (self.waiting if prompt in self.waiting else self.running).remove(prompt)
+        return prompt
 
     def _candidates(self, now: float) -> Iterator[Prompt]:
-        yield from list(self.running)
-        while self.waiting and len(self.running) < self._max_requests:
-            prompt = self.waiting[0]
-            demand = self._pages.demand(prompt.request.num_tokens, self.chunk_tokens)
-            prompt.tables = self._pages.reserve(prompt.request.id, demand)
-            if prompt.tables is None:
-                return
-            prompt.started = now
-            self.running.append(self.waiting.popleft())
-            yield prompt
+        """Running prompts and, where they are in line, waiting ones; the first that finds no room holds up the rest."""
+        room = True
+        for prompt in merge(list(self.running), list(self.waiting), key=lambda p: p.precedence):
+            if prompt in self.waiting:
+                room = room and len(self.running) < self._max_requests and self._start(prompt, now)
+            if prompt.tables is not None:
+                yield prompt
+
+    def _start(self, prompt: Prompt, now: float) -> bool:
+        """Begin with the pages that are here already, if there is room for the rest."""
+        tables, known = self._begun(prompt.request)
+        needed = Counter(self._needed(prompt, tables))
+        for other in self.running:
+            assert other.tables is not None
+            needed.update(self._needed(other, other.tables))
+        if not self._pages.has_room(needed):
+            self._pages.release(tables)
+            return False
+        prompt.tables, prompt.computed, prompt.known = tables, known, known
+        prompt.started = now if prompt.started is None else prompt.started
+        self.waiting.remove(prompt)
+        insort(self.running, prompt, key=lambda p: p.precedence)
+        self._counters.prompt_tokens += prompt.request.num_tokens
+        self._counters.prefix_hit_tokens += known
+        return True
+
+    def _begun(self, request: Request) -> tuple[Tables, int]:
+        """Tables that begin with known pages, and the tokens in them: never all, or nobody could say what follows."""
+        tables = self._pages.open(request.id, request.cache_salt)
+        if request.prompt_logprobs:
+            return tables, 0
+        known = self._pages.reuse(tables, request.tokens)
+        if known < request.num_tokens:
+            return tables, known
+        if self._pages.own_last_page(tables):
+            return tables, known - 1
+        self._pages.release(tables)
+        tables = self._pages.open(request.id, request.cache_salt)
+        return tables, self._pages.reuse(tables, request.tokens[:-1])
+
+    def _needed(self, prompt: Prompt, tables: Tables) -> dict[str, int]:
+        """Pages that a prompt may take yet."""
+        most = self._pages.demand(prompt.request.num_tokens, self.chunk_tokens)
+        missing = self._pages.missing(tables, prompt.request.num_tokens)
+        return {n: max(0, min(missing[n], most[n] - len(table.page_ids))) for n, table in tables.groups.items()}
+
+    def _has_pages(self, chunk: PromptChunk, chosen: list[Prompt]) -> bool:
+        """Take the chunk's pages; while there are too few, the last in line gives back all of its own."""
+        prompt = chunk.prompt
+        assert prompt.tables is not None
+        self._pages.trim(prompt.tables, prompt.computed)
+        while not self._pages.extend(prompt.tables, chunk.end):
+            behind = [p for p in self.running if p.precedence > prompt.precedence and p not in chosen]
+            if not behind:
+                return False
+            self._restart(behind[-1])
+        return True
+
+    def _restart(self, prompt: Prompt) -> None:
+        assert prompt.tables is not None
+        self._pages.release(prompt.tables)
+        prompt.tables, prompt.computed, prompt.logprobs = None, 0, []
+        self.running.remove(prompt)
+        self.add(prompt)
+        self._counters.preempted += 1

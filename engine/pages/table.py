@@ -2,17 +2,19 @@
 
 A request's pages in one group:
 
-    logical pages:   0 .. first_page-1 | first_page .. first_page+len(page_ids)-1 |
-                     freed (window)    | page_ids                                 | spare (held, not yet in use)
+    logical pages:   0 .. first_page-1 | first_page .. first_page+len(page_ids)-1
+                     passed (window)   | page_ids
 
-Everything a request can ever need is taken when it is admitted, so nothing it does later can fail for pages.
+Pages come as the tokens do (`extend`) and may run out: then somebody has to give some back.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from engine.facts import PageCounts
 from engine.pages.layout import CacheLayout, PageGroup
 from engine.pages.pool import PagePool
+from engine.pages.prefix import PageName, PrefixNames
 from engine.pages.store import PageStore
 from engine.types import PageSpan
 
@@ -24,36 +26,32 @@ class PageTable:
     group: PageGroup
     first_page: int
     page_ids: list[int]
-    spare: list[int]
 
     @property
-    def held(self) -> list[int]:
-        return self.page_ids + self.spare
+    def end_page(self) -> int:
+        """The first logical page that has no page yet."""
+        return self.first_page + len(self.page_ids)
 
     @property
     def num_slots(self) -> int:
         """Positions below this have a page (or had one, before the window passed)."""
-        return (self.first_page + len(self.page_ids)) * self.group.page_tokens
+        return self.end_page * self.group.page_tokens
 
     @property
     def span(self) -> PageSpan:
         return PageSpan(first_page=self.first_page, page_ids=tuple(self.page_ids))
 
-    def extend(self, num_tokens: int) -> None:
-        """Give every position below `num_tokens` a page."""
-        missing = self.group.num_pages(num_tokens) - self.first_page - len(self.page_ids)
-        if missing > 0:
-            assert missing <= len(self.spare), f"needs {missing} pages, has {len(self.spare)} spare"
-            self.page_ids += self.spare[:missing]
-            del self.spare[:missing]
+    def missing(self, num_tokens: int) -> int:
+        """Pages to be added before every position below `num_tokens` has one."""
+        return max(0, self.group.num_pages(num_tokens) - self.end_page)
 
-    def trim(self, committed: int) -> None:
-        """Make pages that no later token can see spare again."""
-        passed = self.group.first_live_page(committed) - self.first_page
-        if passed > 0:
-            self.spare += self.page_ids[:passed]
-            del self.page_ids[:passed]
-            self.first_page += passed
+    def pass_window(self, committed: int) -> list[int]:
+        """Drop the pages that no token at or after `committed` can see, and return them."""
+        first = max(self.first_page, self.group.first_live_page(committed))
+        passed = self.page_ids[: first - self.first_page]
+        del self.page_ids[: len(passed)]
+        self.first_page = first
+        return passed
 
 
 @dataclass
@@ -61,23 +59,9 @@ class Tables:
     """One request's page tables, one for each group, held under one name."""
 
     holder: str
-    groups: dict[str, PageTable] = field(default_factory=dict)
-
-    def extend(self, num_tokens: int) -> None:
-        for table in self.groups.values():
-            table.extend(num_tokens)
-
-    def trim(self, committed: int) -> None:
-        for table in self.groups.values():
-            table.trim(committed)
-
-    def adopt(self, spans: dict[str, PageSpan], num_tokens: int) -> None:
-        """Make fresh tables the image of a peer's: the same logical pages, in pages of our own."""
-        for name, span in spans.items():
-            table = self.groups[name]
-            assert not table.page_ids
-            table.first_page = span.first_page
-            table.extend(num_tokens)
+    groups: dict[str, PageTable]
+    names: PrefixNames
+    num_published: int = 0
 
     @property
     def spans(self) -> dict[str, PageSpan]:
@@ -85,16 +69,17 @@ class Tables:
 
 
 class Pages:
-    """The pages of one replica."""
+    """The pages of one replica. `sharing`: whether requests with the same prefix share them."""
 
-    def __init__(self, layout: CacheLayout, store: PageStore) -> None:
+    def __init__(self, layout: CacheLayout, store: PageStore, sharing: bool = True) -> None:
         self.layout = layout
         self.store = store
         self.pools = {name: PagePool(store.num_pages[name]) for name in layout.groups}
+        self._sharing = sharing
         self._quarantine: dict[str, dict[str, list[int]]] = {}
 
     def demand(self, num_tokens: int, step_tokens: int) -> dict[str, int]:
-        """Pages of each group that a request of at most `num_tokens` holds, in steps of `step_tokens`."""
+        """Pages of each group that a request of at most `num_tokens` ever holds at once, in steps of `step_tokens`."""
         return {n: g.peak_pages(num_tokens, step_tokens) for n, g in self.layout.groups.items()}
 
     def shortfall(self, demand: dict[str, int]) -> str | None:
@@ -105,35 +90,127 @@ class Pages:
                 return f"needs {pages} pages of group {name}; this replica has {total} in all"
         return None
 
-    def reserve(self, holder: str, demand: dict[str, int]) -> Tables | None:
-        """All of `demand`, held by `holder`, or None and nothing changed."""
-        if any(count > self.pools[name].num_free for name, count in demand.items()):
+    def open(self, holder: str, salt: str = "") -> Tables:
+        """Tables without pages."""
+        groups = {name: PageTable(group, 0, []) for name, group in self.layout.groups.items()}
+        return Tables(holder, groups, PrefixNames(self.layout.page_tokens, salt))
+
+    def reuse(self, tables: Tables, tokens: Sequence[int]) -> int:
+        """Let empty tables begin with pages that are here already; returns how many of `tokens` those hold.
+
+        The longest prefix that every group has: all its pages, or those that a window at its end still sees.
+        """
+        names = tables.names.of(tokens, len(tokens)) if self._sharing else []
+        count = self._num_known(names)
+        for name, table in tables.groups.items():
+            table.first_page = table.group.first_live_page(count * self.layout.page_tokens)
+            found = [self.pools[name].find(n) for n in names[table.first_page : count]]
+            table.page_ids = [page for page in found if page is not None]
+            assert table.end_page == count
+            self.pools[name].share(table.page_ids, tables.holder)
+        tables.num_published = count
+        return count * self.layout.page_tokens
+
+    def image(self, tables: Tables, tokens: Sequence[int], num_tokens: int, most: int) -> int | None:
+        """Make empty tables the image of a peer's that hold `num_tokens` of `tokens`: the same logical pages, each
+        the very page if it is here already, else a new one for the peer's to be read into.
+
+        Returns how many tokens are here, or None, and nothing changed, if there is no room for `most` tokens.
+        """
+        names = tables.names.of(tokens, num_tokens) if self._sharing else []
+        found: dict[str, list[int | None]] = {}
+        for name, table in tables.groups.items():
+            table.first_page = table.group.first_live_page(num_tokens)
+            found[name] = [self.pools[name].find(n) for n in names[table.first_page :]]
+            table.page_ids = [page for page in found[name] if page is not None]
+            self.pools[name].share(table.page_ids, tables.holder)
+        if not self.has_room(self.missing(tables, most)):
+            self.release(tables)
             return None
-        groups = {
-            name: PageTable(group, 0, [], self.pools[name].take(demand[name], holder))
-            for name, group in self.layout.groups.items()
-        }
-        return Tables(holder, groups)
+        for name, table in tables.groups.items():
+            found[name] += [None] * (table.group.num_pages(num_tokens) - table.first_page - len(found[name]))
+            new = iter(self.pools[name].take(found[name].count(None), tables.holder))
+            table.page_ids = [next(new) if page is None else page for page in found[name]]
+        return max(len(pages) - pages.count(None) for pages in found.values()) * self.layout.page_tokens
+
+    def own_last_page(self, tables: Tables) -> bool:
+        """Replace the last page, which others may read, by a copy that may be written. False if there is no room."""
+        if any(pool.num_available < 1 for pool in self.pools.values()):
+            return False
+        for name, table in tables.groups.items():
+            shared, (own,) = table.page_ids[-1], self.pools[name].take(1, tables.holder)
+            self.store.records[name][own] = self.store.records[name][shared]
+            self.pools[name].give_back([shared], tables.holder)
+            table.page_ids[-1] = own
+        tables.num_published -= 1
+        return True
+
+    def has_room(self, demand: dict[str, int]) -> bool:
+        """Whether so many pages of each group could be taken now."""
+        return all(self.pools[name].num_available >= count for name, count in demand.items())
+
+    def missing(self, tables: Tables, num_tokens: int) -> dict[str, int]:
+        """Pages that `extend` would take."""
+        return {name: table.missing(num_tokens) for name, table in tables.groups.items()}
+
+    def extend(self, tables: Tables, num_tokens: int) -> bool:
+        """Give every position below `num_tokens` a page; False, and nothing changed, if there are too few."""
+        missing = self.missing(tables, num_tokens)
+        if not self.has_room(missing):
+            return False
+        for name, count in missing.items():
+            tables.groups[name].page_ids += self.pools[name].take(count, tables.holder)
+        return True
+
+    def trim(self, tables: Tables, committed: int) -> None:
+        """Give back the pages that no token at or after `committed` can see."""
+        for name, table in tables.groups.items():
+            self.pools[name].give_back(reversed(table.pass_window(committed)), tables.holder)
+
+    def publish(self, tables: Tables, tokens: Sequence[int], num_tokens: int) -> None:
+        """Let others find the pages that the first `num_tokens` of `tokens` fill: nobody writes them any more."""
+        if not self._sharing:
+            return
+        names: list[PageName] = tables.names.of(tokens, num_tokens)
+        for page in range(tables.num_published, len(names)):
+            for name, table in tables.groups.items():
+                if page >= table.first_page:
+                    self.pools[name].publish(table.page_ids[page - table.first_page], names[page])
+        tables.num_published = max(tables.num_published, len(names))
 
     def release(self, tables: Tables) -> None:
-        """Everything the request held, given back."""
+        """Everything the request held, given back; of a prefix, the end is forgotten first."""
         for name, table in tables.groups.items():
-            self.pools[name].give_back(table.held, tables.holder)
+            self.pools[name].give_back(reversed(table.page_ids), tables.holder)
 
-    def clear(self, tables: Tables) -> None:
-        """Zero the request's pages: what is not finite must not stay for the next holder, where 0 * NaN is NaN."""
+    def clear(self, tables: Tables, published: bool) -> None:
+        """Zero what is the request's alone, its `published` pages too (nobody finds them any more) or not: what may
+        not be finite must not stay for the next holder, where 0 * NaN is NaN."""
         for name, table in tables.groups.items():
-            self.store.records[name][table.held] = 0
+            pool = self.pools[name]
+            own = [p for p in table.page_ids if not pool.is_shared(p) and (published or not pool.is_published(p))]
+            pool.withdraw(own)
+            self.store.records[name][own] = 0
 
     def quarantine(self, tables: Tables) -> None:
-        """As `release`, but bytes may still arrive: the pages stay out of use until `settle(holder)`."""
+        """As `release`, but bytes may still arrive in the request's own pages: they stay out of use until
+        `settle(holder)`."""
+        own: dict[str, list[int]] = {}
         for name, table in tables.groups.items():
-            self.pools[name].quarantine(table.held, tables.holder)
-        self._quarantine[tables.holder] = {name: table.held for name, table in tables.groups.items()}
+            pool = self.pools[name]
+            own[name] = [page for page in table.page_ids if not pool.is_published(page)]
+            pool.give_back([page for page in table.page_ids if pool.is_published(page)], tables.holder)
+            pool.quarantine(own[name], tables.holder)
+        self._quarantine[tables.holder] = own
 
     def settle(self, holder: str) -> None:
         for name, page_ids in self._quarantine.pop(holder).items():
             self.pools[name].settle(page_ids)
+
+    def forget_cached(self) -> None:
+        """Nothing is found by its prefix any more, except what a request holds."""
+        for pool in self.pools.values():
+            pool.forget_cached()
 
     def counts(self) -> dict[str, PageCounts]:
         return {name: pool.counts() for name, pool in self.pools.items()}
@@ -143,7 +220,25 @@ class Pages:
             pool.assert_consistent()
 
     def assert_idle(self) -> None:
-        """Consistent, and every page is free: nothing was leaked."""
+        """Consistent, and nobody holds a page: nothing was leaked."""
         self.assert_consistent()
         for name, pool in self.pools.items():
-            assert pool.num_free == pool.num_pages, f"group {name} leaks pages: {pool.counts()}"
+            assert pool.num_available == pool.num_pages, f"group {name} leaks pages: {pool.counts()}"
+
+    def _num_known(self, names: list[PageName]) -> int:
+        """How many of the pages `names` a request could begin with."""
+
+        def lacks(group: str, page: int) -> bool:
+            return self.pools[group].find(names[page]) is None
+
+        full = [name for name, group in self.layout.groups.items() if group.window is None]
+        windows = [(name, group) for name, group in self.layout.groups.items() if group.window is not None]
+        count = next((page for page in range(len(names)) if any(lacks(name, page) for name in full)), len(names))
+        while count:  # a page that a window lacks is needed by every prefix that ends behind it
+            end = count * self.layout.page_tokens
+            seen = ((name, page) for name, group in windows for page in range(group.first_live_page(end), count))
+            missing = next((page for name, page in seen if lacks(name, page)), None)
+            if missing is None:
+                break
+            count = missing
+        return count

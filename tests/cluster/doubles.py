@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from engine.types import (
     Chunk,
     DecodeTimings,
+    Drawn,
     Event,
     FinishReason,
     Handoff,
@@ -71,8 +72,7 @@ def handoff(request: Request) -> Handoff:
         request_id=request.id,
         nonce="n",
         num_tokens=request.num_tokens,
-        first_token=1,
-        first_logprob=0.0,
+        first=Drawn(1, 0.0),
         spans={},
         agents=(),
         target_fingerprint={},

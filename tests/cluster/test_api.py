@@ -37,7 +37,7 @@ def test_replies_stream_and_the_last_one_accounts_for_the_request(shipped: Servi
 def test_one_reply_says_the_same_as_the_stream(shipped: Service) -> None:
     streamed = shipped.ask(PROMPT, temperature=0.0, max_tokens=24)
 
-    whole = shipped.client.generate_once(generate_request(PROMPT, temperature=0.0, max_tokens=24))
+    (whole,) = shipped.client.generate_once(generate_request(PROMPT, temperature=0.0, max_tokens=24)).answers
 
     assert list(whole.token_ids) == tokens(streamed)
     assert whole.text == text(streamed)
@@ -74,7 +74,7 @@ def test_every_option_reaches_the_engine(shipped: Service) -> None:
     def ask(sampling: pb.Sampling, **options: object) -> pb.GenerateReply:
         sampling.temperature = 0.0
         request = pb.GenerateRequest(prompt=PROMPT, sampling=sampling, **{"max_tokens": 24, **options})
-        return shipped.client.generate_once(request)
+        return shipped.client.generate_once(request).answers[0]
 
     assert ask(pb.Sampling(logit_bias={77: 100.0})).token_ids[0] == 77
     assert first not in ask(pb.Sampling(bad_words=[pb.TokenIds(ids=[first])])).token_ids
@@ -120,6 +120,13 @@ def test_every_option_reaches_the_engine(shipped: Service) -> None:
         ({"prompt": "x", "stop": [""]}, "INVALID_ARGUMENT", "stop"),
         ({"prompt": "x", "sampling": pb.Sampling(temperature=0, seed=4)}, "INVALID_ARGUMENT", "seed"),
         ({"prompt": "x", "sampling": pb.Sampling(temperature=0, top_p=0.5)}, "INVALID_ARGUMENT", "temperature"),
+        ({"prompt": "x", "sampling": pb.Sampling(top_logprobs=21)}, "INVALID_ARGUMENT", "top_logprobs"),
+        ({"prompt": "x", "n": 0}, "INVALID_ARGUMENT", "n"),
+        ({"prompt": "x", "n": 65}, "INVALID_ARGUMENT", "n"),
+        ({"prompt": "x", "n": 2, "sampling": pb.Sampling(temperature=0)}, "INVALID_ARGUMENT", "n"),
+        ({"prompt": "x", "deadline_seconds": 0}, "INVALID_ARGUMENT", "deadline_seconds"),
+        ({"prompt": "x", "deadline_seconds": float("nan")}, "INVALID_ARGUMENT", "deadline_seconds"),
+        ({"prompt": "x", "decode_pool": "gpu"}, "INVALID_ARGUMENT", "decode_pool"),
     ],
 )
 def test_bad_input_gets_a_status_that_names_the_field(
@@ -141,8 +148,8 @@ def test_a_chat_is_put_into_the_form_of_the_models_template(shipped: Service) ->
     ids = shipped.client.tokenize(pb.TokenizeRequest(chat=chat))
     options = {"sampling": pb.Sampling(temperature=0), "max_tokens": 8}
 
-    by_chat = shipped.client.generate_once(pb.GenerateRequest(chat=chat, request_id="my:chat_1", **options))
-    by_ids = shipped.client.generate_once(pb.GenerateRequest(token_ids=pb.TokenIds(ids=ids), **options))
+    (by_chat,) = shipped.client.generate_once(pb.GenerateRequest(chat=chat, request_id="my:chat_1", **options)).answers
+    (by_ids,) = shipped.client.generate_once(pb.GenerateRequest(token_ids=pb.TokenIds(ids=ids), **options)).answers
 
     template = AutoTokenizer.from_pretrained(shipped.config.model.path).apply_chat_template
     messages = [{"role": "user", "content": "def add(a, b):\nAdd two numbers."}]

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 from ray.exceptions import ActorDiedError
 
 from cluster.gateway import Gateway, Journey
 from engine.config import GatewayConfig
-from engine.errors import BadRequest, DeadlineExceeded, EngineFailure, HandoffLost, Unavailable
+from engine.errors import BadRequest, DeadlineExceeded, EngineFailure, HandoffLost, Preempted, Unavailable
 from engine.types import Ended, FinishReason, Request, Sampling, StopRules
 from tests.cluster.doubles import ScriptedPools, chunk
 
@@ -17,12 +18,12 @@ REQUEST = Request(id="r", prompt=(5, 6), sampling=Sampling(), stop=StopRules(max
 LOST = Ended(request_id="any", error=HandoffLost("gone"))
 
 
-def run(pools: ScriptedPools, **config: float) -> tuple[list[int], Gateway]:
-    """The tokens a caller gets of REQUEST."""
+def run(pools: ScriptedPools, request: Request = REQUEST, **config: float) -> tuple[list[int], Gateway]:
+    """The tokens a caller gets of `request`."""
     gateway = Gateway(pools, GatewayConfig(**config))
 
     async def collect() -> list[int]:
-        journey = Journey(REQUEST, arrived=time.monotonic(), pool="default")
+        journey = Journey(request, arrived=time.monotonic(), pool="default")
         return [token async for chunk in gateway.generate(journey) for token in chunk.tokens]
 
     return asyncio.run(collect()), gateway
@@ -70,6 +71,26 @@ def test_losses_beyond_the_retry_budget_are_unavailable() -> None:
     assert len(pools.requests) == 3
 
 
+def test_a_preempted_request_goes_on_however_often_it_happens() -> None:
+    gone = Ended(request_id="any", error=Preempted("pages"))
+    pools = ScriptedPools([[chunk(1), gone], [chunk(2), gone], [chunk(3), gone], [chunk(4, finish=STOP)]])
+
+    tokens, gateway = run(pools, retries=0)
+
+    assert tokens == [1, 2, 3, 4]
+    assert (gateway.counters.preemptions, gateway.counters.prefills_repeated) == (3, 0)
+
+
+def test_every_attempt_knows_how_old_the_request_is_and_how_long_it_has() -> None:
+    pools = ScriptedPools([[chunk(1), 0.05, LOST], [chunk(2, finish=STOP)]])
+
+    run(pools, replace(REQUEST, seconds_left=9.0))
+
+    first, second = pools.requests
+    assert 0.05 < second.age_seconds - first.age_seconds < 5
+    assert [round(r.age_seconds + r.seconds_left, 2) for r in pools.requests] == [9.0, 9.0]
+
+
 def test_an_error_of_the_request_is_not_tried_again() -> None:
     pools = ScriptedPools([[Ended(request_id="any", error=BadRequest("max_tokens", "too many"))]])
 
@@ -83,8 +104,8 @@ def test_an_error_of_the_request_is_not_tried_again() -> None:
 def test_a_request_that_takes_too_long_ends_and_is_cancelled_everywhere() -> None:
     pools = ScriptedPools([[chunk(1), 60.0]])
 
-    with pytest.raises(DeadlineExceeded, match=r"gateway\.request_seconds"):
-        run(pools, request_seconds=0.05)
+    with pytest.raises(DeadlineExceeded, match=r"0\.05 s .*gateway\.request_seconds"):
+        run(pools, replace(REQUEST, seconds_left=0.05))
 
     assert pools.cancelled == ["r.1"]
     assert all(stream.cancelled for stream in pools.streams)

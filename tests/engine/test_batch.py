@@ -43,13 +43,12 @@ def make(seed: int) -> Case:
     for r in range(rng.randint(1, 9)):
         start = rng.choice([0, 1, PAGE_TOKENS - 1, PAGE_TOKENS, WINDOW, 77, 130])
         length = rng.choice([1, 1, 2, SHORT_ROW_TOKENS, SHORT_ROW_TOKENS + 1, 60])
-        tables = pages.reserve(f"row-{r}", pages.demand(start + length, start + length))
-        assert tables is not None
-        for table in tables.groups.values():
-            rng.shuffle(table.spare)
-        tables.extend(start)
-        tables.trim(start)
-        tables.extend(start + length)
+        tables = pages.open(f"row-{r}")
+        for end in (start, start + length):
+            assert pages.extend(tables, end)
+            pages.trim(tables, start)
+            for table in tables.groups.values():
+                rng.shuffle(table.page_ids)
         tokens = [r * TOKEN + p for p in range(start, start + length)]
         rows.append(Row(tokens, start, tables, num_logits=rng.choice([0, 1, length])))
     return Case(rows, Batch.of(rows, LAYOUT, CPU))
@@ -124,9 +123,8 @@ def test_a_long_row_has_a_segment_to_itself(case: Case) -> None:
 
 def test_a_row_that_its_tables_do_not_reach_is_a_bug() -> None:
     pages = Pages(LAYOUT, PageStore(LAYOUT, dict.fromkeys(LAYOUT.groups, 9), CPU))
-    tables = pages.reserve("r", pages.demand(20, 20))
-    assert tables is not None
-    tables.extend(PAGE_TOKENS)
+    tables = pages.open("r")
+    assert pages.extend(tables, PAGE_TOKENS)
 
     with pytest.raises(AssertionError, match="r writes at 17 with 16 slots"):
         Batch.of([Row([1], PAGE_TOKENS, tables, 1)], LAYOUT, CPU)

@@ -78,19 +78,19 @@ def test_no_end_can_be_drawn_before_min_tokens(count: int) -> None:
     logits[0, [0, 2]] = 50.0
     one = draw([1], [5] * count, min_tokens=3)
 
-    token, _ = sample(logits, SamplingBatch.of([(one.request.sampling, 0)], CPU), Edits.of([one], (0,), CPU))
+    draws = sample(logits, SamplingBatch.of([(one.request.sampling, 0)], CPU), Edits.of([one], (0,), CPU))
 
-    assert (token.item() in (0, 2)) == (count >= 3)
+    assert (draws.token_R.item() in (0, 2)) == (count >= 3)
 
 
 def test_log_probabilities_are_those_before_any_edit() -> None:
     logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(0))
     one = draw([1], [], logit_bias=((6, 100.0),))
 
-    token, logprob = sample(logits, SamplingBatch.of([(one.request.sampling, 0)], CPU), Edits.of([one], (), CPU))
+    draws = sample(logits, SamplingBatch.of([(one.request.sampling, 0)], CPU), Edits.of([one], (), CPU))
 
-    assert token.item() == 6
-    assert logprob.item() == pytest.approx(logits.log_softmax(-1)[0, 6].item(), abs=1e-6)
+    assert draws.token_R.item() == 6
+    assert draws.logprob_R.item() == pytest.approx(logits.log_softmax(-1)[0, 6].item(), abs=1e-6)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=VOCAB), st.floats(0.01, 1.0), st.floats(0.3, 2.0))
@@ -110,12 +110,12 @@ def test_a_row_that_is_not_finite_gives_no_token_and_harms_no_other(bad: float) 
     logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(0))
     options = [Sampling(), Sampling(temperature=1.0, top_p=0.9, seed=3), Sampling(temperature=0.5, seed=4)]
     batch = SamplingBatch.of([(option, 7) for option in options], CPU)
-    expected = sample(logits, batch)[0].tolist()
+    expected = sample(logits, batch).token_R.tolist()
     for row in range(3):
         broken = logits.clone()
         broken[row, 4] = bad
 
-        tokens = sample(broken, batch)[0].tolist()
+        tokens = sample(broken, batch).token_R.tolist()
 
         assert tokens == [NO_TOKEN if i == row else token for i, token in enumerate(expected)]
 

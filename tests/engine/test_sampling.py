@@ -6,7 +6,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from engine.sampling import SamplingBatch, log_probs, sample
-from engine.types import Sampling
+from engine.types import MAX_TOP_LOGPROBS, Sampling
 from tests.statistics import FAMILY_LEVEL, chi_square_p
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ FILTERS = [
 
 def drawn(logits_RV: torch.Tensor, options: list[Sampling], positions: list[int]) -> list[int]:
     batch = SamplingBatch.of([*zip(options, positions, strict=True)], CPU)
-    return sample(logits_RV, batch)[0].tolist()
+    return sample(logits_RV, batch).token_R.tolist()
 
 
 def kept_slowly(logits: list[int], temperature: float, top_k: int, top_p: float) -> set[int]:
@@ -116,7 +116,21 @@ def test_the_log_probability_is_the_models_own() -> None:
     logits_RV = torch.randn(4, VOCAB)
     options = [GREEDY, *FILTERS[:3]]
 
-    tokens_R, logprobs_R = sample(logits_RV, SamplingBatch.of([(o, 9) for o in options], CPU))
+    draws = sample(logits_RV, SamplingBatch.of([(o, 9) for o in options], CPU))
 
-    expected_R = logits_RV.softmax(dim=-1).gather(-1, tokens_R[:, None])[:, 0].log()
-    assert torch.allclose(logprobs_R, expected_R, atol=1e-6)
+    expected_R = logits_RV.softmax(dim=-1).gather(-1, draws.token_R[:, None])[:, 0].log()
+    assert torch.allclose(draws.logprob_R, expected_R, atol=1e-6)
+
+
+def test_each_row_is_told_as_many_alternatives_as_it_wants() -> None:
+    torch.manual_seed(4)
+    logits_RV = torch.randn(3, VOCAB)
+    options = [Sampling(top_logprobs=2), GREEDY, Sampling(temperature=2.0, top_k=1, top_logprobs=MAX_TOP_LOGPROBS)]
+
+    drawn = sample(logits_RV, SamplingBatch.of([(o, 9) for o in options], CPU)).drawn()
+
+    assert [len(draw.top) for draw in drawn] == [2, 0, VOCAB]
+    for draw, row_V in zip(drawn, logits_RV, strict=True):
+        best = row_V.log_softmax(-1).sort(descending=True)
+        assert [token for token, _ in draw.top] == best.indices.tolist()[: len(draw.top)]
+        assert [logprob for _, logprob in draw.top] == pytest.approx(best.values.tolist()[: len(draw.top)], abs=1e-6)

@@ -24,11 +24,15 @@ def config(path: Path, prefill: dict[str, Any] | None = None, decode: dict[str, 
     )
 
 
+def prompt(name: str, tokens: int) -> tuple[int, ...]:
+    """Another one for each name."""
+    return tuple((sum(map(ord, name)) + 37 * i + i * i) % 256 for i in range(tokens))
+
+
 def request(name: str = "r", tokens: int = 10, max_tokens: int = 5) -> Request:
-    """A prompt of that many tokens, another one for each name. Only `max_tokens` ends it."""
-    prompt = tuple((sum(map(ord, name)) + 37 * i + i * i) % 256 for i in range(tokens))
+    """A prompt of that many tokens. Only `max_tokens` ends it."""
     stop = StopRules(max_tokens=max_tokens, ignore_eos=True)
-    return Request(id=name, prompt=prompt, sampling=Sampling(), stop=stop)
+    return Request(id=name, prompt=prompt(name, tokens), sampling=Sampling(), stop=stop)
 
 
 class Rig(Pair):

@@ -285,7 +285,7 @@ def test_a_large_request_that_waits_for_pages_is_not_overtaken(make_rig: MakeRig
     total = rig.decoder.stats().pages["full"].total
     rig.add(request("first", tokens=60, max_tokens=100))
     rig.until(lambda: rig.decoding("first"))
-    rig.add(request("large", tokens=60, max_tokens=64 * (total - 1)))
+    rig.add(request("large", tokens=64 * (total - 1), max_tokens=5))
     rig.until(lambda: rig.phases() == {"large": "waiting"})
     rig.add(request("small"))
 

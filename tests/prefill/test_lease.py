@@ -3,6 +3,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from engine.pages import Tables
+from engine.pages.prefix import PrefixNames
 from prefill.lease import LeaseEnd, LeaseTable
 
 TERM = 10.0
@@ -26,7 +27,7 @@ class LeasesAgainstTheTable(RuleBasedStateMachine):
     @rule(nonce=st.sampled_from(NONCES))
     def grant(self, nonce: str) -> None:
         if nonce not in self.deadlines and nonce not in self.ended:
-            lease = self.table.grant(nonce, f"request of {nonce}", Tables(nonce), self.now)
+            lease = self.table.grant(nonce, f"request of {nonce}", Tables(nonce, {}, PrefixNames(16)), self.now)
             self.deadlines[nonce] = lease.deadline
             assert lease.deadline == self.now + TERM
 
@@ -78,7 +79,7 @@ TestLeasesAgainstTheTable.settings = settings(max_examples=150, stateful_step_co
 
 def test_a_term_that_is_over_cannot_be_renewed_before_anyone_noticed() -> None:
     table = LeaseTable(TERM)
-    table.grant("n", "r", Tables("r"), now=0.0)
+    table.grant("n", "r", Tables("r", {}, PrefixNames(16)), now=0.0)
 
     assert not table.renew("n", now=TERM)
     assert len(table) == 1, "it is held until its pages are taken back"
@@ -86,7 +87,7 @@ def test_a_term_that_is_over_cannot_be_renewed_before_anyone_noticed() -> None:
 
 def test_a_read_that_ends_with_the_term_does_not_count() -> None:
     table = LeaseTable(TERM)
-    table.grant("n", "r", Tables("r"), now=0.0)
+    table.grant("n", "r", Tables("r", {}, PrefixNames(16)), now=0.0)
 
     assert table.release("n", now=TERM) is None
     assert [lease.nonce for lease in table.expire(now=TERM)] == ["n"]

@@ -2,6 +2,7 @@
 
 import torch
 
+from engine.facts import Counters
 from engine.pages import CacheLayout, Entry, Pages, PageStore
 from engine.types import Request, Sampling, StopRules
 from prefill.schedule import Prompt, PromptSchedule
@@ -11,12 +12,17 @@ LAYOUT = CacheLayout.of([Entry(layer=0, name="k", shape=(1,), dtype=torch.float3
 
 def schedule(num_pages: int = 50, max_requests: int = 10) -> PromptSchedule:
     pages = Pages(LAYOUT, PageStore(LAYOUT, {"full": num_pages}, torch.device("cpu")))
-    return PromptSchedule(pages, chunk_tokens=40, max_requests=max_requests)
+    return PromptSchedule(pages, chunk_tokens=40, max_requests=max_requests, counters=Counters())
 
 
 def prompt(name: str, tokens: int) -> Prompt:
     request = Request(id=name, prompt=(1,) * tokens, sampling=Sampling(), stop=StopRules(max_tokens=1))
     return Prompt(request, arrived=0.0)
+
+
+def queue(prompts: PromptSchedule, coming: list[Prompt]) -> None:
+    for one in coming:
+        prompts.add(one)
 
 
 def step(prompts: PromptSchedule) -> dict[str, int]:
@@ -31,7 +37,7 @@ def step(prompts: PromptSchedule) -> dict[str, int]:
 
 def test_one_budget_is_shared_in_the_order_of_arrival() -> None:
     prompts = schedule()
-    prompts.waiting.extend([prompt("a", 25), prompt("b", 25), prompt("c", 5)])
+    queue(prompts, [prompt("a", 25), prompt("b", 25), prompt("c", 5)])
 
     assert step(prompts) == {"a": 25, "b": 15}
     assert step(prompts) == {"b": 10, "c": 5}
@@ -40,14 +46,14 @@ def test_one_budget_is_shared_in_the_order_of_arrival() -> None:
 
 def test_a_long_prompt_goes_in_chunks_and_the_rest_of_the_last_one_is_used() -> None:
     prompts = schedule()
-    prompts.waiting.extend([prompt("long", 90), prompt("b", 60)])
+    queue(prompts, [prompt("long", 90), prompt("b", 60)])
 
     assert [step(prompts) for _ in range(4)] == [{"long": 40}, {"long": 40}, {"long": 10, "b": 30}, {"b": 30}]
 
 
 def test_no_more_prompts_run_at_once_than_were_configured() -> None:
     prompts = schedule(max_requests=2)
-    prompts.waiting.extend(prompt(name, 5) for name in "abc")
+    queue(prompts, [prompt(name, 5) for name in "abc"])
 
     assert step(prompts) == {"a": 5, "b": 5}
     assert step(prompts) == {"c": 5}
@@ -57,7 +63,7 @@ def test_a_prompt_that_does_not_fit_yet_is_not_overtaken() -> None:
     """A small prompt could pass it; but then a steady stream of small ones would keep it out for ever."""
     prompts = schedule(num_pages=4)
     first, large, small = prompt("first", 30), prompt("large", 60), prompt("small", 5)
-    prompts.waiting.extend([first, large, small])
+    queue(prompts, [first, large, small])
 
     assert step(prompts) == {"first": 30}
     assert step(prompts) == {}
@@ -69,7 +75,7 @@ def test_a_prompt_that_does_not_fit_yet_is_not_overtaken() -> None:
 def test_waiting_ends_when_a_prompt_starts() -> None:
     prompts = schedule()
     waiting = prompt("a", 5)
-    prompts.waiting.append(waiting)
+    queue(prompts, [waiting])
 
     prompts.next(now=7.0)
 
@@ -78,7 +84,7 @@ def test_waiting_ends_when_a_prompt_starts() -> None:
 
 def test_a_prompt_is_found_wherever_it_is() -> None:
     prompts = schedule()
-    prompts.waiting.extend([prompt("runs", 90), prompt("waits", 5)])
+    queue(prompts, [prompt("runs", 90), prompt("waits", 5)])
     prompts.next(now=0.0)
 
     for name in ("runs", "waits"):

@@ -24,7 +24,7 @@ def over_pages(module: PagedAttention, hidden: list[Tensor], chunks: list[int]) 
     """The module's output for several sequences [S, D] at once, `chunks[step]` tokens of each in a step."""
     layout = CacheLayout.of(module.entries, PAGE_TOKENS)
     pages = Pages(layout, PageStore(layout, dict.fromkeys(layout.groups, 200), CPU))
-    tables = [pages.reserve(f"row-{r}", pages.demand(len(h), 64)) for r, h in enumerate(hidden)]
+    tables = [pages.open(f"row-{r}") for r in range(len(hidden))]
     starts = [sum(len(h) for h in hidden[:r]) for r in range(len(hidden))]
     hidden_TD = torch.cat(hidden)
     out_TD = torch.full_like(hidden_TD, torch.nan)
@@ -34,9 +34,9 @@ def over_pages(module: PagedAttention, hidden: list[Tensor], chunks: list[int]) 
         rows = []
         for r, table in enumerate(tables):
             end = min(done + chunk, len(hidden[r]))
-            if end > done and table is not None:
-                table.trim(done)
-                table.extend(end)
+            if end > done:
+                pages.trim(table, done)
+                assert pages.extend(table, end)
                 rows.append(Row([starts[r] + p for p in range(done, end)], done, table, 1))
         batch = Batch.of(rows, layout, CPU)
         positions = rope_angles(batch.positions_T, module.rope if hasattr(module, "rope") else module.head_dim)

@@ -4,55 +4,80 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.pages import PagePool
+from engine.pages.prefix import PageName
 
 NUM_PAGES = 12
 
 
 class PoolAgainstModel(RuleBasedStateMachine):
-    """Random calls against the obvious model: a set of holders for each page."""
+    """Random calls against the obvious model: holders, names and ages of pages."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pool = PagePool(NUM_PAGES)
         self.holders: dict[int, set[str]] = {}
+        self.names: dict[int, PageName] = {}
+        self.cached: list[int] = []
         self.quarantined: set[int] = set()
-        self.names = (f"holder-{i}" for i in range(10**6))
+        self.ids = (f"holder-{i}" for i in range(10**6))
 
     @rule(count=st.integers(0, NUM_PAGES))
     def take(self, count: int) -> None:
-        count = min(count, self.pool.num_free)
-        name = next(self.names)
-        pages = self.pool.take(count, name)
+        free = NUM_PAGES - len(self.holders) - len(self.quarantined) - len(self.cached)
+        count = min(count, free + len(self.cached))
+        holder = next(self.ids)
+        pages = self.pool.take(count, holder)
         assert len(set(pages)) == count
         assert not set(pages) & (set(self.holders) | self.quarantined), "a page was handed out twice"
-        self.holders |= {page: {name} for page in pages}
+        evicted, self.cached = self.cached[: max(0, count - free)], self.cached[max(0, count - free) :]
+        assert set(evicted) <= set(pages), "the oldest go first, and only when no other is free"
+        for page in evicted:
+            del self.names[page]
+        self.holders |= {page: {holder} for page in pages}
+
+    @precondition(lambda self: self.holders)
+    @rule(data=st.data(), digest=st.sampled_from([b"a", b"b", b"c"]))
+    def publish(self, data: st.DataObject, digest: bytes) -> None:
+        page, name = data.draw(st.sampled_from(sorted(self.holders))), PageName(digest, (1,))
+        self.pool.publish(page, name)
+        if name not in self.names.values() and page not in self.names:
+            self.names[page] = name
+
+    @precondition(lambda self: self.names)
+    @rule(data=st.data())
+    def share(self, data: st.DataObject) -> None:
+        pages = data.draw(st.lists(st.sampled_from(sorted(self.names)), unique=True))
+        holder = next(self.ids)
+        self.pool.share(pages, holder)
+        for page in pages:
+            self.holders.setdefault(page, set()).add(holder)
+            if page in self.cached:
+                self.cached.remove(page)
 
     @precondition(lambda self: self.holders)
     @rule(data=st.data())
-    def share(self, data: st.DataObject) -> None:
-        pages = data.draw(st.lists(st.sampled_from(sorted(self.holders)), unique=True))
-        name = next(self.names)
-        self.pool.share(pages, name)
-        for page in pages:
-            self.holders[page].add(name)
+    def withdraw(self, data: st.DataObject) -> None:
+        page = data.draw(st.sampled_from(sorted(self.holders)))
+        self.pool.withdraw([page])
+        self.names.pop(page, None)
 
     @precondition(lambda self: self.holders)
     @rule(data=st.data())
     def give_back(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(set().union(*self.holders.values()))))
-        mine = [page for page, names in self.holders.items() if name in names]
-        self.pool.give_back(mine, name)
-        self._let_go(mine, name)
+        holder = data.draw(st.sampled_from(sorted(set().union(*self.holders.values()))))
+        mine = [page for page, names in self.holders.items() if holder in names]
+        self.pool.give_back(mine, holder)
+        self.cached += [page for page in self._let_go(mine, holder) if page in self.names]
 
     @rule(data=st.data())
     def quarantine(self, data: st.DataObject) -> None:
-        alone = sorted({min(names) for names in self.holders.values() if len(names) == 1})
+        alone = {page: min(names) for page, names in self.holders.items() if len(names) == 1 and page not in self.names}
         if not alone:
             return
-        name = data.draw(st.sampled_from(alone))
-        mine = [page for page, names in self.holders.items() if names == {name}]
-        self.pool.quarantine(mine, name)
-        self._let_go(mine, name)
+        holder = data.draw(st.sampled_from(sorted(alone.values())))
+        mine = [page for page, name in alone.items() if name == holder]
+        self.pool.quarantine(mine, holder)
+        self._let_go(mine, holder)
         self.quarantined |= set(mine)
 
     @precondition(lambda self: self.quarantined)
@@ -63,17 +88,24 @@ class PoolAgainstModel(RuleBasedStateMachine):
         self.quarantined -= set(pages)
 
     @invariant()
-    def counts_agree_with_the_model(self) -> None:
+    def pool_and_model_agree(self) -> None:
         self.pool.assert_consistent()
         counts = self.pool.counts()
-        assert (counts.held, counts.quarantined) == (len(self.holders), len(self.quarantined))
-        assert counts.free == NUM_PAGES - counts.held - counts.quarantined
+        states = (len(self.holders), len(self.quarantined), len(self.cached))
+        assert (counts.held, counts.quarantined, counts.cached) == states
+        assert counts.free == NUM_PAGES - sum(states)
+        for digest in (b"a", b"b", b"c"):
+            name = PageName(digest, (1,))
+            assert self.pool.find(name) == next((page for page, n in self.names.items() if n == name), None)
 
-    def _let_go(self, pages: list[int], name: str) -> None:
+    def _let_go(self, pages: list[int], holder: str) -> list[int]:
+        """Pages that nobody holds now."""
         for page in pages:
-            self.holders[page].remove(name)
-            if not self.holders[page]:
-                del self.holders[page]
+            self.holders[page].remove(holder)
+        gone = [page for page in pages if not self.holders[page]]
+        for page in gone:
+            del self.holders[page]
+        return gone
 
 
 TestPoolAgainstModel = PoolAgainstModel.TestCase
@@ -96,10 +128,18 @@ def test_the_lowest_free_pages_go_first_so_that_they_adjoin() -> None:
 def test_a_page_being_read_into_cannot_have_another_holder() -> None:
     pool = PagePool(2)
     pages = pool.take(1, "a")
+    pool.publish(pages[0], PageName(b"x", (1,)))
     pool.share(pages, "b")
 
     with pytest.raises(AssertionError, match="being read into"):
         pool.quarantine(pages, "a")
+
+
+def test_only_a_page_with_a_name_is_shared() -> None:
+    pool = PagePool(2)
+
+    with pytest.raises(AssertionError, match="has no name"):
+        pool.share(pool.take(1, "a"), "b")
 
 
 def test_nobody_gives_back_what_it_does_not_hold() -> None:
