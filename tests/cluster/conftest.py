@@ -20,7 +20,6 @@ from cluster.client import Client, generate_request
 from cluster.demo import free_ports
 from cluster.proto import sparkpool_pb2 as pb
 from engine.config import Config
-from tests.checkpoints import DEEPSEEK_V3, QWEN3_SLIDING, save_random
 
 
 class Service:
@@ -60,13 +59,13 @@ class Service:
             assert time.monotonic() < until, f"still busy: {busy}"
             time.sleep(0.05)
 
-    def wait_for_replicas(self, count: int, seconds: float = 60.0) -> None:
+    def wait_for_replicas(self, count: int, seconds: float = 60.0) -> pb.Stats:
         """Wait until so many engines answer; one that is just dying makes the question fail."""
         until = time.monotonic() + seconds
         while True:
             with contextlib.suppress(grpc.RpcError):
-                if len(self.client.stats().replicas) == count:
-                    return
+                if len((stats := self.client.stats()).replicas) == count:
+                    return stats
             assert time.monotonic() < until, f"fewer than {count} replicas after {seconds} s"
             time.sleep(0.2)
 
@@ -129,17 +128,4 @@ def small(path: Path | None = None, **sections: dict[str, object]) -> Config:
 def shipped(deploy: Deploy) -> Iterator[Service]:
     """The shipped model on two replicas in each pool."""
     with deploy("shipped", small()) as service:
-        yield service
-
-
-RANDOM_MODELS = {"deepseek_v3": DEEPSEEK_V3, "qwen3_sliding": QWEN3_SLIDING}
-
-
-@pytest.fixture(scope="module", params=RANDOM_MODELS)
-def random_model(
-    request: pytest.FixtureRequest, deploy: Deploy, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
-    """A random checkpoint, every parameter and buffer randomised, on two replicas in each pool."""
-    path = save_random(RANDOM_MODELS[request.param], tmp_path_factory.mktemp(request.param))
-    with deploy(request.param, small(path)) as service:
         yield service

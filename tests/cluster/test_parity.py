@@ -1,27 +1,99 @@
-"""Greedy tokens through gRPC, prefill, NIXL and decode equal transformers.generate, one prompt at a time."""
+"""Tokens through gRPC, prefill, NIXL and decode are those of transformers.generate, whatever happens on the way."""
 
 import inspect
 import json
 import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+import torch
+
+from engine.config import SHIPPED_MODEL, Config
+from engine.models import load_model
+from engine.pages import CacheLayout
 from engine.text import Text
-from tests.cluster.conftest import Service
+from tests.checkpoints import DEEPSEEK_V2, DEEPSEEK_V3, LLAMA, QWEN3, QWEN3_SLIDING, save_random
+from tests.cluster.conftest import Deploy, Service, tokens
 from tests.oracle import Oracle, assert_same
 
+MODELS = {
+    "shipped": None,
+    "deepseek_v2": DEEPSEEK_V2,
+    "deepseek_v3": DEEPSEEK_V3,
+    "llama": LLAMA,
+    "qwen3": QWEN3,
+    "qwen3_sliding": QWEN3_SLIDING,
+}
+PAGE_TOKENS, DECODE_PAGES = 16, 45
+LENGTHS = [1, 15, 16, 17, 100, 230, 90, 64, 33, 150, 128, 111, 2, 200, 97, 48]
+SHARED = 96  # tokens that every other prompt begins with, if it is long enough
 
-def test_random_models_answer_as_transformers_does(random_model: Service) -> None:
-    draw = random.Random(1)
-    lengths, max_tokens = [1, 15, 16, 17, 100, 230, 330, 64], [40, 33, 20, 1, 48, 60, 30, 12]
-    prompts = [[draw.randrange(256) for _ in range(length)] for length in lengths]
 
-    answers = random_model.ask_all(prompts, max_tokens)
+@pytest.fixture(scope="module", params=MODELS)
+def tight(
+    request: pytest.FixtureRequest, deploy: Deploy, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A model over so few decode pages that requests which were admitted together cannot all stay."""
+    config = MODELS[request.param]
+    path = save_random(config, tmp_path_factory.mktemp(request.param)) if config else SHIPPED_MODEL
+    layout = CacheLayout.of(load_model(path, torch.float32, torch.device("cpu")).entries, PAGE_TOKENS)
+    page_bytes = sum(group.page_bytes for group in layout.groups.values())
+    settings = Config.parse(
+        {
+            "model": {"path": str(path), "page_tokens": PAGE_TOKENS},
+            "prefill": {"threads": 1, "cache_bytes": "16MiB", "chunk_tokens": 96},
+            "decode": {"default": {"threads": 1, "cache_bytes": (DECODE_PAGES + 1) * page_bytes}},
+        }
+    )
+    with deploy(f"tight-{request.param}", settings) as service:
+        yield service
 
-    assert_all_same(random_model, prompts, max_tokens, answers)
-    random_model.assert_idle_and_consistent()
+
+def prompts_for(service: Service) -> list[list[int]]:
+    """Random tokens for random weights, Python for the model that knows it; every other prompt begins alike."""
+    if service.config.model.path == SHIPPED_MODEL:
+        pool = list(Text.load(SHIPPED_MODEL).encode(inspect.getsource(json.decoder)))
+    else:
+        pool = random.Random(1).choices(range(256), k=4000)
+    own = [pool[200 + 37 * i :][:length] for i, length in enumerate(LENGTHS)]
+    return [prompt if i % 2 else (pool[:SHARED] + prompt)[: len(prompt)] for i, prompt in enumerate(own)]
 
 
-def test_the_shipped_model_answers_as_transformers_does(shipped: Service) -> None:
-    source = Text.load(shipped.config.model.path).encode(inspect.getsource(json.decoder))
+def test_sixteen_at_once_answer_as_transformers_does(tight: Service) -> None:
+    """Mixed lengths, chunked prefill, shared prefixes; pages run out, and requests are prefilled again."""
+    prompts, max_tokens = prompts_for(tight), [40 + 7 * i for i in range(len(LENGTHS))]
+
+    answers = tight.ask_all(prompts, max_tokens)
+
+    assert_all_same(tight, prompts, max_tokens, answers)
+    stats = tight.assert_idle_and_consistent()
+    (decode,) = (replica for replica in stats.replicas if replica.role == "decode")
+    (prefill,) = (replica for replica in stats.replicas if replica.role == "prefill")
+    assert decode.preempted == stats.front.preemptions > 0
+    assert decode.prefix_hit_tokens > SHARED
+    assert prefill.prefix_hit_tokens > SHARED
+    assert prefill.steps > len(prompts)
+
+
+def test_seeded_answers_are_the_same_disturbed_or_not(tight: Service) -> None:
+    prompts = prompts_for(tight)[-8:]
+    before = tight.wait_idle().front.preemptions
+
+    def ask(i: int, salt: str) -> list[int]:
+        options = {"temperature": 1.0, "top_p": 0.95, "seed": i, "max_tokens": 100, "ignore_eos": True}
+        return tokens(tight.ask(prompts[i], cache_salt=salt, **options))
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        together = list(pool.map(lambda i: ask(i, ""), range(len(prompts))))
+    assert tight.wait_idle().front.preemptions > before
+    alone = [ask(i, salt=f"nobody else {i}") for i in range(len(prompts))]
+
+    assert together == alone
+
+
+def test_pages_are_moved_between_every_two_replicas(shipped: Service) -> None:
+    source = Text.load(SHIPPED_MODEL).encode(inspect.getsource(json.decoder))
     lengths, max_tokens = [1, 7, 63, 64, 65, 150, 700, 300], [40, 33, 20, 1, 48, 60, 30, 12]
     prompts = [list(source[i * 50 : i * 50 + length]) for i, length in enumerate(lengths)]
 
