@@ -64,6 +64,9 @@ def _engine_options(section: EngineConfig, key: str) -> dict[str, Any]:
     """Raises ConfigError if Serve does not take the section's autoscaling_config."""
     scale: dict[str, Any] = {"num_replicas": section.replicas}
     if section.autoscaling_config is not None:
+        unknown = section.autoscaling_config.keys() - AutoscalingConfig.model_fields.keys()  # Serve would ignore them
+        if unknown:
+            raise ConfigError(f"{key}.autoscaling_config.{min(unknown)}: unknown key")
         try:
             scale = {"autoscaling_config": AutoscalingConfig(**section.autoscaling_config)}
         except (ValidationError, ValueError) as error:
