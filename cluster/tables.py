@@ -8,17 +8,19 @@ from cluster.proto import sparkpool_pb2 as pb
 def replica_table(stats: pb.Stats) -> Table:
     """One row for each replica of both pools."""
     table = Table(title="replicas")
-    columns = ("pool", "replica", "waiting", "running", "tokens", "pages free/held/total", "leases", "reads (lost)")
-    for column in (*columns, "moved"):
+    columns = ("pool", "replica", "waiting", "running", "tokens", "preempted", "prefix hits")
+    for column in (*columns, "pages free+cached/held/total", "leases", "reads (lost)", "moved"):
         table.add_column(column, justify="left" if column in ("pool", "replica") else "right")
     for replica in stats.replicas:
-        pages = [f"{name} {p.free}/{p.held}/{p.total}" for name, p in sorted(replica.pages.items())]
+        pages = [f"{name} {p.free}+{p.cached}/{p.held}/{p.total}" for name, p in sorted(replica.pages.items())]
         table.add_row(
             replica.pool,
             replica.replica,
             str(replica.waiting),
             str(replica.running),
             str(replica.tokens),
+            str(replica.preempted),
+            f"{replica.prefix_hit_tokens / max(1, replica.prompt_tokens):.0%}",
             ", ".join(pages),
             str(replica.leases_held) if replica.role == "prefill" else "-",
             f"{replica.reads} ({replica.reads_lost})" if replica.role == "decode" else "-",

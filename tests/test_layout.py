@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from engine.config import Config
+from engine.facts import PageCounts, ReplicaStats
 
 HOUSE = Path(__file__).resolve().parent.parent
 FLOORS = [
@@ -159,6 +160,11 @@ def test_every_configuration_key_is_in_the_readme(key: str) -> None:
     name = key.split(".")[-1]
 
     assert re.search(rf"\b{name}\b", readme.read_text()), f"README.md does not explain {key}"
+
+
+@pytest.mark.parametrize("name", [*ReplicaStats.__dataclass_fields__, *PageCounts.__dataclass_fields__])
+def test_every_statistic_is_in_the_readme(name: str) -> None:
+    assert f"`{name}`" in (HOUSE / "README.md").read_text(), f"README.md does not explain {name}"
 
 
 def test_every_configuration_key_is_explained_where_it_is_declared() -> None:
