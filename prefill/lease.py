@@ -76,10 +76,6 @@ class LeaseTable:
         late = [lease for lease in self._held.values() if lease.deadline <= now]
         return [self._end(lease, LeaseEnd.EXPIRED) for lease in late]
 
-    @property
-    def next_deadline(self) -> float | None:
-        return min((lease.deadline for lease in self._held.values()), default=None)
-
     def _end(self, lease: Lease, end: LeaseEnd) -> Lease:
         self.ended[end] += 1
         return self._held.pop(lease.nonce)

@@ -61,7 +61,6 @@ class LeasesAgainstTheTable(RuleBasedStateMachine):
     @invariant()
     def counts_agree(self) -> None:
         assert len(self.table) == len(self.deadlines)
-        assert self.table.next_deadline == min(self.deadlines.values(), default=None)
         assert self.table.ended == {end: n for end in LeaseEnd if (n := [*self.ended.values()].count(end))}
 
     def is_held(self, nonce: str) -> bool:
