@@ -1,7 +1,7 @@
 """Every disturbance at once, on every family: nobody can tell from its tokens.
 
-Sixteen requests with a common beginning come in two waves over few pages: prompts go in chunks, pages are shared, evicted
-and found again, the wire stalls, others are cancelled, and decode runs out of pages.
+Sixteen requests with a common beginning come in two waves over few pages: prompts go in chunks, pages are shared,
+evicted and found again, the wire stalls, others are cancelled, and decode runs out of pages.
 """
 
 import random
