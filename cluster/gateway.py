@@ -69,7 +69,7 @@ class Journey:
 
     @property
     def attempt(self) -> Request:
-        """The request as both pools see it this time, under an id of its own."""
+        """The request as a pool sees it now; each time it is sent round it has an id of its own."""
         return replace(
             self.request.resumed(tuple(self.tokens)),
             id=f"{self.request.id}.{self.prefills}",
@@ -160,7 +160,8 @@ class Gateway:
                 handoff = await _handoff(prefill)
                 journey.take(handoff)
                 await stack.enter_async_context(_kept_open(prefill))
-                decode = await stack.enter_async_context(_closing(self._pools.decode(journey.pool, request, handoff)))
+                decoding = self._pools.decode(journey.pool, journey.attempt, handoff)  # older by now
+                decode = await stack.enter_async_context(_closing(decoding))
                 async for event in _checked(decode):
                     assert isinstance(event, Chunk)
                     if journey.first_token_at is None:

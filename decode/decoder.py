@@ -79,7 +79,7 @@ class Decoder:
     def add(self, request: Request, handoff: Handoff) -> None:
         """Take over a request whose prompt is in a prefill replica's pages. Its first token goes out at once.
 
-        Raises HandoffRefused for another model, DoesNotFit, Overloaded.
+        Raises HandoffRefused for another model, DoesNotFit, Overloaded (but not for a request that comes back).
         """
         self._check(request, handoff)
         now = self._clock.now()
@@ -194,14 +194,14 @@ class Decoder:
         demand = self._pages.demand(request.max_total_tokens, self._step_tokens)
         if shortfall := self._pages.shortfall(demand):
             raise DoesNotFit(f"max_tokens: {request.max_total_tokens} tokens in all, {shortfall} (decode.cache_bytes)")
-        if self._inbox.waiting >= self._config.max_waiting:
+        if self._inbox.waiting >= self._config.max_waiting and not request.generated:
             waiting = f"decode.max_waiting: {self._inbox.waiting} handoffs wait already"
             raise Overloaded(waiting, retry_seconds=1.0)
 
     def _make_room(self) -> list[Event]:
         """Pages for the next step; who had to leave for them goes back to the gateway."""
         events: list[Event] = []
-        for sequence in self._schedule.make_room():
+        for sequence in self._schedule.make_room(self._inbox.coming):
             self._counters.preempted += 1
             del self._arrivals[sequence.id]
             reason = f"{sequence.id} gave up its pages after {sequence.num_generated} tokens"

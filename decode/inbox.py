@@ -41,6 +41,12 @@ class Inbox:
     def waiting(self) -> int:
         return sum(incoming.phase == P.WAITING for incoming in self._incoming.values())
 
+    @property
+    def coming(self) -> list[Sequence]:
+        """Requests that have pages and do not run yet."""
+        with_pages = (P.READING, P.RELEASING, P.ADMITTED)
+        return [incoming.sequence for incoming in self._incoming.values() if incoming.phase in with_pages]
+
     def add(self, incoming: Incoming) -> None:
         self._transfer.connect(incoming.handoff.agents[0])
         self._incoming[incoming.handoff.nonce] = incoming
@@ -108,10 +114,8 @@ class Inbox:
 
     def _start(self, room: int, spare_tokens: int) -> None:
         """Post the reads of waiting handoffs by precedence; the first that does not fit holds up the rest."""
-        on_their_way = (P.READING, P.RELEASING, P.ADMITTED)
-        room -= sum(incoming.phase in on_their_way for incoming in self._incoming.values())
         waiting = [incoming for incoming in self._incoming.values() if incoming.phase == P.WAITING]
-        for incoming in sorted(waiting, key=lambda i: i.sequence.precedence)[: max(0, room)]:
+        for incoming in sorted(waiting, key=lambda i: i.sequence.precedence)[: max(0, room - len(self.coming))]:
             if not self._take_pages(incoming, spare_tokens):
                 return
             self._apply(incoming, E.ROOM)
@@ -185,6 +189,7 @@ class Inbox:
         if incoming.phase == P.DRAINING:
             self._pages.quarantine(self._tables(incoming))
         elif before != P.WAITING:
+            self._pages.clear(self._tables(incoming), published=False)  # what was read may be another's
             self._pages.release(self._tables(incoming))
         if event == E.READ_FAILED:
             self._drop(incoming.peer)

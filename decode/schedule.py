@@ -1,5 +1,6 @@
 """Continuous batching: which requests take part in a step, and what a step did to them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from decode.sequence import Sequence
@@ -63,18 +64,25 @@ class DecodeSchedule:
         self.running[sequence.id] = sequence
         self.running = dict(sorted(self.running.items(), key=lambda item: item[1].precedence))
 
-    def make_room(self) -> list[Sequence]:
-        """Take every request's pages for the next step; returns those that had to leave for it."""
+    def make_room(self, coming: Iterable[Sequence] = ()) -> list[Sequence]:
+        """Take every request's pages for the next step; returns those that had to leave for it.
+
+        The last one waits instead if one behind it is still `coming`, with pages of its own: that one will leave.
+        """
         preempted = []
         for sequence in list(self.running.values()):
             while sequence.id in self.running and not self._has_pages(sequence):
                 last = next(reversed(self.running.values()))
+                if last is sequence and any(one.precedence > last.precedence for one in coming):
+                    break
                 self.remove(last.id)
                 preempted.append(last)
         return preempted
 
     def next(self) -> DecodeBatch:
-        return DecodeBatch(tuple(self.running.values()), self._pages, self._eos_token_ids)
+        """Every request that has its pages."""
+        ready = tuple(sequence for sequence in self.running.values() if not self._lacks_pages(sequence))
+        return DecodeBatch(ready, self._pages, self._eos_token_ids)
 
     def commit(self, batch: DecodeBatch, draws: Draws) -> list[Chunk | Ended]:
         """Give every request its tokens (the step's one copy to the host). What has ended gives its pages back."""
@@ -113,6 +121,10 @@ class DecodeSchedule:
         assert sequence.tables is not None
         self._pages.trim(sequence.tables, sequence.num_cached)
         return self._pages.extend(sequence.tables, sequence.num_cached + self._step_tokens)
+
+    def _lacks_pages(self, sequence: Sequence) -> bool:
+        assert sequence.tables is not None
+        return any(self._pages.missing(sequence.tables, sequence.num_cached + self._step_tokens).values())
 
     def _broken(self, sequence: Sequence) -> Ended:
         assert sequence.tables is not None

@@ -68,7 +68,11 @@ class Pair:
         request = self.requests[request_id]
         said = tuple(token for chunk in self.chunks[request_id] for token in chunk.tokens)
         self.requests[request_id] = request.resumed(said[len(request.generated) :])
-        self.prefiller.add(self.requests[request_id])
+        try:
+            self.prefiller.add(self.requests[request_id])
+        except SparkpoolError as error:
+            self.errors[request_id] = error
+            del self.requests[request_id]
 
     def _carry(self, handoff: Handoff) -> None:
         """Pass a handoff on; if it is not wanted, the request ends and its pages go back."""

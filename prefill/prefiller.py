@@ -55,11 +55,12 @@ class Prefiller:
         self._leases = LeaseTable(config.lease_seconds)
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises Overloaded if too many wait, DoesNotFit if its pages could never be had."""
+        """Queue a request. Raises DoesNotFit if its pages could never be had, and Overloaded, unless it comes back,
+        if too many wait."""
         demand = self._pages.demand(request.num_tokens, self._schedule.chunk_tokens)
         if shortfall := self._pages.shortfall(demand):
             raise DoesNotFit(f"prompt: {request.num_tokens} tokens {shortfall} (prefill.cache_bytes)")
-        if len(self._schedule.waiting) >= self._max_waiting:
+        if len(self._schedule.waiting) >= self._max_waiting and not request.generated:
             raise Overloaded(f"prefill.max_waiting: {self._max_waiting} prompts wait already", retry_seconds=1.0)
         self._schedule.add(Prompt(request, arrived=self._clock.now()))
         self._counters.requests += 1
@@ -159,10 +160,8 @@ class Prefiller:
             events.append(Ended(request_id=lease.request_id, error=HandoffLost(reason)))
         return events
 
-    def _give_up(self, prompt: Prompt, broken: bool = False) -> None:
-        """Give the prompt's pages back, zeroed where nobody has looked whether what is in them is finite."""
+    def _give_up(self, prompt: Prompt) -> None:
         if prompt.tables is not None:
-            self._pages.clear(prompt.tables, published=broken)
             self._pages.release(prompt.tables)
 
     def _advance(self, chunks: list[PromptChunk], logits: Tensor) -> list[Event]:
@@ -195,8 +194,10 @@ class Prefiller:
         return sample(logits_RV, SamplingBatch.of(rows, logits_RV.device), edits).drawn()
 
     def _broken(self, prompt: Prompt, num_tokens: int) -> Ended:
+        assert prompt.tables is not None
         self._schedule.running.remove(prompt)
-        self._give_up(prompt, broken=True)
+        self._pages.clear(prompt.tables, published=True)
+        self._pages.release(prompt.tables)
         self._counters.failed += 1
         reason = f"the model gave NaN or infinity in the first {num_tokens} tokens of {prompt.request.id}"
         return Ended(request_id=prompt.request.id, error=ModelFailure(reason))

@@ -88,7 +88,7 @@ class PromptSchedule:
         budget = self.chunk_tokens
         for prompt in self._candidates(now):
             chunk = PromptChunk(prompt, min(budget, prompt.remaining))
-            if not self._has_pages(chunk, [c.prompt for c in chunks]):
+            if not self._has_pages(chunk):
                 break
             chunks.append(chunk)
             budget -= chunk.num_tokens
@@ -155,16 +155,15 @@ class PromptSchedule:
         missing = self._pages.missing(tables, prompt.request.num_tokens)
         return {n: max(0, min(missing[n], most[n] - len(table.page_ids))) for n, table in tables.groups.items()}
 
-    def _has_pages(self, chunk: PromptChunk, chosen: list[Prompt]) -> bool:
+    def _has_pages(self, chunk: PromptChunk) -> bool:
         """Take the chunk's pages; while there are too few, the last in line gives back all of its own."""
         prompt = chunk.prompt
         assert prompt.tables is not None
         self._pages.trim(prompt.tables, prompt.computed)
         while not self._pages.extend(prompt.tables, chunk.end):
-            behind = [p for p in self.running if p.precedence > prompt.precedence and p not in chosen]
-            if not behind:
+            if self.running[-1] is prompt:
                 return False
-            self._restart(behind[-1])
+            self._restart(self.running[-1])
         return True
 
     def _restart(self, prompt: Prompt) -> None:

@@ -194,7 +194,7 @@ class Pages:
 
     def quarantine(self, tables: Tables) -> None:
         """As `release`, but bytes may still arrive in the request's own pages: they stay out of use until
-        `settle(holder)`."""
+        `settle(holder)`, which clears them."""
         own: dict[str, list[int]] = {}
         for name, table in tables.groups.items():
             pool = self.pools[name]
@@ -205,6 +205,7 @@ class Pages:
 
     def settle(self, holder: str) -> None:
         for name, page_ids in self._quarantine.pop(holder).items():
+            self.store.records[name][page_ids] = 0
             self.pools[name].settle(page_ids)
 
     def forget_cached(self) -> None:

@@ -48,6 +48,7 @@ class ScriptedPools:
         self._decodes = decodes
         self._prefills = prefills or {}
         self.requests: list[Request] = []
+        self.decoded: list[Request] = []
         self.streams: list[ScriptedStream] = []
         self.cancelled: list[str] = []
 
@@ -57,6 +58,7 @@ class ScriptedPools:
         return self._open(self._prefills.get(attempt, [handoff(request)]), open_ended=True)
 
     def decode(self, pool: str, request: Request, handoff: Handoff) -> ScriptedStream:
+        self.decoded.append(request)
         return self._open(self._decodes[len(self.requests) - 1], open_ended=False)
 
     def cancel(self, request_id: str) -> None:

@@ -11,7 +11,7 @@ from cluster.gateway import Gateway, Journey
 from engine.config import GatewayConfig
 from engine.errors import BadRequest, DeadlineExceeded, EngineFailure, HandoffLost, Preempted, Unavailable
 from engine.types import Ended, FinishReason, Request, Sampling, StopRules
-from tests.cluster.doubles import ScriptedPools, chunk
+from tests.cluster.doubles import ScriptedPools, chunk, handoff
 
 STOP = FinishReason.STOP
 REQUEST = Request(id="r", prompt=(5, 6), sampling=Sampling(), stop=StopRules(max_tokens=9))
@@ -89,6 +89,19 @@ def test_every_attempt_knows_how_old_the_request_is_and_how_long_it_has() -> Non
     first, second = pools.requests
     assert 0.05 < second.age_seconds - first.age_seconds < 5
     assert [round(r.age_seconds + r.seconds_left, 2) for r in pools.requests] == [9.0, 9.0]
+
+
+def test_decode_too_is_told_how_old_the_request_is_by_then() -> None:
+    """It once heard the age at which prefill had got it: a long prompt made a request young, and its deadline late."""
+    one = replace(REQUEST, seconds_left=9.0)
+    pools = ScriptedPools([[chunk(1, finish=STOP)]], prefills={0: [0.05, handoff(one)]})
+
+    run(pools, one)
+
+    (before,), (after,) = pools.requests, pools.decoded
+    assert 0.05 < after.age_seconds - before.age_seconds < 5
+    assert round(after.age_seconds + after.seconds_left, 2) == 9.0
+    assert replace(after, age_seconds=before.age_seconds, seconds_left=before.seconds_left) == before
 
 
 def test_an_error_of_the_request_is_not_tried_again() -> None:

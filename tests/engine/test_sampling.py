@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,18 +8,10 @@ from hypothesis import strategies as st
 
 from engine.sampling import SamplingBatch, log_probs, sample
 from engine.types import MAX_TOP_LOGPROBS, Sampling
-from tests.statistics import FAMILY_LEVEL, chi_square_p
 
 CPU = torch.device("cpu")
 VOCAB = 12
 GREEDY = Sampling()
-FILTERS = [
-    Sampling(temperature=0.7),
-    Sampling(temperature=1.6),
-    Sampling(temperature=1.0, top_k=5),
-    Sampling(temperature=1.0, top_p=0.8),
-    Sampling(temperature=1.3, top_k=8, top_p=0.9),
-]
 
 
 def drawn(logits_RV: torch.Tensor, options: list[Sampling], positions: list[int]) -> list[int]:
@@ -61,20 +54,6 @@ def test_top_k_and_top_p_keep_what_a_slow_reference_keeps(
     assert set(kept_V.nonzero().flatten().tolist()) == kept_slowly(logits, temperature, top_k, top_p)
 
 
-@pytest.mark.parametrize("option", FILTERS, ids=str)
-def test_drawn_tokens_have_the_processed_distribution(option: Sampling) -> None:
-    """Chi-square over 40,000 draws, level 1e-4 / 5: a correct sampler fails one of these once in 10,000 seeds."""
-    torch.manual_seed(1)
-    logits_V = torch.randn(VOCAB) * 1.5
-    probs_V = log_probs(logits_V[None], SamplingBatch.of([(option, 0)], CPU))[0].exp()
-
-    tokens = drawn(logits_V.expand(40_000, VOCAB), [option] * 40_000, [*range(40_000)])
-
-    counts_V = torch.tensor(tokens).bincount(minlength=VOCAB)
-    assert not counts_V[probs_V == 0].any(), "a token that was filtered out was drawn"
-    assert chi_square_p(counts_V, probs_V) > FAMILY_LEVEL / len(FILTERS)
-
-
 def test_greedy_is_argmax() -> None:
     logits_RV = torch.randn(50, 100)
 
@@ -114,7 +93,8 @@ def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
 def test_the_log_probability_is_the_models_own() -> None:
     torch.manual_seed(3)
     logits_RV = torch.randn(4, VOCAB)
-    options = [GREEDY, *FILTERS[:3]]
+    hot = Sampling(temperature=1.6, top_k=5)
+    options = [GREEDY, hot, replace(hot, temperature=0.7), replace(hot, top_p=0.8)]
 
     draws = sample(logits_RV, SamplingBatch.of([(o, 9) for o in options], CPU))
 

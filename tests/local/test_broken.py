@@ -45,3 +45,26 @@ def test_a_request_with_nan_ends_with_an_error_and_the_others_go_on(poisoned: Ri
     poisoned.errors.clear()
     again = poisoned.generate([replace(one, id=one.id + "?") for one in healthy])
     assert [*again.values()] == [*alone.values()]
+
+
+@pytest.mark.parametrize("place", ["the answer to its release", "its read"])
+def test_what_was_read_in_vain_leaves_nothing_behind(rig: Rig, place: str) -> None:
+    """It once did: if its pages had gone to a broken prompt meanwhile, NaN came along, for whoever took them next."""
+    grows = replace(request("grows", tokens=60, max_tokens=12), cache_salt="grows")  # into a page that nobody read
+    expected = rig.generate([grows])["grows"]
+    rig.wire.stalled = True
+    rig.add(request("lost", tokens=150))
+    rig.until(lambda: rig.phases() == {"lost": "reading"})
+    rig.prefiller.cancel("lost")
+    for records in rig.prefiller._pages.store.records.values():
+        records.view(torch.float32).fill_(float("nan"))
+    if place == "its read":
+        rig.cancel("lost")
+    rig.wire.stalled = False
+    rig.run()
+    for records in rig.prefiller._pages.store.records.values():
+        records.zero_()
+    rig.prefiller._pages.forget_cached()
+    rig.errors.clear()
+
+    assert rig.generate([replace(grows, id="next", cache_salt="next")])["next"] == expected

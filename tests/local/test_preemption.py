@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.errors import Preempted
+from engine.errors import DoesNotFit, Preempted
 from engine.types import Ended, Request, Sampling
 from tests.local.conftest import MakeRig
 from tests.local.rig import Rig, request
@@ -42,6 +42,27 @@ def test_whoever_came_first_is_never_preempted(make_rig: MakeRig) -> None:
     assert "r0" not in preempted(rig)
 
 
+def test_nobody_leaves_for_a_younger_request_that_is_still_being_read(make_rig: MakeRig) -> None:
+    """It once did: only requests that run were in line, so the last of them had to leave, although it was older."""
+    rig = make_rig(prefill={"chunk_tokens": 2048}, decode=FEW)
+    total = rig.decoder.stats().pages["full"].total
+    rig.add(request("old", tokens=60, max_tokens=120))
+    rig.until(lambda: rig.decoding("old"))
+    rig.wire.stalled = True
+    rig.add(request("young", tokens=64 * (total - 3) + 1, max_tokens=70))
+    rig.until(lambda: rig.phases() == {"young": "reading"})
+    for _ in range(100):
+        rig.step()
+
+    said = len(rig.tokens("old"))
+    assert said < 100, "it waits for a page"
+    rig.wire.stalled = False
+    rig.run()
+
+    assert preempted(rig) == ["young"]
+    assert (len(rig.tokens("old")), len(rig.tokens("young"))) == (120, 70)
+
+
 def test_whoever_matters_least_goes_first(make_rig: MakeRig) -> None:
     rig = make_rig(decode=FEW)
     asked = [replace(one, priority=-i) for i, one in enumerate(growing(Sampling()))]
@@ -59,6 +80,35 @@ def test_an_old_request_that_comes_back_is_still_old(make_rig: MakeRig) -> None:
 
     assert preempted(rig)[0] == "r0"
     assert "r5" not in preempted(rig)
+
+
+@pytest.mark.parametrize("full", ["prefill", "decode"])
+def test_who_has_begun_is_not_turned_away_by_a_full_queue(make_rig: MakeRig, full: str) -> None:
+    """It once was: a request that came back after its pages were lost, its answer half said."""
+    rig = make_rig(prefill={"max_waiting": 1}, decode={"max_requests": 1, "max_waiting": 1})
+    rig.add(request("first", max_tokens=100))
+    rig.until(lambda: rig.decoding("first"))
+    rig.add(request("second"))
+    if full == "decode":
+        rig.until(lambda: rig.phases() == {"second": "waiting"})
+
+    rig.add(request("again", max_tokens=9).resumed((1, 2, 3)))
+    rig.run()
+
+    assert not rig.errors
+    assert len(rig.tokens("again")) == 6
+
+
+def test_a_request_too_long_to_be_prefilled_again_ends_alone(make_rig: MakeRig) -> None:
+    """It once ended the pair: what it has said by now does not fit in the prefill replica's pages."""
+    rig = make_rig(prefill={"cache_bytes": 600_000}, decode=FEW)
+    total = rig.decoder.stats().pages["full"].total
+    for name in ("a", "b"):
+        rig.add(request(name, tokens=10, max_tokens=64 * total - 10))
+    run_long(rig)
+
+    assert len(rig.tokens("a")) == 64 * total - 10
+    assert isinstance(rig.errors["b"], DoesNotFit)
 
 
 def test_one_request_may_have_all_the_pages(make_rig: MakeRig) -> None:

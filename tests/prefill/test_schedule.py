@@ -1,5 +1,7 @@
 """Which prompts get how many tokens of a step."""
 
+from dataclasses import replace
+
 import torch
 
 from engine.facts import Counters
@@ -7,17 +9,21 @@ from engine.pages import CacheLayout, Entry, Pages, PageStore
 from engine.types import Request, Sampling, StopRules
 from prefill.schedule import Prompt, PromptSchedule
 
-LAYOUT = CacheLayout.of([Entry(layer=0, name="k", shape=(1,), dtype=torch.float32)], 16)
+PAGE_TOKENS, WINDOW = 16, 112
+FULL = Entry(layer=0, name="k", shape=(1,), dtype=torch.float32)
+SLIDING = replace(FULL, layer=1, window=WINDOW)
 
 
 def schedule(num_pages: int = 50, max_requests: int = 10) -> PromptSchedule:
-    pages = Pages(LAYOUT, PageStore(LAYOUT, {"full": num_pages}, torch.device("cpu")))
+    layout = CacheLayout.of([FULL], PAGE_TOKENS)
+    pages = Pages(layout, PageStore(layout, {"full": num_pages}, torch.device("cpu")))
     return PromptSchedule(pages, chunk_tokens=40, max_requests=max_requests, counters=Counters())
 
 
-def prompt(name: str, tokens: int) -> Prompt:
-    request = Request(id=name, prompt=(1,) * tokens, sampling=Sampling(), stop=StopRules(max_tokens=1))
-    return Prompt(request, arrived=0.0)
+def prompt(name: str, tokens: int, last: int = 1, arrived: float = 0.0) -> Prompt:
+    said = (*(1,) * (tokens - 1), last)
+    request = Request(id=name, prompt=said, sampling=Sampling(), stop=StopRules(max_tokens=1))
+    return Prompt(request, arrived)
 
 
 def queue(prompts: PromptSchedule, coming: list[Prompt]) -> None:
@@ -92,3 +98,32 @@ def test_a_prompt_is_found_wherever_it_is() -> None:
         assert removed is not None
         assert removed.request.id == name
     assert prompts.remove("runs") is None
+
+
+def few_window_pages() -> PromptSchedule:
+    """8 pages of a common beginning, and 6 more in the window's group: what two prompts need at least beside it."""
+    layout = CacheLayout.of([FULL, SLIDING], PAGE_TOKENS)
+    counts = {"full": 60, f"window{WINDOW}": WINDOW // PAGE_TOKENS + 6}
+    pages = Pages(layout, PageStore(layout, counts, torch.device("cpu")))
+    tables = pages.open("before")
+    assert pages.extend(tables, 128)
+    pages.publish(tables, (1,) * 128, 128)
+    pages.release(tables)
+    return PromptSchedule(pages, chunk_tokens=16, max_requests=10, counters=Counters())
+
+
+def test_the_last_in_line_starts_again_when_window_pages_that_it_shares_come_back_too_late() -> None:
+    """The older prompt has passed pages that the younger one still holds: without them it could not go on."""
+    prompts = few_window_pages()
+    young, old = prompt("young", 300, last=2, arrived=1.0), prompt("old", 300, last=3)
+    prompts.add(young)
+    assert step(prompts) == {"young": 16}
+    prompts.add(old)
+
+    for one in (old, young):
+        while one.remaining:
+            assert one.request.id in step(prompts)
+        prompts._pages.release(one.tables)
+
+    assert prompts._counters.preempted == 1
+    prompts._pages.assert_idle()

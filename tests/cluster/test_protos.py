@@ -1,0 +1,206 @@
+"""Protos to nouns and back, without a cluster: every field arrives where it belongs."""
+
+import math
+import time
+from dataclasses import replace
+
+import pytest
+
+from cluster.gateway import Journey
+from cluster.proto import sparkpool_pb2 as pb
+from cluster.protos import answers_of, joined, replica_of, reply_of, request_of
+from engine.config import GatewayConfig
+from engine.errors import BadRequest
+from engine.facts import PageCounts, ReplicaStats
+from engine.text import Text
+from engine.types import Chunk, DecodeTimings, FinishReason, PrefillTimings, Request, Sampling, StopRules
+from tests.checkpoints import byte_tokenizer
+from tests.cluster.doubles import handoff
+from tests.engine.test_types import MODEL as SMALL
+
+TEXT = Text(byte_tokenizer())
+MODEL = replace(SMALL, vocab_size=300, max_tokens=100)
+GATEWAY = GatewayConfig(default_max_tokens=40, request_seconds=50.0)
+
+
+def asked(**fields: object) -> Request:
+    return request_of(pb.GenerateRequest(**{"token_ids": pb.TokenIds(ids=[5, 6, 7]), **fields}), TEXT, MODEL, GATEWAY)
+
+
+def test_every_field_of_a_request_arrives() -> None:
+    sampling = pb.Sampling(
+        temperature=0.5,
+        top_k=4,
+        top_p=0.75,
+        min_p=0.25,
+        repetition_penalty=1.5,
+        presence_penalty=-0.5,
+        frequency_penalty=0.125,
+        logit_bias={9: 1.0, 2: -2.0},
+        bad_words=[pb.TokenIds(ids=[1, 2]), pb.TokenIds(ids=[3])],
+        seed=11,
+        top_logprobs=6,
+    )
+
+    request = asked(
+        sampling=sampling,
+        max_tokens=17,
+        min_tokens=3,
+        stop=["a", "b"],
+        stop_token_ids=[8],
+        ignore_eos=True,
+        priority=-4,
+        deadline_seconds=7.5,
+        cache_salt="tenant",
+        prompt_logprobs=True,
+        request_id="mine",
+    )
+
+    assert replace(request, id="") == Request(
+        id="",
+        prompt=(5, 6, 7),
+        sampling=Sampling(
+            temperature=0.5,
+            top_k=4,
+            top_p=0.75,
+            min_p=0.25,
+            repetition_penalty=1.5,
+            presence_penalty=-0.5,
+            frequency_penalty=0.125,
+            logit_bias=((2, -2.0), (9, 1.0)),
+            bad_words=((1, 2), (3,)),
+            seed=11,
+            seeded=True,
+            top_logprobs=6,
+        ),
+        stop=StopRules(max_tokens=17, min_tokens=3, stop=("a", "b"), stop_token_ids=(8,), ignore_eos=True),
+        priority=-4,
+        seconds_left=7.5,
+        cache_salt="tenant",
+        prompt_logprobs=True,
+    )
+    assert request.id.startswith("mine-")
+
+
+def test_what_is_not_set_has_the_documented_default() -> None:
+    request, other = asked(), asked()
+
+    plain = Sampling(temperature=1.0, seed=request.sampling.seed)
+    assert replace(request, id="") == Request(
+        id="", prompt=(5, 6, 7), sampling=plain, stop=StopRules(max_tokens=40), seconds_left=50.0
+    )
+    assert request.id != other.id
+    assert request.sampling.seed != other.sampling.seed
+
+
+@pytest.mark.parametrize(("length", "most"), [(50, 40), (70, 30), (99, 1)])
+def test_the_default_of_max_tokens_is_cut_to_what_the_model_still_takes(length: int, most: int) -> None:
+    assert asked(token_ids=pb.TokenIds(ids=[5] * length)).stop.max_tokens == most
+
+
+@pytest.mark.parametrize(("wished", "granted"), [(50.5, 50.0), (49.5, 49.5), (math.inf, 50.0)])
+def test_a_deadline_is_never_longer_than_the_gateways_own(wished: float, granted: float) -> None:
+    assert asked(deadline_seconds=wished).seconds_left == granted
+
+
+@pytest.mark.parametrize("seeded", [True, False])
+def test_other_answers_differ_in_name_and_seed_alone(seeded: bool) -> None:
+    """Answer i has seed + i, which wraps at 2**63. Only the first one is asked what the model thinks of the prompt."""
+    proto = pb.GenerateRequest(n=3, prompt_logprobs=True)
+    sampling = pb.Sampling(seed=2**63 - 2) if seeded else pb.Sampling()
+    request = asked(sampling=sampling, prompt_logprobs=True)
+
+    first, *others = answers_of(proto, request)
+
+    assert first is request
+    assert len({one.id for one in (first, *others)}) == len({one.sampling.seed for one in (first, *others)}) == 3
+    for i, one in enumerate(others, start=1):
+        assert one.id == f"{request.id}-{i}"
+        assert one.sampling.seed == (2**63 - 2 + i) % 2**63 or not seeded
+        same = replace(one, id=request.id, prompt_logprobs=True, sampling=request.sampling)
+        assert same == request
+        assert replace(one.sampling, seed=0) == replace(request.sampling, seed=0)
+        assert not one.prompt_logprobs
+
+
+def test_there_are_one_to_sixty_four_answers_and_only_one_that_is_greedy() -> None:
+    drawn, greedy = asked(), asked(sampling=pb.Sampling(temperature=0))
+
+    assert [len(answers_of(pb.GenerateRequest(n=n), drawn)) for n in (1, 64)] == [1, 64]
+    assert answers_of(pb.GenerateRequest(n=1), greedy) == answers_of(pb.GenerateRequest(), greedy) == [greedy]
+    for n, request in ((0, drawn), (65, drawn), (2, greedy)):
+        with pytest.raises(BadRequest, match=r"^n: "):
+            answers_of(pb.GenerateRequest(n=n), request)
+
+
+def test_a_reply_says_what_its_chunk_says_and_the_last_one_accounts_for_all() -> None:
+    journey = Journey(asked(), arrived=time.monotonic() // 1 - 5.0, pool="default", index=2, prefills=3, preemptions=1)
+    told = handoff(journey.request)
+    timings = PrefillTimings(queue_seconds=0.25, prefill_seconds=0.5)
+    journey.take(replace(told, cached_tokens=2, prompt_logprobs=(-1.0, -2.0), timings=timings))
+    journey.first_token_at = journey.arrived + 1.0
+    took = DecodeTimings(wait_seconds=1, transfer_seconds=2, decode_seconds=4, moved_bytes=8, moved_pages=16)
+    top = (((9, -0.5), (4, -1.5)),)
+    chunks = [
+        Chunk(request_id="r", tokens=(9,), logprobs=(-0.5,), text="x", top=top),
+        Chunk(request_id="r", tokens=(4,), logprobs=(-0.25,), text="y", finish=FinishReason.STOP, timings=took),
+    ]
+
+    replies = []
+    for chunk in chunks:
+        journey.tokens += chunk.tokens
+        replies.append(reply_of(chunk, journey))
+
+    first, last = replies
+    told_top = [pb.Alternatives(token_ids=[9, 4], logprobs=[-0.5, -1.5])]
+    said = {"text": "x", "token_ids": [9], "logprobs": [-0.5], "index": 2}
+    assert first == pb.GenerateReply(**said, top_logprobs=told_top, prompt_logprobs=[-1.0, -2.0])
+    assert (last.finish_reason, last.index, [*last.prompt_logprobs]) == (pb.FINISH_REASON_STOP, 2, [])
+    assert last.usage == pb.Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=2)
+    measured = last.timings
+    assert 5.0 <= measured.total_seconds < 60.0
+    measured.total_seconds = 0.0
+    assert measured == pb.Timings(
+        queue_seconds=0.25,
+        prefill_seconds=0.5,
+        wait_seconds=1,
+        transfer_seconds=2,
+        decode_seconds=4,
+        moved_bytes=8,
+        moved_pages=16,
+        first_token_seconds=1.0,
+        prefills=3,
+        preemptions=1,
+    )
+
+
+def test_replies_are_joined_answer_by_answer() -> None:
+    replies = [
+        pb.GenerateReply(index=1, text="a", token_ids=[1], logprobs=[-1.0]),
+        pb.GenerateReply(index=0, text="x", token_ids=[7]),
+        pb.GenerateReply(index=1, text="b", token_ids=[2], finish_reason=pb.FINISH_REASON_STOP),
+        pb.GenerateReply(index=0, text="y", finish_reason=pb.FINISH_REASON_LENGTH),
+    ]
+
+    assert joined(replies) == pb.Answers(
+        answers=[
+            pb.GenerateReply(index=0, text="xy", token_ids=[7], finish_reason=pb.FINISH_REASON_LENGTH),
+            pb.GenerateReply(
+                index=1, text="ab", token_ids=[1, 2], logprobs=[-1.0], finish_reason=pb.FINISH_REASON_STOP
+            ),
+        ]
+    )
+
+
+def test_every_fact_of_a_replica_is_told() -> None:
+    names = [
+        name for name in ReplicaStats.__dataclass_fields__ if name not in ("role", "replica", "pool", "agent", "pages")
+    ]
+    counted = {name: i for i, name in enumerate(names, start=1)}
+    pages = {"full": PageCounts(total=9, free=4, held=3, quarantined=2, cached=1)}
+
+    replica = replica_of(ReplicaStats(role="decode", replica="r", pool="p", agent="a", pages=pages, **counted))
+
+    assert {name: getattr(replica, name) for name in names} == counted
+    assert (replica.role, replica.replica, replica.pool, replica.agent) == ("decode", "r", "p", "a")
+    assert replica.pages["full"] == pb.Pages(total=9, free=4, held=3, quarantined=2, cached=1)
