@@ -42,7 +42,31 @@ def test_whoever_came_first_is_never_preempted(make_rig: MakeRig) -> None:
     assert "r0" not in preempted(rig)
 
 
-def test_nobody_leaves_for_a_younger_request_that_is_still_being_read(make_rig: MakeRig) -> None:
+def test_what_matters_less_goes_first_even_if_it_was_there_before(make_rig: MakeRig) -> None:
+    rig = make_rig(decode=FEW)
+    asked = [replace(one, priority=-i) for i, one in enumerate(growing(Sampling()))]
+    for one in asked:
+        rig.add(one)
+        rig.until(lambda one=one: rig.decoding(one.id))
+    rig.run()
+
+    assert preempted(rig)[0] == "r0"
+    assert "r5" not in preempted(rig)
+
+
+def test_pages_that_the_window_has_passed_come_back_while_the_request_decodes(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.add(request("r", tokens=10, max_tokens=400))
+    most = 0
+
+    while not rig.idle:
+        rig.step()
+        most = max(most, rig.decoder.stats().pages["window70"].held)
+
+    assert most <= rig.builder.layout.groups["window70"].peak_pages(410, step_tokens=1) < 410 // 64
+
+
+def test_the_last_in_line_does_not_leave_for_a_younger_one_that_is_still_being_read(make_rig: MakeRig) -> None:
     """It once did: only requests that run were in line, so the last of them had to leave, although it was older."""
     rig = make_rig(prefill={"chunk_tokens": 2048}, decode=FEW)
     total = rig.decoder.stats().pages["full"].total
