@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import RequestCancelledError
 
-from cluster.gateway import FrontCounters, Gateway, Journey
+from cluster.gateway import RETRY_SECONDS, FrontCounters, Gateway, Journey
 from engine.config import GatewayConfig
-from engine.errors import BadRequest, DeadlineExceeded, EngineFailure, HandoffLost, Preempted, Unavailable
+from engine.errors import BadRequest, Cancelled, DeadlineExceeded, EngineFailure, HandoffLost, Preempted, Unavailable
 from engine.types import Ended, FinishReason, Request, Sampling, StopRules
 from tests.cluster.doubles import Script, ScriptedPools, chunk, handoff
 
@@ -25,8 +26,13 @@ def run(pools: ScriptedPools, request: Request = REQUEST, **config: float) -> tu
 
 
 def travel(gateway: Gateway, journey: Journey) -> list[int]:
+    """The tokens that a caller gets; then nothing goes on."""
+
     async def collect() -> list[int]:
-        return [token async for chunk in gateway.generate(journey) for token in chunk.tokens]
+        tokens = [token async for chunk in gateway.generate(journey) for token in chunk.tokens]
+        await asyncio.sleep(0.01)
+        assert len(asyncio.all_tasks()) == 1
+        return tokens
 
     return asyncio.run(collect())
 
@@ -56,12 +62,48 @@ def test_a_request_that_is_lost_goes_on_from_what_the_caller_has(loss: Ended | E
     assert gateway.counters.prefills_repeated == 2
 
 
-def test_a_lost_prefill_replica_is_another_attempt() -> None:
-    pools = ScriptedPools([[], [chunk(1, finish=STOP)]], prefills={0: [ActorDiedError()]})
+@pytest.mark.parametrize("loss", [ActorDiedError(), Ended(request_id="any")])
+def test_a_lost_prefill_replica_is_another_attempt(loss: Ended | Exception) -> None:
+    """So is a stream that ends before it has said anything."""
+    pools = ScriptedPools([[], [chunk(1, finish=STOP)]], prefills={0: [loss]})
 
     tokens, _ = run(pools)
 
     assert tokens == [1]
+
+
+def test_a_decode_stream_that_just_ends_is_another_attempt() -> None:
+    tokens, _ = run(ScriptedPools([[chunk(1)], [chunk(2, finish=STOP)]]))
+
+    assert tokens == [1, 2]
+
+
+def test_every_loss_is_given_more_time() -> None:
+    """A replica that has just died is routed to for a moment longer."""
+    began = time.monotonic()
+
+    run(ScriptedPools([[LOST], [LOST], [chunk(1, finish=STOP)]]))
+
+    assert 3 * RETRY_SECONDS <= time.monotonic() - began < 20 * RETRY_SECONDS
+
+
+def test_the_prefill_stream_is_read_beside_the_decode_stream() -> None:
+    """Serve counts it as ongoing as long as it is read, and waits for it before it takes the replica away."""
+    pools = ScriptedPools([[0.05, chunk(1, finish=STOP)]])
+
+    run(pools)
+
+    prefill, _decode = pools.streams
+    assert prefill.read_to_the_end
+
+
+def test_a_stream_that_serve_cancels_is_not_tried_again() -> None:
+    pools = ScriptedPools([[RequestCancelledError("any")]])
+
+    with pytest.raises(Cancelled):
+        run(pools)
+
+    assert len(pools.requests) == 1
 
 
 def test_losses_beyond_the_retry_budget_are_unavailable() -> None:
