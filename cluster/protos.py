@@ -27,7 +27,7 @@ def request_of(proto: pb.GenerateRequest, text: Text, model: ModelFacts, gateway
     if proto.model not in ("", model.name):
         raise UnknownModel(f"model: {proto.model!r} is not served here; {model.name!r} is")
     prompt = prompt_of(proto, text)
-    room = max(1, model.max_tokens - len(prompt))
+    room = model.max_tokens - len(prompt)
     request = Request(
         id=_request_id(proto.request_id),
         prompt=prompt,
@@ -59,9 +59,8 @@ def answers_of(proto: pb.GenerateRequest, request: Request) -> list[Request]:
 
 
 def _other(request: Request, index: int) -> Request:
-    sampling = request.sampling
-    seed = (sampling.seed + index) % 2**63 if sampling.seeded else secrets.randbits(63)
-    return replace(request, id=f"{request.id}-{index}", sampling=replace(sampling, seed=seed), prompt_logprobs=False)
+    sampling = replace(request.sampling, seed=(request.sampling.seed + index) % 2**63)
+    return replace(request, id=f"{request.id}-{index}", sampling=sampling, prompt_logprobs=False)
 
 
 def _seconds_of(proto: pb.GenerateRequest, gateway: GatewayConfig) -> float:

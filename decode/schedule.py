@@ -113,7 +113,8 @@ class DecodeSchedule:
     def remove(self, request_id: str) -> Sequence | None:
         """Take a request out and give its pages back."""
         sequence = self.running.pop(request_id, None)
-        if sequence is not None and sequence.tables is not None:
+        if sequence is not None:
+            assert sequence.tables is not None
             self._pages.release(sequence.tables)
         return sequence
 

@@ -146,7 +146,6 @@ class PromptSchedule:
         if self._pages.own_last_page(tables):
             return tables, known - 1
         self._pages.release(tables)
-        tables = self._pages.open(request.id, request.cache_salt)
         return tables, self._pages.reuse(tables, request.tokens[:-1])
 
     def _needed(self, prompt: Prompt, tables: Tables) -> dict[str, int]:

@@ -25,6 +25,7 @@ class ScriptedStream:
         self._script = script
         self._open_ended = open_ended
         self.cancelled = False
+        self.read_to_the_end = False
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -37,6 +38,7 @@ class ScriptedStream:
                 await asyncio.sleep(step)
             else:
                 yield step
+        self.read_to_the_end = True
         if self._open_ended:
             await asyncio.Event().wait()
 

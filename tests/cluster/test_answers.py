@@ -1,6 +1,7 @@
 """What a reply can tell beside its text: alternatives, the prompt's own odds, several answers, what was reused."""
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 
@@ -128,3 +129,17 @@ def test_if_one_answer_fails_so_do_all(which: int) -> None:
 
     with pytest.raises(BadRequest, match="max_tokens: no"):
         merged(scripts)
+
+
+def test_a_caller_that_leaves_ends_every_answer() -> None:
+    pools = ScriptedPools([[chunk(1), 60.0], [chunk(2), 60.0], [60.0]])
+
+    async def leave() -> None:
+        journeys = [Journey(replace(REQUEST, id=f"r-{i}"), time.monotonic(), "", i) for i in range(3)]
+        async with contextlib.aclosing(answers(Gateway(pools, GatewayConfig()), journeys)) as spoken:
+            assert [(await anext(spoken))[0].index for _ in range(2)] == [0, 1]
+        assert len(pools.streams) == 6
+        assert all(stream.cancelled for stream in pools.streams)
+        assert len(asyncio.all_tasks()) == 1, "nothing goes on without the caller"
+
+    asyncio.run(leave())

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import RequestCancelledError
 
-from cluster.gateway import Gateway, Journey
+from cluster.gateway import RETRY_SECONDS, FrontCounters, Gateway, Journey
 from engine.config import GatewayConfig
-from engine.errors import BadRequest, DeadlineExceeded, EngineFailure, HandoffLost, Preempted, Unavailable
+from engine.errors import BadRequest, Cancelled, DeadlineExceeded, EngineFailure, HandoffLost, Preempted, Unavailable
 from engine.types import Ended, FinishReason, Request, Sampling, StopRules
-from tests.cluster.doubles import ScriptedPools, chunk, handoff
+from tests.cluster.doubles import Script, ScriptedPools, chunk, handoff
 
 STOP = FinishReason.STOP
 REQUEST = Request(id="r", prompt=(5, 6), sampling=Sampling(), stop=StopRules(max_tokens=9))
@@ -21,12 +22,19 @@ LOST = Ended(request_id="any", error=HandoffLost("gone"))
 def run(pools: ScriptedPools, request: Request = REQUEST, **config: float) -> tuple[list[int], Gateway]:
     """The tokens a caller gets of `request`."""
     gateway = Gateway(pools, GatewayConfig(**config))
+    return travel(gateway, Journey(request, arrived=time.monotonic(), pool="default")), gateway
+
+
+def travel(gateway: Gateway, journey: Journey) -> list[int]:
+    """The tokens that a caller gets; then nothing goes on."""
 
     async def collect() -> list[int]:
-        journey = Journey(request, arrived=time.monotonic(), pool="default")
-        return [token async for chunk in gateway.generate(journey) for token in chunk.tokens]
+        tokens = [token async for chunk in gateway.generate(journey) for token in chunk.tokens]
+        await asyncio.sleep(0.01)
+        assert len(asyncio.all_tasks()) == 1
+        return tokens
 
-    return asyncio.run(collect()), gateway
+    return asyncio.run(collect())
 
 
 def test_a_request_goes_through_both_pools_once() -> None:
@@ -54,12 +62,48 @@ def test_a_request_that_is_lost_goes_on_from_what_the_caller_has(loss: Ended | E
     assert gateway.counters.prefills_repeated == 2
 
 
-def test_a_lost_prefill_replica_is_another_attempt() -> None:
-    pools = ScriptedPools([[], [chunk(1, finish=STOP)]], prefills={0: [ActorDiedError()]})
+@pytest.mark.parametrize("loss", [ActorDiedError(), Ended(request_id="any")])
+def test_a_lost_prefill_replica_is_another_attempt(loss: Ended | Exception) -> None:
+    """So is a stream that ends before it has said anything."""
+    pools = ScriptedPools([[], [chunk(1, finish=STOP)]], prefills={0: [loss]})
 
     tokens, _ = run(pools)
 
     assert tokens == [1]
+
+
+def test_a_decode_stream_that_just_ends_is_another_attempt() -> None:
+    tokens, _ = run(ScriptedPools([[chunk(1)], [chunk(2, finish=STOP)]]))
+
+    assert tokens == [1, 2]
+
+
+def test_every_loss_is_given_more_time() -> None:
+    """A replica that has just died is routed to for a moment longer."""
+    began = time.monotonic()
+
+    run(ScriptedPools([[LOST], [LOST], [chunk(1, finish=STOP)]]))
+
+    assert 3 * RETRY_SECONDS <= time.monotonic() - began < 20 * RETRY_SECONDS
+
+
+def test_the_prefill_stream_is_read_beside_the_decode_stream() -> None:
+    """Serve counts it as ongoing as long as it is read, and waits for it before it takes the replica away."""
+    pools = ScriptedPools([[0.05, chunk(1, finish=STOP)]])
+
+    run(pools)
+
+    prefill, _decode = pools.streams
+    assert prefill.read_to_the_end
+
+
+def test_a_stream_that_serve_cancels_is_not_tried_again() -> None:
+    pools = ScriptedPools([[RequestCancelledError("any")]])
+
+    with pytest.raises(Cancelled):
+        run(pools)
+
+    assert len(pools.requests) == 1
 
 
 def test_losses_beyond_the_retry_budget_are_unavailable() -> None:
@@ -75,10 +119,22 @@ def test_a_preempted_request_goes_on_however_often_it_happens() -> None:
     gone = Ended(request_id="any", error=Preempted("pages"))
     pools = ScriptedPools([[chunk(1), gone], [chunk(2), gone], [chunk(3), gone], [chunk(4, finish=STOP)]])
 
-    tokens, gateway = run(pools, retries=0)
+    gateway = Gateway(pools, GatewayConfig(retries=0))
+    journey = Journey(REQUEST, arrived=time.monotonic(), pool="default")
 
-    assert tokens == [1, 2, 3, 4]
+    assert travel(gateway, journey) == [1, 2, 3, 4]
     assert (gateway.counters.preemptions, gateway.counters.prefills_repeated) == (3, 0)
+    assert (journey.preemptions, journey.prefills) == (3, 4)
+
+
+def test_the_first_token_is_the_one_that_is_timed() -> None:
+    pools = ScriptedPools([[0.05, chunk(1), 0.3, LOST], [chunk(2, finish=STOP)]])
+    journey = Journey(REQUEST, arrived=time.monotonic(), pool="default")
+
+    travel(Gateway(pools, GatewayConfig()), journey)
+
+    assert journey.first_token_at is not None
+    assert 0.05 < journey.first_token_at - journey.arrived < time.monotonic() - journey.arrived - 0.3
 
 
 def test_every_attempt_knows_how_old_the_request_is_and_how_long_it_has() -> None:
@@ -102,6 +158,32 @@ def test_decode_too_is_told_how_old_the_request_is_by_then() -> None:
     assert 0.05 < after.age_seconds - before.age_seconds < 5
     assert round(after.age_seconds + after.seconds_left, 2) == 9.0
     assert replace(after, age_seconds=before.age_seconds, seconds_left=before.seconds_left) == before
+
+
+def test_what_the_first_handoff_says_of_the_prompt_stays_and_is_not_asked_again() -> None:
+    first = replace(handoff(REQUEST), cached_tokens=4, prompt_logprobs=(-1.0,))
+    second = replace(handoff(REQUEST), nonce="other", cached_tokens=9)
+    pools = ScriptedPools([[chunk(1), LOST], [chunk(2, finish=STOP)]], prefills={0: [first], 1: [second]})
+    journey = Journey(replace(REQUEST, prompt_logprobs=True), arrived=time.monotonic(), pool="default")
+
+    travel(Gateway(pools, GatewayConfig()), journey)
+
+    assert (journey.cached_tokens, journey.prompt_logprobs) == (4, (-1.0,))
+    assert journey.handoff is second
+    assert [request.prompt_logprobs for request in pools.requests] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [([60.0], DeadlineExceeded), ([Ended(request_id="any", error=BadRequest("x", "y"))], BadRequest)],
+)
+def test_a_request_that_fails_is_counted_once(script: Script, error: type[Exception]) -> None:
+    gateway = Gateway(ScriptedPools([script]), GatewayConfig())
+
+    with pytest.raises(error):
+        travel(gateway, Journey(replace(REQUEST, seconds_left=0.05), arrived=time.monotonic(), pool="default"))
+
+    assert gateway.counters == FrontCounters(requests=1, failed=1)
 
 
 def test_an_error_of_the_request_is_not_tried_again() -> None:

@@ -10,7 +10,7 @@ from cluster.gateway import Journey
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.protos import answers_of, joined, replica_of, reply_of, request_of
 from engine.config import GatewayConfig
-from engine.errors import BadRequest
+from engine.errors import BadRequest, UnknownModel
 from engine.facts import PageCounts, ReplicaStats
 from engine.text import Text
 from engine.types import Chunk, DecodeTimings, FinishReason, PrefillTimings, Request, Sampling, StopRules
@@ -103,24 +103,35 @@ def test_a_deadline_is_never_longer_than_the_gateways_own(wished: float, granted
     assert asked(deadline_seconds=wished).seconds_left == granted
 
 
-@pytest.mark.parametrize("seeded", [True, False])
-def test_other_answers_differ_in_name_and_seed_alone(seeded: bool) -> None:
+def test_other_answers_differ_in_name_and_seed_alone() -> None:
     """Answer i has seed + i, which wraps at 2**63. Only the first one is asked what the model thinks of the prompt."""
-    proto = pb.GenerateRequest(n=3, prompt_logprobs=True)
-    sampling = pb.Sampling(seed=2**63 - 2) if seeded else pb.Sampling()
-    request = asked(sampling=sampling, prompt_logprobs=True)
+    request = asked(sampling=pb.Sampling(seed=2**63 - 2), prompt_logprobs=True)
 
-    first, *others = answers_of(proto, request)
+    first, *others = answers_of(pb.GenerateRequest(n=3), request)
 
     assert first is request
-    assert len({one.id for one in (first, *others)}) == len({one.sampling.seed for one in (first, *others)}) == 3
-    for i, one in enumerate(others, start=1):
-        assert one.id == f"{request.id}-{i}"
-        assert one.sampling.seed == (2**63 - 2 + i) % 2**63 or not seeded
-        same = replace(one, id=request.id, prompt_logprobs=True, sampling=request.sampling)
-        assert same == request
-        assert replace(one.sampling, seed=0) == replace(request.sampling, seed=0)
-        assert not one.prompt_logprobs
+    for i, (one, seed) in enumerate(zip(others, (2**63 - 1, 0), strict=True), start=1):
+        sampling = replace(request.sampling, seed=seed)
+        assert one == replace(request, id=f"{request.id}-{i}", sampling=sampling, prompt_logprobs=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "field", "fields"),
+    [
+        (UnknownModel, "model", {"model": "another"}),
+        (BadRequest, "deadline_seconds", {"deadline_seconds": 0.0}),
+        (BadRequest, "prompt", {"token_ids": pb.TokenIds(ids=[5] * 100)}),
+        (BadRequest, "top_p", {"sampling": pb.Sampling(top_p=2.0)}),
+        (BadRequest, "token_ids", {"token_ids": pb.TokenIds()}),
+        (BadRequest, "prompt", {"token_ids": None}),
+        (BadRequest, "request_id", {"request_id": "a/b"}),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_field(error: type, field: str, fields: dict[str, object]) -> None:
+    assert asked(model="m").prompt == (5, 6, 7)
+
+    with pytest.raises(error, match=f"^{field}: "):
+        asked(**fields)
 
 
 def test_there_are_one_to_sixty_four_answers_and_only_one_that_is_greedy() -> None:

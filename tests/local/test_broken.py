@@ -68,3 +68,21 @@ def test_what_was_read_in_vain_leaves_nothing_behind(rig: Rig, place: str) -> No
     rig.errors.clear()
 
     assert rig.generate([replace(grows, id="next", cache_salt="next")])["next"] == expected
+
+
+@pytest.mark.parametrize("place", ["prompt", "generated"])
+def test_no_page_of_a_broken_request_is_found_again(poisoned: Rig, place: str) -> None:
+    """What it had published was looked at, but why trust it?"""
+    sick = request("sick", tokens=140, max_tokens=20)
+    if place == "prompt":
+        sick = replace(sick, prompt=(*sick.prompt, POISON))
+    else:
+        sick = replace(sick, sampling=replace(sick.sampling, logit_bias=((POISON, 100.0),)))
+    poisoned.add(sick)
+    poisoned.run()
+    assert isinstance(poisoned.errors.pop("sick"), ModelFailure)
+
+    poisoned.generate([request("next", tokens=140)])
+
+    pool = poisoned.prefiller if place == "prompt" else poisoned.decoder
+    assert pool.stats().prefix_hit_tokens == 0

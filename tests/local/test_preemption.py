@@ -42,25 +42,62 @@ def test_whoever_came_first_is_never_preempted(make_rig: MakeRig) -> None:
     assert "r0" not in preempted(rig)
 
 
-def test_nobody_leaves_for_a_younger_request_that_is_still_being_read(make_rig: MakeRig) -> None:
-    """It once did: only requests that run were in line, so the last of them had to leave, although it was older."""
+def test_what_matters_less_goes_first_even_if_it_was_there_before(make_rig: MakeRig) -> None:
+    rig = make_rig(decode=FEW)
+    asked = [replace(one, priority=-i) for i, one in enumerate(growing(Sampling()))]
+    for one in asked:
+        rig.add(one)
+        rig.until(lambda one=one: rig.decoding(one.id))
+    rig.run()
+
+    assert preempted(rig)[0] == "r0"
+    assert "r5" not in preempted(rig)
+
+
+def test_pages_that_the_window_has_passed_come_back_while_the_request_decodes(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.add(request("r", tokens=10, max_tokens=400))
+    most = 0
+
+    while not rig.idle:
+        rig.step()
+        most = max(most, rig.decoder.stats().pages["window70"].held)
+
+    assert most <= rig.builder.layout.groups["window70"].peak_pages(410, step_tokens=1) < 410 // 64
+
+
+def test_the_last_in_line_leaves_when_it_has_no_page_for_its_next_token(make_rig: MakeRig) -> None:
+    """Nobody asked for its pages, but where it goes there may be room for it."""
     rig = make_rig(prefill={"chunk_tokens": 2048}, decode=FEW)
     total = rig.decoder.stats().pages["full"].total
-    rig.add(request("old", tokens=60, max_tokens=120))
-    rig.until(lambda: rig.decoding("old"))
+    rig.add(request("last", tokens=120, max_tokens=30))
+    rig.until(lambda: rig.decoding("last"))
+    rig.add(replace(request("first", tokens=64 * (total - 3) + 1, max_tokens=40), priority=-1))
+    rig.run()
+
+    assert preempted(rig) == ["last"]
+    assert (len(rig.tokens("first")), len(rig.tokens("last"))) == (40, 30)
+
+
+@pytest.mark.parametrize("others", [[], ["middle"]])
+def test_nobody_leaves_for_its_own_next_token_while_a_younger_one_is_read(make_rig: MakeRig, others: list[str]) -> None:
+    """It once did, although it was older: only those that run were in line. For an older one's token it leaves."""
+    rig = make_rig(prefill={"chunk_tokens": 2048}, decode=FEW)
+    total = rig.decoder.stats().pages["full"].total
+    for one in (request("old", tokens=120, max_tokens=120), *(request(name, max_tokens=120) for name in others)):
+        rig.add(one)
+    rig.until(lambda: all(rig.decoding(name) for name in ["old", *others]))
     rig.wire.stalled = True
-    rig.add(request("young", tokens=64 * (total - 3) + 1, max_tokens=70))
+    rig.add(request("young", tokens=64 * (total - 4 - len(others)) + 1, max_tokens=80))
     rig.until(lambda: rig.phases() == {"young": "reading"})
     for _ in range(100):
         rig.step()
 
-    said = len(rig.tokens("old"))
-    assert said < 100, "it waits for a page"
+    assert preempted(rig) == others
+    assert rig.decoding("old")
     rig.wire.stalled = False
     rig.run()
-
-    assert preempted(rig) == ["young"]
-    assert (len(rig.tokens("old")), len(rig.tokens("young"))) == (120, 70)
+    assert [len(rig.tokens(name)) for name in ("old", *others, "young")] == [120, *(120 for _ in others), 80]
 
 
 def test_whoever_matters_least_goes_first(make_rig: MakeRig) -> None:

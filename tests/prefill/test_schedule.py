@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from engine.facts import Counters
@@ -31,9 +32,9 @@ def queue(prompts: PromptSchedule, coming: list[Prompt]) -> None:
         prompts.add(one)
 
 
-def step(prompts: PromptSchedule) -> dict[str, int]:
+def step(prompts: PromptSchedule, now: float = 5.0) -> dict[str, int]:
     """Tokens of each prompt in the next step, which is then computed."""
-    chunks = prompts.next(now=5.0)
+    chunks = prompts.next(now)
     for chunk in chunks:
         chunk.prompt.computed = chunk.end
         if chunk.prompt.remaining == 0:
@@ -122,8 +123,45 @@ def test_the_last_in_line_starts_again_when_window_pages_that_it_shares_come_bac
 
     for one in (old, young):
         while one.remaining:
-            assert one.request.id in step(prompts)
+            assert one.request.id in step(prompts, now=9.0)
         prompts._pages.release(one.tables)
 
-    assert prompts._counters.preempted == 1
+    assert (prompts._counters.preempted, prompts._counters.prompt_tokens) == (1, 300 + 300 + 300)
+    assert (old.started, young.started) == (9.0, 5.0)
     prompts._pages.assert_idle()
+
+
+def test_a_prompt_waits_for_window_pages_that_a_lease_holds() -> None:
+    """It shares them with the lease, has passed them, and nobody is behind it who could start again."""
+    prompts = few_window_pages()
+    lease = prompts._pages.open("lease")
+    assert prompts._pages.reuse(lease, (1,) * 128) == 128
+    one = prompt("a", 300, last=2)
+    prompts.add(one)
+    while step(prompts):
+        assert one.remaining
+
+    prompts._pages.release(lease)
+
+    assert step(prompts) == {"a": 16}
+    assert prompts._counters.preempted == 0
+
+
+def test_an_urgent_prompt_does_not_start_on_pages_that_a_running_one_will_need() -> None:
+    prompts = schedule(num_pages=8)
+    prompts.add(prompt("runs", 80))
+    step(prompts)
+    urgent = prompt("urgent", 80, arrived=-1.0)
+    prompts.add(urgent)
+
+    assert step(prompts) == {"runs": 40}
+    assert prompts.waiting == [urgent]
+
+
+@pytest.mark.parametrize(("told", "wanted"), [(False, 1), (True, 40)])
+def test_one_row_of_logits_is_wanted_unless_the_prompts_own_logprobs_are(told: bool, wanted: int) -> None:
+    one = prompt("a", 90)
+    prompts = schedule()
+    prompts.add(replace(one, request=replace(one.request, prompt_logprobs=told)))
+
+    assert [chunk.num_logits for chunk in prompts.next(now=0.0)] == [wanted]

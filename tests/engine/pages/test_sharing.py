@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine.pages import PageTable
 from tests.engine.pages.contents import (
     FULL,
     GARBAGE,
@@ -106,6 +107,40 @@ def test_the_copy_of_a_last_page_is_its_owners_alone() -> None:
     second.write(pages, 7, 8, GARBAGE)
     first.assert_sees_its_own(pages)
     assert second.tables.groups[FULL].page_ids[0] == first.tables.groups[FULL].page_ids[0]
+
+
+def test_the_copy_is_found_when_the_original_is_gone() -> None:
+    pages = some_pages(full=3, sliding=3)
+    pages.release(computed(pages, "a", [1] * 8).tables)
+    second = pages.open("b")
+    pages.reuse(second, [1] * 8)
+    assert pages.own_last_page(second)
+    others = pages.open("others")
+    assert pages.extend(others, PAGE_TOKENS)  # the original was the only page that nobody held
+    assert pages.reuse(pages.open("c"), [1] * 8) == 4
+
+    pages.publish(second, [1] * 8, 8)
+
+    assert pages.reuse(pages.open("d"), [1] * 8) == 8
+
+
+def test_an_image_needs_room_for_more_than_it_holds() -> None:
+    """It would otherwise be the first to lose its pages."""
+    pages = some_pages(full=4)
+    before = available(pages)
+
+    assert pages.image(pages.open("a"), [1] * 12, num_tokens=12, most=17) is None
+    assert available(pages) == before
+    assert pages.image(pages.open("b"), [1] * 12, num_tokens=12, most=16) == 0
+    assert available(pages)[FULL] == 1
+
+
+def test_a_step_back_over_the_edge_of_a_window_brings_no_page_back() -> None:
+    table = PageTable(LAYOUT.groups[SLIDING], first_page=2, page_ids=[5, 6, 7])
+
+    assert table.pass_window(2 * PAGE_TOKENS + WINDOW - 1) == []
+    assert (table.first_page, table.page_ids) == (2, [5, 6, 7])
+    assert table.pass_window(3 * PAGE_TOKENS + WINDOW) == [5]
 
 
 def test_a_page_is_copied_only_if_there_is_room_in_every_group() -> None:
