@@ -63,9 +63,9 @@ def sample(logits_RV: Tensor, options: SamplingBatch, edits: Edits | None = None
         greedy_R1 = (options.temperature_R == 0)[:, None]
         scores_RV = log_probs(changed_RV, options) + noise_RV
         token_R = torch.where(greedy_R1, changed_RV, scores_RV).argmax(dim=-1)  # greedy: not even rounding may differ
-    chosen_R = logits_RV.gather(-1, token_R[:, None])[:, 0]
-    finite_R = logits_RV.isfinite().all(dim=-1)
-    return torch.where(finite_R, token_R, NO_TOKEN), chosen_R - logits_RV.logsumexp(dim=-1)
+    logprob_R = logits_RV.log_softmax(dim=-1).gather(-1, token_R[:, None])[:, 0]
+    finite_R = logits_RV.sum(dim=-1).isfinite()  # one NaN or infinity is enough to spoil a sum
+    return torch.where(finite_R, token_R, NO_TOKEN), logprob_R
 
 
 def log_probs(logits_RV: Tensor, options: SamplingBatch) -> Tensor:

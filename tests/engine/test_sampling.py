@@ -5,7 +5,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from engine.sampling import SamplingBatch, log_probs, sample
+from engine.sampling import NO_TOKEN, SamplingBatch, log_probs, sample
 from engine.types import Sampling
 from tests.statistics import FAMILY_LEVEL, chi_square_p
 
@@ -120,3 +120,12 @@ def test_the_log_probability_is_the_models_own() -> None:
 
     expected_R = logits_RV.softmax(dim=-1).gather(-1, tokens_R[:, None])[:, 0].log()
     assert torch.allclose(logprobs_R, expected_R, atol=1e-6)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_gets_no_token_and_the_others_theirs(poison: float) -> None:
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(0))
+    expected = logits.argmax(dim=-1).tolist()
+    logits[1, 7] = poison
+
+    assert drawn(logits, [GREEDY] * 3, [0, 0, 0]) == [expected[0], NO_TOKEN, expected[2]]
