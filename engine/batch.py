@@ -51,13 +51,20 @@ class Segment:
     flat_index_T: Tensor  # back: where token t of the segment is in [R * Q]
     keys: dict[str, Keys]
 
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every row has as many tokens, as when decoding: then padding is a view, and so is its undoing."""
+        return self.flat_index_T.shape[0] == self.query_index_RQ.numel()
+
     def pad(self, values_T: Tensor) -> Tensor:
         """[T, ...] of the whole step -> this segment's [R, Q, ...]."""
-        return values_T[self.tokens][self.query_index_RQ]
+        own_T = values_T[self.tokens]
+        return own_T.unflatten(0, (-1, self.num_queries)) if self.is_uniform else own_T[self.query_index_RQ]
 
     def unpad(self, values_RQ: Tensor) -> Tensor:
         """[R, Q, ...] -> the segment's tokens, flat."""
-        return values_RQ.flatten(0, 1)[self.flat_index_T]
+        flat = values_RQ.flatten(0, 1)
+        return flat if self.is_uniform else flat[self.flat_index_T]
 
 
 @dataclass(frozen=True)

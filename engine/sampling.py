@@ -85,15 +85,14 @@ def sample(logits_RV: Tensor, options: SamplingBatch, edits: Edits | None = None
         greedy_R1 = (options.temperature_R == 0)[:, None]
         scores_RV = log_probs(changed_RV, options) + noise_RV
         token_R = torch.where(greedy_R1, changed_RV, scores_RV).argmax(dim=-1)  # greedy: not even rounding may differ
-    chosen_R = logits_RV.gather(-1, token_R[:, None])[:, 0]
-    finite_R = logits_RV.isfinite().all(dim=-1)
-    total_R = logits_RV.logsumexp(dim=-1)
-    top = logits_RV.topk(min(max(options.top_logprobs), logits_RV.shape[-1]), dim=-1)
+    own_RV = logits_RV.log_softmax(dim=-1)
+    finite_R = logits_RV.sum(dim=-1).isfinite()  # one NaN or infinity is enough to spoil a sum
+    top = own_RV.topk(min(max(options.top_logprobs), own_RV.shape[-1]), dim=-1)
     return Draws(
         torch.where(finite_R, token_R, NO_TOKEN),
-        chosen_R - total_R,
+        own_RV.gather(-1, token_R[:, None])[:, 0],
         top.indices,
-        top.values - total_R[:, None],
+        top.values,
         options.top_logprobs,
     )
 

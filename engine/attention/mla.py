@@ -124,9 +124,8 @@ class PagedMLA(nn.Module):
         return q_nope_THN, q_rope_THP
 
     def _absorbed(self, segment: Segment, keys: Keys, q_nope: Tensor, q_rope: Tensor, entry_RKC: Tensor) -> Tensor:
-        q_latent_THL = torch.einsum("thn,hnl->thl", q_nope[segment.tokens], self.w_uk_HNL)
-        q_THC = torch.cat([q_latent_THL, q_rope[segment.tokens]], dim=-1)
-        q_RQHC = q_THC[segment.query_index_RQ]
+        q_latent_RQHL = torch.einsum("rqhn,hnl->rqhl", segment.pad(q_nope), self.w_uk_HNL)
+        q_RQHC = torch.cat([q_latent_RQHL, segment.pad(q_rope)], dim=-1)
         key_RK1C, value_RK1L = entry_RKC[:, :, None], entry_RKC[:, :, None, : self.latent]
         out_RQHL = attend(q_RQHC, key_RK1C, value_RK1L, keys.mask_R1QK, self.scaling)
         return torch.einsum("thl,hvl->thv", segment.unpad(out_RQHL), self.w_uv_HVL)

@@ -25,7 +25,7 @@ def attend(q_RQHD: Tensor, k_RKGD: Tensor, v_RKGE: Tensor, mask_R1QK: Tensor, sc
         )
         return out_RHQE.transpose(1, 2)
     q_folded = q_RQHD.flatten(1, 2)[:, None]
-    mask_folded = mask_R1QK.repeat_interleave(num_heads, dim=2)
+    mask_folded = mask_R1QK[:, :, :, None].expand(-1, -1, -1, num_heads, -1).flatten(2, 3)
     out_folded = F.scaled_dot_product_attention(q_folded, k_RGKD, v_RGKE, attn_mask=mask_folded, scale=scale)
     out_RQHE: Tensor = out_folded[:, 0].unflatten(1, (num_queries, num_heads))
     return out_RQHE

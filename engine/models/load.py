@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from engine.attention import attach
 from engine.errors import CheckpointRefused
+from engine.kernels import pack_linears
 from engine.models.fp8 import dequantised_state
 from engine.models.preflight import layer_of, preflight
 from engine.pages import Entry
@@ -65,6 +66,8 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
     _check_report(path, report, looked.config.num_hidden_layers)
     module = module.eval().requires_grad_(False)
     entries = attach(module)
+    num_parameters = sum(p.numel() for p in module.parameters())
+    pack_linears(module)
     return LoadedModel(
         module=module,
         config=looked.config,
@@ -72,7 +75,7 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
         entries=tuple(entries),
         fingerprint={**looked.fingerprint, "dtype": str(dtype).removeprefix("torch.")},
         eos_token_ids=_eos_token_ids(path, looked.config),
-        num_parameters=sum(p.numel() for p in module.parameters()),
+        num_parameters=num_parameters,
         device=device,
         dtype=dtype,
     )

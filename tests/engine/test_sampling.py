@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from engine.sampling import SamplingBatch, log_probs, sample
+from engine.sampling import NO_TOKEN, SamplingBatch, log_probs, sample
 from engine.types import MAX_TOP_LOGPROBS, Sampling
 
 CPU = torch.device("cpu")
@@ -114,3 +114,12 @@ def test_each_row_is_told_as_many_alternatives_as_it_wants() -> None:
         best = row_V.log_softmax(-1).sort(descending=True)
         assert [token for token, _ in draw.top] == best.indices.tolist()[: len(draw.top)]
         assert [logprob for _, logprob in draw.top] == pytest.approx(best.values.tolist()[: len(draw.top)], abs=1e-6)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_gets_no_token_and_the_others_theirs(poison: float) -> None:
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(0))
+    expected = logits.argmax(dim=-1).tolist()
+    logits[1, 7] = poison
+
+    assert drawn(logits, [GREEDY] * 3, [0, 0, 0]) == [expected[0], NO_TOKEN, expected[2]]
