@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 STUBS := cluster/proto/sparkpool_pb2.py
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format model clean
+.PHONY: demo test bench check format model clean
 
 demo: $(READY) $(STUBS)
 	$(BIN)/python -m cluster.demo
 
 test: $(READY) $(STUBS)
 	$(BIN)/python -m pytest
+
+bench: $(READY) $(STUBS)  ## lists the benchmarks; NAME=decode runs one, ARGS=--quick adds options
+	$(BIN)/python -m bench $(NAME) $(ARGS)
 
 check: $(READY) $(STUBS)
 	$(BIN)/ruff check .

@@ -32,7 +32,8 @@ class Oracle:
     def logprobs(self, prompt: tuple[int, ...], tokens: list[int]) -> torch.Tensor:
         """The log-probability of each of `tokens`, said after `prompt`."""
         logits = self._model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
-        return logits.log_softmax(-1)[range(len(tokens)), tokens]
+        chosen: torch.Tensor = logits.log_softmax(-1)[range(len(tokens)), tokens]
+        return chosen
 
 
 def assert_same(tokens: list[int], expected: list[int], margins: list[float]) -> int:

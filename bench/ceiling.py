@@ -1,0 +1,121 @@
+"""What the machine could do at best, and what a step of a model asks of it.
+
+A step cannot be faster than reading its weights and its requests' cached rows once, nor than its multiplications.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bench.shape import Options
+from engine.kernels.linear import PackedLinear
+from engine.models import LoadedModel
+
+PROBE_BYTES = 2**28  # far beyond any cache
+PRODUCT_SIZE = 2048
+TRIES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """The best of a few tries, in float32."""
+
+    read_bytes_per_second: float
+    copy_bytes_per_second: float  # bytes read plus bytes written
+    flops: float
+
+    @classmethod
+    def measured(cls, options: Options) -> "Rates":
+        device, shrink = options.device, 8 if options.quick else 1
+        num_bytes, size = PROBE_BYTES // shrink, PRODUCT_SIZE // shrink
+        source = torch.ones(num_bytes // 4, device=device)
+        target = torch.empty_like(source)
+        return cls(
+            read_bytes_per_second=num_bytes / _seconds(source.sum, device),
+            copy_bytes_per_second=2 * num_bytes / _seconds(lambda: target.copy_(source), device),
+            flops=2 * size**3 / min(_seconds(product, device) for product in _products(size, device)),
+        )
+
+
+def _products(size: int, device: torch.device) -> list[Callable[[], object]]:
+    """A square product by each library there is."""
+    x = torch.randn(size, size, device=device)
+    linear = nn.Linear(size, size, bias=False, device=device)
+    products: list[Callable[[], object]] = [lambda: x @ linear.weight]
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        packed = PackedLinear(linear)
+        products.append(lambda: packed(x))
+    return products
+
+
+@torch.inference_mode()
+def _seconds(function: Callable[[], object], device: torch.device) -> float:
+    """The least of TRIES runs after a first one."""
+    seconds = []
+    for _ in range(1 + TRIES):
+        started = time.perf_counter()
+        function()
+        synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCost:
+    """What a step has to read and multiply. Parameters are counted once for each layer that holds them."""
+
+    dense_parameters: int  # neither experts nor head; the embedding is read by row and counts nothing
+    head_parameters: int
+    expert_parameters: int
+    num_experts: int
+    experts_per_token: int
+    weight_bytes: int  # of one parameter
+    cache_bytes_per_token: int  # over all layers
+
+    @classmethod
+    def of(cls, model: LoadedModel) -> "ModelCost":
+        sizes = {"head": 0, "expert": 0, "dense": 0}
+        tensors = [*model.module.named_parameters(remove_duplicate=False), *model.module.named_buffers()]
+        for name, tensor in tensors:
+            if "embed_tokens" not in name:
+                kind = "expert" if ".experts." in name else "head" if name.startswith("lm_head") else "dense"
+                sizes[kind] += tensor.numel()
+        return cls(
+            dense_parameters=sizes["dense"],
+            head_parameters=sizes["head"],
+            expert_parameters=sizes["expert"],
+            num_experts=getattr(model.config, "n_routed_experts", None) or 1,
+            experts_per_token=getattr(model.config, "num_experts_per_tok", None) or 1,
+            weight_bytes=model.dtype.itemsize,
+            cache_bytes_per_token=sum(entry.row_bytes for entry in model.entries),
+        )
+
+    def step_bytes(self, num_tokens: int, cached_tokens: int) -> float:
+        """Weights and cached rows that a step of `num_tokens` reads. Of the experts, those that random routing hits."""
+        hit = 1 - (1 - self.experts_per_token / self.num_experts) ** num_tokens
+        weights = self.dense_parameters + self.head_parameters + hit * self.expert_parameters
+        return weights * self.weight_bytes + cached_tokens * self.cache_bytes_per_token
+
+    def step_flops(self, num_tokens: int, num_logits: int) -> float:
+        """Multiplications and additions with the weights; attention is left out."""
+        experts = self.expert_parameters * self.experts_per_token / self.num_experts
+        return 2 * (num_tokens * (self.dense_parameters + experts) + num_logits * self.head_parameters)
+
+    def answer_seconds(self, rates: Rates, requests: int, prompt_tokens: int, output_tokens: int) -> float:
+        """The least time for `requests` prompts and their answers, all at once: one step for all prompts, then one
+        for every further token.
+        """
+        prefill = self.step_flops(requests * prompt_tokens, requests) / rates.flops
+        cached = requests * (prompt_tokens + output_tokens // 2)
+        reading = self.step_bytes(requests, cached) / rates.read_bytes_per_second
+        step = max(reading, self.step_flops(requests, requests) / rates.flops)
+        return prefill + (output_tokens - 1) * step

@@ -1,0 +1,105 @@
+"""transformers on the same checkpoint: `generate`, and its continuous batching."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
+from transformers.generation.continuous_batching.requests import GenerationOutput
+from transformers.utils import logging as transformers_logging
+
+from tests.oracle import assert_same
+
+Prompt = tuple[int, ...]
+PAGE_TOKENS = 64
+BATCH_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Greedy tokens, and how far each one's logit was ahead of the second best."""
+
+    tokens: list[list[int]]
+    margins: list[list[float]]
+
+    def ties_with(self, other: list[list[int]]) -> int:
+        """How many of `other` part from these at a near tie. Raises AssertionError where they part elsewhere."""
+        return sum(map(assert_same, other, self.tokens, self.margins))
+
+
+def load(path: Path, device: torch.device) -> PreTrainedModel:
+    """The checkpoint in float32, with transformers' own attention."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True).to(device).eval()
+
+
+class Generate:
+    """`model.generate` on one padded batch; here all prompts are equally long, so nothing is padded."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    def __call__(self, prompts: Sequence[Prompt], output_tokens: int) -> list[list[int]]:
+        tokens: list[list[int]] = self._run(prompts, output_tokens)[:, len(prompts[0]) :].tolist()
+        return tokens
+
+    def answers(self, prompts: Sequence[Prompt], output_tokens: int) -> Answers:
+        output = self._run(prompts, output_tokens, return_dict_in_generate=True, output_logits=True)
+        margins_TB = [-logits.float().topk(2).values.diff()[:, 0] for logits in output.logits]
+        return Answers(output.sequences[:, len(prompts[0]) :].tolist(), torch.stack(margins_TB, dim=1).tolist())
+
+    @torch.inference_mode()
+    def _run(self, prompts: Sequence[Prompt], output_tokens: int, **options: bool):  # type: ignore[no-untyped-def]
+        ids = torch.tensor(prompts, device=self._model.device)
+        return self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=output_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            **options,
+        )
+
+
+class ContinuousBatching:
+    """transformers' paged cache and scheduler, in their thread, which lives until `close`."""
+
+    def __init__(self, model: PreTrainedModel, requests: int, total_tokens: int) -> None:
+        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)  # a failure is told once, by `fault`
+        self._manager = model.init_continuous_batching(
+            generation_config=GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
+            continuous_batching_config=ContinuousBatchingConfig(
+                page_size=PAGE_TOKENS,
+                num_blocks=requests * -(-total_tokens // PAGE_TOKENS),
+                max_batch_tokens=BATCH_TOKENS,
+                max_requests_per_batch=requests,
+                allow_block_sharing=False,  # the prompts have nothing in common
+            ),
+        )
+        with torch.inference_mode():
+            self._manager.start()
+
+    def __call__(self, prompts: Sequence[Prompt], output_tokens: int) -> list[list[int]]:
+        outputs = self._outputs(prompts, output_tokens)
+        assert all(output.error is None for output in outputs), outputs[0].error
+        return [output.generated_tokens for output in outputs]
+
+    def fault(self, prompts: Sequence[Prompt]) -> str | None:
+        """Why this model cannot be run so; None if it can."""
+        return next((output.error for output in self._outputs(prompts, 2) if output.error is not None), None)
+
+    def close(self) -> None:
+        self._manager.stop(block=True, hard_stop=True)
+
+    def _outputs(self, prompts: Sequence[Prompt], output_tokens: int) -> list[GenerationOutput]:
+        ids = self._manager.add_requests([list(prompt) for prompt in prompts], max_new_tokens=output_tokens)
+        outputs: dict[str, GenerationOutput] = {}
+        while len(outputs) < len(ids):
+            output = self._manager.get_result(timeout=1)
+            if output is not None:
+                outputs[output.request_id] = output
+        return [outputs[i] for i in ids]

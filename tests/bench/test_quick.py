@@ -1,0 +1,97 @@
+"""Every benchmark in its quick mode: what it compares is equal. Nothing here looks at a time."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import decode, reference
+from bench.__main__ import main
+from local import Pair
+
+HOUSE = Path(__file__).resolve().parent.parent.parent
+ABSENT = ["ray", "nixl", "nixl._api", "rich", "rich.progress", "rich.console", "rich.table", "grpc", "fastapi", "typer"]
+Run = Callable[[str], dict[str, Any]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run a benchmark on one CPU thread; what its result file says."""
+
+    def quickly(name: str) -> dict[str, Any]:
+        main([name, "--quick", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)])
+        found: dict[str, Any] = json.loads((tmp_path / f"{name}.json").read_text())
+        assert found["quick"] is True
+        assert found["ceilings"]
+        return found
+
+    return quickly
+
+
+def test_decode_compares_equal_tokens_of_all_sides(run: Run) -> None:
+    found = run("decode")
+
+    rows = found["figures"]["output tokens per second"]
+    assert [(row["model"], row["at_once"]) for row in rows] == [
+        (model, n) for model in ("deepseek_v3", "qwen3") for n in (1, 4)
+    ]
+    assert all(row["ties"] == 0 for row in rows)
+    assert all(row["ours_tok_s"] > 0 and row["generate_tok_s"] > 0 for row in rows)
+    assert all((row["continuous_tok_s"] is not None) == (row["model"] == "qwen3") for row in rows)
+    assert any("continuous batching cannot run this model" in note for note in found["notes"])
+    assert len(found["goals"]) == 6
+
+
+def test_decode_refuses_to_time_wrong_tokens(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate = Pair.generate
+
+    def wrong(self: Pair, requests: Any) -> dict[str, list[int]]:
+        return {name: [*tokens[:-1], tokens[-1] ^ 1] for name, tokens in generate(self, requests).items()}
+
+    monkeypatch.setattr(decode.Pair, "generate", wrong)
+
+    with pytest.raises(AssertionError, match="transformers"):
+        run("decode")
+
+
+def test_a_parting_elsewhere_than_at_a_tie_is_no_tie() -> None:
+    answers = reference.Answers(tokens=[[5, 6, 7], [5, 6, 7]], margins=[[1.0, 1e-6, 1.0], [1.0, 1.0, 1.0]])
+
+    assert answers.ties_with([[5, 9, 9], [5, 6, 7]]) == 1
+    with pytest.raises(AssertionError):
+        answers.ties_with([[5, 6, 7], [5, 9, 7]])
+
+
+def test_gpu_tries_itself_on_a_cpu_without_ray_nixl_and_rich(tmp_path: Path) -> None:
+    program = (
+        f"import sys; sys.modules |= dict.fromkeys({ABSENT!r}); from bench.__main__ import main; "
+        f"main(['gpu', '--quick', '--device', 'cpu', '--threads', '1', '--out', {str(tmp_path)!r}])"
+    )
+
+    result = subprocess.run([sys.executable, "-c", program], cwd=HOUSE, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0, result.stderr
+    assert "GOAL" in result.stdout.splitlines()[-1]
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    parity = found["figures"]["greedy tokens against transformers, float32"]
+    assert {row["model"]: row["same"] for row in parity} == {"deepseek_v3": 6, "qwen3": 6, "llama": 6}
+    steps = found["figures"]["steps, eager torch"]
+    assert [(row["requests"], row["tokens_each"], row["context"]) for row in steps] == [(1, 1, 64), (4, 3, 128)]
+    assert all(row["how"] == "eager torch" for row in parity + steps)
+    assert found["goals"][0]["met"]
+
+
+def test_handoff_moves_the_pages_bytes(run: Run) -> None:
+    pytest.importorskip("nixl")
+
+    found = run("handoff")
+
+    handoffs = {row["pool"]: row for row in found["figures"]["handoffs"]}
+    page_bytes = 3 * 64 * 24 * 4  # layers, tokens, latent 16 + rope key 8, float32
+    assert {pool: row["bytes"] for pool, row in handoffs.items()} == dict.fromkeys(handoffs, 4 * page_bytes)
+    assert {pool: row["descriptors"] for pool, row in handoffs.items()} == {"fresh": 1, "fragmented": 4}
+    assert len(found["goals"]) == 3
