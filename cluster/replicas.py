@@ -102,4 +102,4 @@ def _die() -> None:
 
 
 def _nixl(config: Config) -> Callable[[str, PageStore], Transfer]:
-    return lambda name, store: NixlTransfer(name, store, config.transfer.num_threads)
+    return lambda name, store: NixlTransfer(name, store, config.transfer.num_threads, config.transfer.progress_thread)

@@ -49,6 +49,9 @@ class TransferConfig(Section):
 
     num_threads: Annotated[int, Field(ge=0)] = 0
     """Extra UCX worker threads in each NIXL agent."""
+    progress_thread: bool = False
+    """A thread in each NIXL agent that drives transfers. It spins and takes a core. Without it a read over TCP waits
+    for the prefill engine's step to end; RDMA and shared memory need no one on that side."""
     poll_seconds: Seconds = 0.001
     """How often a waiting engine looks for messages and finished reads."""
 
