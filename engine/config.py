@@ -112,6 +112,8 @@ class DecodeConfig(EngineConfig):
     """How long a release may go unanswered before the handoff counts as lost."""
     read_seconds: Seconds = 60.0
     """How long a read may take before the handoff counts as lost."""
+    stream_interval: Positive = 1
+    """Tokens that an answer gathers before it sends them on; the first token and the end go at once."""
 
 
 class GatewayConfig(Section):
