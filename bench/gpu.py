@@ -128,9 +128,8 @@ class Step:
         rows = []
         for i in range(self.requests):
             end = self.context + self.tokens
-            tables = pages.reserve(f"{self}-{i}", pages.demand(end, self.tokens))
-            assert tables is not None
-            tables.extend(end)
+            tables = pages.open(f"{self}-{i}")
+            assert pages.extend(tables, end)
             tokens = [rng.randrange(vocab) for _ in range(self.tokens)]
             rows.append(Row(tokens, self.context, tables, num_logits=self.tokens))
         return Batch.of(rows, pages.layout, pages.store.device)

@@ -47,7 +47,7 @@ def run(report: Report) -> None:
     report.ceiling("copy in memory, GB/s moved", rates.copy_bytes_per_second / 2e9)
     with TemporaryDirectory() as folder:
         path = save_random(DEEPSEEK_V3, Path(folder)) if quick else SHIPPED_MODEL
-        engine = {"cache_bytes": "64MiB", "threads": threads}
+        engine = {"cache_bytes": "64MiB", "threads": threads, "prefix_caching": False}  # pages used are free again
         prefill = {**engine, "lease_seconds": 3600.0}
         config = Config.parse({"model": {"path": path}, "prefill": prefill, "decode": {"default": engine}})
         with Peer(config) as peer:
@@ -67,7 +67,7 @@ def _reads(report: Report, peer: Peer, name: str, page_bytes: int, counts: tuple
     counts = tuple(count for count in counts if count * page_bytes <= MOST_BYTES)
     entry, block_entry = peer.ask("hold", page_bytes, max(counts))
     store = page_store(page_bytes, max(counts))
-    transfer = NixlTransfer(new_agent_name("reader"), store)
+    transfer = NixlTransfer(new_agent_name("reader"), store, progress_thread=True)  # as the raw block's agent
     block = Block(block_entry.num_bytes)
     for count in counts:
         adjacent = tuple(range(1, count + 1))

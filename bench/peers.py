@@ -189,7 +189,8 @@ class Served:
         if self._held is not None:
             for held in self._held:
                 held.close()
-        transfer = NixlTransfer(new_agent_name("pages"), page_store(page_bytes, num_pages))
+        store = page_store(page_bytes, num_pages)
+        transfer = NixlTransfer(new_agent_name("pages"), store, progress_thread=True)  # no engine polls it
         block = Block(page_bytes * num_pages)
         self._held = transfer, block
         self._pipe.send((transfer.entry, block.entry))

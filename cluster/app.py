@@ -6,6 +6,7 @@ A configuration becomes a Serve deploy config (`deploy_config`), which a running
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,10 @@ from engine.errors import ConfigError
 
 SERVICERS = ["cluster.proxy.add_servicers"]
 PREFILL = "Prefill"
+# Ray's own switches for the processes of a cluster. Replies between replicas and to the proxy go over gRPC streams
+# instead of Ray objects, and our code runs in the replica's own loop: a message costs a third of the processor time
+# on every hop, and a stream is only asked for its next message when the last one is on its way.
+SWITCHES = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 STATUS_SECONDS = 0.2
 
 
@@ -87,6 +92,8 @@ def start_cluster(gateway: GatewayConfig) -> None:
     Ray's own plane asks for a token (kept under ~/.ray): Ray's default for a new cluster, unless RAY_AUTH_MODE says
     otherwise. Setting that here, after the import of ray, would be too late.
     """
+    for name, value in SWITCHES.items():
+        os.environ.setdefault(name, value)
     ray.init(
         address="local",
         include_dashboard=False,

@@ -17,7 +17,7 @@ import torch
 
 from engine.clock import MonotonicClock
 from engine.errors import Cancelled, EngineFailure, SparkpoolError
-from engine.types import Chunk, Ended, Event
+from engine.types import Chunk, Ended, Event, coalesced
 
 T = TypeVar("T")
 logger = logging.getLogger("ray.serve")
@@ -30,15 +30,34 @@ class Engine(Protocol):
 
 
 class Stream:
-    """The events of one request on their way to its loop."""
+    """The events of one request on their way to its loop. `put` and `take` are called there.
 
-    def __init__(self) -> None:
+    Chunks can be taken when they have `interval` tokens; the first one, and whatever ends or is no chunk, at once.
+    """
+
+    def __init__(self, interval: int) -> None:
         self.loop = asyncio.get_running_loop()
-        self.queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._interval = interval
+        self._waiting: list[Event] = []
+        self._tokens = interval  # as if they had waited, so that the first is not held back
+        self._ready = asyncio.Event()
 
     def put(self, events: Sequence[Event]) -> None:
+        self._waiting += events
         for event in events:
-            self.queue.put_nowait(event)
+            if isinstance(event, Chunk) and event.finish is None:
+                self._tokens += len(event.tokens)
+            else:
+                self._tokens += self._interval
+        if self._tokens >= self._interval:
+            self._ready.set()
+
+    async def take(self) -> list[Event]:
+        """Everything that has come since the last time, at least one event; chunks that waited together are one."""
+        await self._ready.wait()
+        self._ready.clear()
+        events, self._waiting, self._tokens = self._waiting, [], 0
+        return coalesced(events)
 
 
 class EngineThread:
@@ -47,8 +66,15 @@ class EngineThread:
     A step that raises is a bug: every request here ends with an EngineFailure, then `on_failure` is called.
     """
 
-    def __init__(self, build: Callable[[], Any], name: str, on_failure: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        build: Callable[[], Any],
+        name: str,
+        on_failure: Callable[[], None] = lambda: None,
+        stream_interval: int = 1,
+    ) -> None:
         self._on_failure = on_failure
+        self._stream_interval = stream_interval
         self._clock = MonotonicClock()
         self._calls: deque[tuple[Callable[[Any], Any], Future[Any]]] = deque()
         self._wake = threading.Condition()
@@ -77,7 +103,7 @@ class EngineThread:
         Errors come as `Ended`. Leaving early cancels the request in the engine.
         """
         assert request_id not in self._streams, f"request {request_id} twice"
-        stream = self._streams[request_id] = Stream()
+        stream = self._streams[request_id] = Stream(self._stream_interval)
         try:
             try:
                 await asyncio.wrap_future(self.call(add))
@@ -85,10 +111,10 @@ class EngineThread:
                 yield Ended(request_id=request_id, error=error)
                 return
             while True:
-                event = await stream.queue.get()
-                yield event
-                if isinstance(event, Ended) or (isinstance(event, Chunk) and event.finish is not None):
-                    return
+                for event in await stream.take():
+                    yield event
+                    if isinstance(event, Ended) or (isinstance(event, Chunk) and event.finish is not None):
+                        return
         finally:
             del self._streams[request_id]
             self.call(lambda engine: engine.cancel(request_id))
@@ -141,13 +167,12 @@ class EngineThread:
         return not self._stopping
 
     def _deliver(self, events: list[Event]) -> None:
-        by_stream: dict[str, list[Event]] = defaultdict(list)
+        by_stream: dict[Stream, list[Event]] = defaultdict(list)
         for event in events:
-            by_stream[event.request_id].append(event)
-        for request_id, mine in by_stream.items():
-            stream = self._streams.get(request_id)
-            if stream is not None:
-                stream.loop.call_soon_threadsafe(stream.put, mine)
+            if stream := self._streams.get(event.request_id):
+                by_stream[stream].append(event)
+        for loop in {stream.loop for stream in by_stream}:
+            loop.call_soon_threadsafe(_put, {s: mine for s, mine in by_stream.items() if s.loop is loop})
 
     def _fail(self, error: Exception) -> None:
         failure = EngineFailure(f"{self._thread.name}: {type(error).__name__}: {error}")
@@ -161,3 +186,8 @@ class EngineThread:
         for request_id, stream in list(self._streams.items()):
             stream.loop.call_soon_threadsafe(stream.put, [Ended(request_id=request_id, error=failure)])
         self._on_failure()
+
+
+def _put(events: dict[Stream, list[Event]]) -> None:
+    for stream, mine in events.items():
+        stream.put(mine)

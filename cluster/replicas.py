@@ -26,12 +26,14 @@ DYING_SECONDS = 0.5  # for the requests' errors to leave the process
 class EngineReplica:
     """What a replica of either pool does besides its own verb."""
 
-    def __init__(self, pool: str, section: EngineConfig, builder: Builder, build: Callable[[str], Any]) -> None:
+    def __init__(
+        self, pool: str, section: EngineConfig, builder: Builder, build: Callable[[str], Any], stream_interval: int = 1
+    ) -> None:
         self._pool = pool
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._facts = builder.facts
         agent = new_agent_name(f"{pool}-{self._replica}")
-        self._thread = EngineThread(lambda: build(agent), f"{pool} engine", on_failure=_die)
+        self._thread = EngineThread(lambda: build(agent), f"{pool} engine", _die, stream_interval)
         if section.warm_up:
             self._thread.call(lambda engine: engine.warm_up()).result()
         logger.info(f"{pool} replica {self._replica} is ready: {self._facts.name}, {builder.model.dtype}")
@@ -87,7 +89,13 @@ class DecodeReplica(EngineReplica):
         set_threads(section, config)
         builder = Builder(config, section)
         text = Text.load(config.model.path)
-        super().__init__(pool, section, builder, lambda name: builder.decoder(name, _nixl(config), text, pool=pool))
+        super().__init__(
+            pool,
+            section,
+            builder,
+            lambda name: builder.decoder(name, _nixl(config), text, pool=pool),
+            section.stream_interval,
+        )
 
     async def decode(self, request: Request, handoff: Handoff) -> AsyncIterator[Event]:
         """Yields `Chunk`s up to the one that finishes the request, or `Ended` with an error."""
@@ -102,4 +110,4 @@ def _die() -> None:
 
 
 def _nixl(config: Config) -> Callable[[str, PageStore], Transfer]:
-    return lambda name, store: NixlTransfer(name, store, config.transfer.num_threads)
+    return lambda name, store: NixlTransfer(name, store, config.transfer.num_threads, config.transfer.progress_thread)

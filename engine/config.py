@@ -49,6 +49,9 @@ class TransferConfig(Section):
 
     num_threads: Annotated[int, Field(ge=0)] = 0
     """Extra UCX worker threads in each NIXL agent."""
+    progress_thread: bool = False
+    """A thread in each NIXL agent that drives transfers. It spins and takes a core. Without it a read over TCP waits
+    for the prefill engine's step to end; RDMA and shared memory need no one on that side."""
     poll_seconds: Seconds = 0.001
     """How often a waiting engine looks for messages and finished reads."""
 
@@ -111,6 +114,8 @@ class DecodeConfig(EngineConfig):
     """How long a release may go unanswered before the handoff counts as lost."""
     read_seconds: Seconds = 60.0
     """How long a read may take before the handoff counts as lost."""
+    stream_interval: Positive = 1
+    """Tokens that an answer gathers before it sends them on; the first token and the end go at once."""
 
 
 class GatewayConfig(Section):

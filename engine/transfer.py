@@ -130,7 +130,7 @@ def new_agent_name(replica: str) -> str:
 class NixlTransfer:
     """NIXL over UCX. One agent per incarnation; the page store is registered once, whole."""
 
-    def __init__(self, name: str, store: PageStore, num_threads: int = 0) -> None:
+    def __init__(self, name: str, store: PageStore, num_threads: int = 0, progress_thread: bool = False) -> None:
         try:
             from nixl._api import nixl_agent, nixl_agent_config
             from nixl._bindings import (
@@ -145,7 +145,8 @@ class NixlTransfer:
         # What NIXL raises when the other side is at fault; anything else is a bug of ours.
         self._faults = (nixlBackendError, nixlNotFoundError, nixlRemoteDisconnectError)
         self._strangers = (*self._faults, nixlInvalidParamError, nixlMismatchError)  # their metadata is no agent's
-        self._agent = nixl_agent(name, nixl_agent_config(backends=["UCX"], num_threads=num_threads))
+        options = nixl_agent_config(enable_prog_thread=progress_thread, backends=["UCX"], num_threads=num_threads)
+        self._agent = nixl_agent(name, options)
         self._store = store  # peers read it as long as the agent lives
         self._memory = "VRAM" if store.device.type == "cuda" else "DRAM"
         self._device = store.device.index or 0

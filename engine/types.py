@@ -7,8 +7,10 @@ A handoff's tokens:   those in pages, then `first`, which no page holds yet
 
 import enum
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain, groupby
+from typing import Any
 
 from engine.errors import BadRequest, SparkpoolError
 from engine.facts import ModelFacts
@@ -263,9 +265,9 @@ class DecodeTimings:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """What one step gave one request. The last one has `finish` and `timings`.
+    """What one step gave one request, or several steps. The last one has `finish` and `timings`.
 
-    `top` is empty, or has the alternatives at each token.
+    A field that holds a tuple has one entry for each token; `top` may be empty instead, if nobody asked.
     """
 
     request_id: str
@@ -275,6 +277,14 @@ class Chunk:
     top: tuple[Alternatives, ...] = ()
     finish: FinishReason | None = None
     timings: DecodeTimings | None = None
+
+    @classmethod
+    def joined(cls, chunks: Sequence["Chunk"]) -> "Chunk":
+        """All that `chunks` of one request say: text and per-token fields end to end, the rest as in the last one."""
+        last = chunks[-1]
+        per_token = [f.name for f in fields(cls) if isinstance(getattr(last, f.name), tuple)]
+        ends: dict[str, Any] = {n: tuple(chain.from_iterable(getattr(c, n) for c in chunks)) for n in per_token}
+        return replace(last, text="".join(chunk.text for chunk in chunks), **ends)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,3 +296,13 @@ class Ended:
 
 
 Event = Handoff | Chunk | Ended
+
+
+def coalesced(events: Iterable[Event]) -> list[Event]:
+    """The same events in the same order, with neighbouring chunks of one request as one chunk."""
+    whole: list[Event] = []
+    for _, run in groupby(events, lambda event: event.request_id if isinstance(event, Chunk) else None):
+        neighbours = list(run)
+        chunks = [event for event in neighbours if isinstance(event, Chunk)]
+        whole += [Chunk.joined(chunks)] if len(chunks) > 1 else neighbours
+    return whole

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -47,6 +48,19 @@ class CountingEngine:
         return 0.0 if self.left else None
 
 
+class SlowEngine(CountingEngine):
+    """Steps so slowly that the loop takes every token as it comes."""
+
+    def step(self) -> list[Event]:
+        time.sleep(0.02)
+        return super().step()
+
+
+def num_tokens(events: list[Event]) -> int:
+    """Chunks that waited together are one, so events are not what to count."""
+    return sum(len(event.tokens) for event in events if isinstance(event, Chunk))
+
+
 async def collect(thread: EngineThread, request_id: str, num_tokens: int) -> list[Event]:
     return [event async for event in thread.stream(request_id, lambda engine: engine.add(request_id, num_tokens))]
 
@@ -58,7 +72,31 @@ def test_streams_of_several_requests_run_side_by_side() -> None:
         return await asyncio.gather(collect(thread, "a", 3), collect(thread, "b", 200))
 
     a, b = asyncio.run(both())
-    assert (len(a), len(b)) == (3, 200)
+    assert (num_tokens(a), num_tokens(b)) == (3, 200)
+    thread.stop()
+
+
+def test_what_was_made_while_the_loop_was_busy_comes_as_one_chunk() -> None:
+    thread = EngineThread(CountingEngine, "test engine")
+
+    async def fall_behind() -> list[Event]:
+        stream = thread.stream("a", lambda engine: engine.add("a", 10**9))
+        await anext(stream)
+        time.sleep(0.1)  # the loop's, on purpose
+        late = [await anext(stream), await anext(stream)]  # the first may have been ready before that
+        await stream.aclose()
+        return late
+
+    assert max(num_tokens([event]) for event in asyncio.run(fall_behind())) > 1
+    thread.stop()
+
+
+def test_an_interval_gathers_tokens_but_holds_back_neither_the_first_nor_the_last() -> None:
+    thread = EngineThread(SlowEngine, "test engine", stream_interval=4)
+
+    sizes = [num_tokens([event]) for event in asyncio.run(collect(thread, "a", 10))]
+
+    assert sizes == [1, 4, 4, 1]
     thread.stop()
 
 
@@ -74,7 +112,7 @@ def test_an_error_of_add_ends_the_stream_and_nothing_else() -> None:
 
     assert isinstance(events[0], Ended)
     assert isinstance(events[0].error, BadRequest)
-    assert len(asyncio.run(collect(thread, "b", 2))) == 2
+    assert num_tokens(asyncio.run(collect(thread, "b", 2))) == 2
     thread.stop()
 
 

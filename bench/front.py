@@ -1,0 +1,247 @@
+"""What the front costs: gRPC, proxy, gateway and Ray between the engines and a client.
+
+On this machine, in turns, on the same prompts, threads and pages, 16 requests under way:
+
+    engines    a prefill and a decode engine in two processes of their own, joined by NIXL, with nothing around them
+    gRPC       a cluster of one replica each, under `sparkpool bench`
+    gRPC, 4    the same cluster's second decode pool, which sends a message for every 4 tokens (`stream_interval`)
+
+Two bare processes and not `local.Pair`, because the cluster's engines also run beside each other; at the niceness of
+Ray's workers, because on a shared machine that decides who waits. They are the ceiling: the front can only take away.
+"""
+
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from multiprocessing.connection import Connection
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psutil
+import torch
+
+from bench.shape import Report
+from cluster.app import running
+from cluster.bench.workload import Lengths, random_jobs
+from cluster.demo import free_ports
+from decode.decoder import Decoder
+from engine.config import Config
+from engine.text import Text
+from engine.transfer import NixlTransfer, new_agent_name
+from engine.types import Chunk, Handoff, Request, Sampling, StopRules
+from local.build import Builder, set_threads
+from prefill.prefiller import Prefiller
+
+CONCURRENCY = 16
+LENGTHS = Lengths(input=64, output=128)
+INTERVAL = 4
+ROUNDS, REQUESTS = 7, 64
+RAY_WORKER_NICENESS = 15
+SHARE_TARGET = 0.85
+BURST_SECONDS, BURST_TARGET = 0.001, 0.05
+ENGINE = {"threads": 1, "cache_bytes": "64MiB"}
+PROCESSES = {"proxy": "ray::ProxyActor", "gateway": ":Gateway", "prefill": ":Prefill", "decode": ":Decode-"}
+BARE, EACH, COARSE = "engines", "gRPC", f"gRPC, {INTERVAL}"
+
+
+def run(report: Report) -> None:
+    """Alternate the three, and account for the processor time of the second and third."""
+    grpc_port, http_port = free_ports(2)
+    config = Config.parse(
+        {
+            "prefill": ENGINE,
+            "decode": {"default": ENGINE, "coarse": {**ENGINE, "stream_interval": INTERVAL}},
+            "gateway": {"grpc_port": grpc_port, "http_port": http_port},
+        }
+    )
+    tokens = REQUESTS * LENGTHS.output
+    with running(config), Engines(config) as engines:
+        address = f"127.0.0.1:{grpc_port}"
+        served = {EACH: Served(address, "default"), COARSE: Served(address, "coarse")}
+        rate = tokens / engines.seconds(REQUESTS)
+        report.ceiling(f"output tok/s of both engines alone, {CONCURRENCY} requests under way (one round)", rate)
+        sides: dict[str, Callable[[int], float]] = {BARE: engines.seconds}
+        sides |= {name: side.seconds for name, side in served.items()}
+        samples = report.alternately("rounds", sides, [REQUESTS] * ROUNDS)
+    report.table("output", [{"what": name, "output_tok_s": tokens / samples.median(name)} for name in sides])
+    for name, side in served.items():
+        report.table(f"{name}: processor time", side.processor_time())
+        share = samples.speed_up(name, over=BARE)
+        what = f"output tok/s over {name}, {CONCURRENCY} streams, of the engines' alone"
+        report.goal(what, 100 * share, 100 * SHARE_TARGET, "%")
+    burst = statistics.median(round_.burst_share for round_ in served[EACH].rounds)
+    what = "messages within 1 ms of the one before, with which they could have gone"
+    report.goal(what, 100 * burst, 100 * BURST_TARGET, "%", at_most=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One run through gRPC. `cpu_seconds` is user and system time by process."""
+
+    seconds: float
+    tokens: int
+    messages: int
+    burst_share: float
+    cpu_seconds: dict[str, float]
+
+
+class Served:
+    """A decode pool of the service at an address, and the processes that Ray runs for the service below this one."""
+
+    def __init__(self, address: str, pool: str) -> None:
+        self._address = address
+        self._pool = pool
+        below = [(process, " ".join(process.cmdline())) for process in psutil.Process().children(recursive=True)]
+        self._processes = {name: [p for p, line in below if mark in line] for name, mark in PROCESSES.items()}
+        self.rounds: list[Round] = []
+
+    def seconds(self, num_requests: int) -> float:
+        """How long so many requests take, from the first sending to the last end."""
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            words = ["--address", self._address, "--decode-pool", self._pool, "--json", file.name]
+            words += ["--concurrency", str(CONCURRENCY), "--requests", str(num_requests)]
+            words += ["--input-tokens", str(LENGTHS.input), "--output-tokens", str(LENGTHS.output)]
+            before = self._cpu_seconds()
+            subprocess.run([sys.executable, "-m", "cluster.cli", "bench", *words], check=True, capture_output=True)
+            spent = {name: seconds - before[name] for name, seconds in self._cpu_seconds().items()}
+            found = json.loads(Path(file.name).read_text())
+        summary = found["summary"]
+        assert summary["completed"] == num_requests, summary["failed"]
+        gaps = [after - at for r in found["requests"] for (at, _), (after, _) in pairwise(r["messages"])]
+        self.rounds.append(
+            Round(
+                seconds=summary["seconds"],
+                tokens=summary["output_tokens"],
+                messages=summary["messages"],
+                burst_share=sum(gap < BURST_SECONDS for gap in gaps) / len(gaps),
+                cpu_seconds={**spent, "client": summary["client_cpu_seconds"]},
+            )
+        )
+        return self.rounds[-1].seconds
+
+    def processor_time(self) -> list[dict[str, Any]]:
+        """Medians over the rounds, by process."""
+        return [
+            {
+                "process": name,
+                "ms per message": statistics.median(1e3 * r.cpu_seconds[name] / r.messages for r in self.rounds),
+                "s per 1,000 tokens": statistics.median(1e3 * r.cpu_seconds[name] / r.tokens for r in self.rounds),
+            }
+            for name in (*PROCESSES, "client")
+        ]
+
+    def _cpu_seconds(self) -> dict[str, float]:
+        times = {name: [process.cpu_times() for process in found] for name, found in self._processes.items()}
+        return {name: sum(t.user + t.system for t in found) for name, found in times.items()}
+
+
+class Engines:
+    """The two engines, each in a process of its own; handoffs go through a pipe, pages over NIXL."""
+
+    def __init__(self, config: Config) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        requests, handoffs = spawn.Pipe()
+        self._orders, orders = spawn.Pipe()
+        self._processes = [
+            spawn.Process(target=prefill_process, args=(config, requests), daemon=True),
+            spawn.Process(target=decode_process, args=(config, handoffs, orders), daemon=True),
+        ]
+
+    def __enter__(self) -> "Engines":
+        for process in self._processes:
+            process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._orders.send(0)
+        for process in self._processes:
+            process.join()
+
+    def seconds(self, num_requests: int) -> float:
+        """How long so many requests take."""
+        self._orders.send(num_requests)
+        seconds: float = self._orders.recv()
+        return seconds
+
+
+def prefill_process(config: Config, requests: Connection) -> None:
+    """Prefill whatever comes, until None does."""
+    os.nice(RAY_WORKER_NICENESS)
+    set_threads(config.prefill, config)
+    with torch.inference_mode():
+        builder = Builder(config, config.prefill)
+        prefiller = builder.prefiller(new_agent_name("prefill"), NixlTransfer)
+        prefiller.warm_up()
+        while True:
+            while requests.poll(seconds_until(prefiller)):
+                request = requests.recv()
+                if request is None:
+                    return
+                prefiller.add(request)
+            for event in prefiller.step():
+                if isinstance(event, Handoff):
+                    requests.send(event)
+
+
+def decode_process(config: Config, handoffs: Connection, orders: Connection) -> None:
+    """For each order, so many requests with CONCURRENCY of them under way; answers with the seconds."""
+    os.nice(RAY_WORKER_NICENESS)
+    section = config.decode["default"]
+    set_threads(section, config)
+    with torch.inference_mode():
+        builder = Builder(config, section)
+        decoder = builder.decoder(new_agent_name("decode"), NixlTransfer, Text.load(config.model.path))
+        decoder.warm_up()
+        while num_requests := orders.recv():
+            requests = workload(builder, num_requests)
+            started = time.perf_counter()
+            tokens = decode_all(decoder, requests, handoffs)
+            orders.send(time.perf_counter() - started)
+            assert tokens == num_requests * LENGTHS.output
+        handoffs.send(None)
+
+
+def decode_all(decoder: Decoder, requests: dict[str, Request], handoffs: Connection) -> int:
+    """Tokens generated for all requests."""
+    waiting = iter(requests.values())
+    tokens = finished = 0
+    for _ in range(CONCURRENCY):
+        handoffs.send(next(waiting))
+    while finished < len(requests):
+        while handoffs.poll(seconds_until(decoder)):
+            handoff = handoffs.recv()
+            decoder.add(requests[handoff.request_id], handoff)
+        for event in decoder.step():
+            if isinstance(event, Chunk):
+                tokens += len(event.tokens)
+                if event.finish is not None:
+                    finished += 1
+                    if (request := next(waiting, None)) is not None:
+                        handoffs.send(request)
+    return tokens
+
+
+def seconds_until(engine: Prefiller | Decoder) -> float | None:
+    """How long the engine may sleep."""
+    deadline = engine.next_deadline()
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def workload(builder: Builder, num_requests: int) -> dict[str, Request]:
+    """What `sparkpool bench` sends with these lengths."""
+    ordinary = sorted(set(range(builder.facts.vocab_size)) - set(builder.facts.eos_token_ids))
+    jobs = random_jobs(LENGTHS, ordinary, Random("0 load"))
+    stop = StopRules(max_tokens=LENGTHS.output, ignore_eos=True)
+    return {
+        name: Request(id=name, prompt=tuple(job.prompt), sampling=Sampling(), stop=stop)  # type: ignore[arg-type]
+        for name, job in ((new_agent_name("request"), next(jobs)) for _ in range(num_requests))
+    }

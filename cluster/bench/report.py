@@ -1,0 +1,132 @@
+"""What a run comes to: percentiles of every latency, rates, failures; as a table and as JSON.
+
+The JSON file, for other programs (times are seconds from the start of the run unless a name says otherwise):
+
+    config    the options of the run, `seed` among them
+    started   date and time of the start, UTC
+    summary   see `summary`
+    requests  one `cluster.bench.load.Record` each, in the order of sending:
+        index, scheduled (null in a closed loop), sent, messages [[time, tokens], ...], ended,
+        status (OK or a gRPC status), details, finish_reason, prompt_tokens,
+        timings (the last reply's `Timings`, as cluster/proto/sparkpool.proto explains them)
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from cluster.bench.load import Record
+from cluster.tables import size
+
+LATE_SECONDS = 0.01  # more than this, and the client rather than the service has shaped the load
+Summary = dict[str, Any]
+
+
+def percentile(values: list[float], percent: float) -> float:
+    """The value below which `percent` of the values lie, interpolated linearly (numpy's default, and vLLM's)."""
+    ordered = sorted(values)
+    rank = (len(ordered) - 1) * percent / 100
+    low = int(rank)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
+
+
+def spread(values: Iterable[float]) -> dict[str, float] | None:
+    """Mean, p50, p95 and p99; None without values."""
+    found = list(values)
+    if not found:
+        return None
+    return {"mean": statistics.fmean(found), **{f"p{p}": percentile(found, p) for p in (50, 95, 99)}}
+
+
+def summary(records: list[Record], client_cpu_seconds: float = 0.0) -> Summary:
+    """The figures of a run, in seconds, tokens and bytes. Latencies and rates are those of requests that ended OK."""
+    good = [record for record in records if record.ok]
+    seconds = max((r.ended for r in records), default=0.0) - min((r.sent for r in records), default=0.0)
+    tokens = sum(record.output_tokens for record in good)
+    messages = sum(len(record.token_times) for record in good)
+    moved_bytes = int(sum(record.timings["moved_bytes"] for record in good))
+    transfer_seconds = sum(record.timings["transfer_seconds"] for record in good)
+    return {
+        "seconds": seconds,
+        "requests": len(records),
+        "completed": len(good),
+        "failed": dict(Counter(record.status for record in records if not record.ok)),
+        "input_tokens": sum(record.prompt_tokens for record in good),
+        "output_tokens": tokens,
+        "requests_per_second": _ratio(len(good), seconds),
+        "output_tokens_per_second": _ratio(tokens, seconds),
+        "messages": messages,
+        "tokens_per_message": _ratio(tokens, messages),
+        "latency": {
+            "ttft": spread(record.ttft for record in good),
+            "tpot": spread(record.tpot for record in good if record.tpot is not None),
+            "itl": spread(gap for record in good for gap in record.itl),
+            "e2e": spread(record.e2e for record in good),
+            "scheduled_ttft": spread(r.late_seconds + r.ttft for r in good if r.scheduled is not None),
+            "scheduled_e2e": spread(r.late_seconds + r.e2e for r in good if r.scheduled is not None),
+            "late": spread(r.late_seconds for r in records if r.scheduled is not None),
+        },
+        "moved_bytes": moved_bytes,
+        "transfer_seconds": transfer_seconds,
+        "transfer_bytes_per_second": _ratio(moved_bytes, transfer_seconds),
+        "client_cpu_seconds": client_cpu_seconds,
+    }
+
+
+def _ratio(amount: float, of: float) -> float:
+    return amount / of if of else 0.0
+
+
+def as_json(config: dict[str, Any], started: str, records: list[Record], figures: Summary) -> dict[str, Any]:
+    """The content of `--json`; its form is at the top of this file."""
+    requests = [asdict(record) for record in sorted(records, key=lambda r: r.index)]
+    return {"config": config, "started": started, "summary": figures, "requests": requests}
+
+
+LATENCIES = {
+    "ttft": "TTFT",
+    "tpot": "TPOT",
+    "itl": "ITL",
+    "e2e": "end to end",
+    "scheduled_ttft": "TTFT since due",
+    "scheduled_e2e": "end to end since due",
+}
+
+
+def latency_table(figures: Summary) -> Table:
+    """Milliseconds, one row for each latency that was seen."""
+    table = Table(title="latency, ms")
+    table.add_column("")
+    for column in ("mean", "p50", "p95", "p99"):
+        table.add_column(column, justify="right")
+    for key, name in LATENCIES.items():
+        if found := figures["latency"][key]:
+            table.add_row(name, *(f"{value * 1e3:.2f}" for value in found.values()))
+    return table
+
+
+def lines(figures: Summary) -> list[str]:
+    """The other figures, one sentence each."""
+    f = figures
+    failed = ", ".join(f"{count} {status}" for status, count in sorted(f["failed"].items()))
+    said = [
+        f"{f['completed']} of {f['requests']} requests completed in {f['seconds']:.2f} s"
+        + (f"; failed: {failed}" if failed else ""),
+        f"{f['output_tokens_per_second']:.1f} output tok/s, {f['requests_per_second']:.2f} requests/s "
+        f"({f['input_tokens']} tokens in, {f['output_tokens']} out)",
+        f"{f['tokens_per_message']:.2f} tokens per message ({f['messages']} messages)",
+        f"KV moved: {size(f['moved_bytes'])}, {size(int(f['transfer_bytes_per_second']))}/s while reading",
+        f"this client was busy {_ratio(f['client_cpu_seconds'], f['seconds']):.0%} of one core",
+    ]
+    late = f["latency"]["late"]
+    if late and late["p99"] > LATE_SECONDS:
+        said.append(
+            f"FELL BEHIND: requests were sent up to {late['p99'] * 1e3:.0f} ms (p99) after they were due, "
+            "by this client or its --concurrency; read the figures since due"
+        )
+    return said

@@ -1,0 +1,114 @@
+"""What is asked of the service: prompts from a file, or random tokens of given lengths; and when.
+
+Everything here is pure and seeded: the same seed gives the same prompts at the same times.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from engine.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request: its prompt as text or as tokens, and `max_tokens` (None: the server's default)."""
+
+    prompt: str | list[int]
+    max_tokens: int | None
+
+
+def read_prompts(file: Path, max_tokens: int | None = None) -> list[Job]:
+    """The prompts of a file, one per line; blank lines are skipped. Raises ConfigError, naming the line.
+
+    In a `.jsonl` file a line is {"prompt": text or token ids, "max_tokens": number}, where `max_tokens` may be left
+    out; in any other file the line itself is the prompt.
+    """
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts {file}: {error}") from None
+    jobs = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                jobs.append(_job(json.loads(line), max_tokens) if file.suffix == ".jsonl" else Job(line, max_tokens))
+            except ValueError as error:  # JSONDecodeError is one
+                raise ConfigError(f"--prompts {file}: line {number}: {error}") from None
+    if not jobs:
+        raise ConfigError(f"--prompts {file}: holds no prompt")
+    return jobs
+
+
+def _job(entry: Any, max_tokens: int | None) -> Job:
+    if not isinstance(entry, dict) or "prompt" not in entry:
+        raise ValueError('must be an object with "prompt"')
+    if unknown := sorted(entry.keys() - {"prompt", "max_tokens"}):
+        raise ValueError(f'{unknown[0]!r} is unknown; "prompt" and "max_tokens" are read')
+    prompt, most = entry["prompt"], entry.get("max_tokens", max_tokens)
+    if not isinstance(prompt, str) and not (isinstance(prompt, list) and all(type(token) is int for token in prompt)):
+        raise ValueError("prompt must be text or a list of token ids")
+    if not prompt:
+        raise ValueError("prompt is empty")
+    if most is not None and (type(most) is not int or most < 1):
+        raise ValueError(f"max_tokens must be a whole number of at least 1, is {most!r}")
+    return Job(prompt, most)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Tokens in a random prompt and in its answer: uniform within `spread` (a share) of the mean.
+
+    `prefix` tokens, the same in all prompts of a run, come before the input and are counted on top of it.
+    """
+
+    input: int
+    output: int
+    input_spread: float = 0.0
+    output_spread: float = 0.0
+    prefix: int = 0
+
+    def check(self, max_tokens: int) -> None:
+        """Raise ConfigError unless the longest request fits a model that takes `max_tokens`."""
+        for name, value in (("--input-tokens", self.input), ("--output-tokens", self.output)):
+            if value < 1:
+                raise ConfigError(f"{name}: must be at least 1, is {value}")
+        for name, share in (("--input-spread", self.input_spread), ("--output-spread", self.output_spread)):
+            if not 0.0 <= share < 1.0:
+                raise ConfigError(f"{name}: must be in [0, 1), is {share}")
+        if self.prefix < 0:
+            raise ConfigError(f"--prefix-tokens: must not be negative, is {self.prefix}")
+        longest = self.prefix + _bounds(self.input, self.input_spread)[1] + _bounds(self.output, self.output_spread)[1]
+        if longest > max_tokens:
+            raise ConfigError(
+                f"--input-tokens: the longest request has {longest} tokens (--prefix-tokens and --output-tokens "
+                f"included); the model takes {max_tokens}"
+            )
+
+
+def _bounds(mean: int, spread: float) -> tuple[int, int]:
+    return max(1, math.floor(mean * (1 - spread))), math.ceil(mean * (1 + spread))
+
+
+def random_jobs(lengths: Lengths, tokens: range | list[int], rng: Random) -> Iterator[Job]:
+    """Requests without end, their prompts drawn from `tokens`."""
+    prefix = rng.choices(tokens, k=lengths.prefix)
+    while True:
+        size = rng.randint(*_bounds(lengths.input, lengths.input_spread))
+        yield Job(prefix + rng.choices(tokens, k=size), rng.randint(*_bounds(lengths.output, lengths.output_spread)))
+
+
+def arrivals(rate: float, burstiness: float, rng: Random) -> Iterator[float]:
+    """When requests are due, in seconds from the start, `rate` a second on average; the first is due at once.
+
+    Gaps are gamma distributed with shape `burstiness`: 1 is a Poisson process, less is burstier, infinity is even.
+    """
+    if math.isinf(burstiness):
+        return (index / rate for index in itertools.count())
+    gaps = (rng.gammavariate(burstiness, 1 / (rate * burstiness)) for _ in itertools.count())
+    return itertools.accumulate(gaps, initial=0.0)
