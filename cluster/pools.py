@@ -3,8 +3,10 @@
 import asyncio
 import contextvars
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -12,10 +14,28 @@ from ray.serve.handle import DeploymentHandle
 from cluster.gateway import EventStream
 from engine.errors import Unavailable
 from engine.facts import ModelFacts, ReplicaStats
-from engine.types import Handoff, Request
+from engine.types import Event, Handoff, Request
 
 logger = logging.getLogger("ray.serve")
 ANSWER_SECONDS = 5.0
+GONE = (RayError, grpc.aio.AioRpcError)  # how a replica that dies ends a call: by Ray, or by the stream between us
+
+
+class ReplicaStream:
+    """A replica's answer. If the stream to it breaks, the replica is lost."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        try:
+            async for event in self._response:
+                yield event
+        except grpc.aio.AioRpcError as error:
+            raise Unavailable(f"the stream to a replica broke ({error.code().name})") from error
+
+    def cancel(self) -> object:
+        return self._response.cancel()
 
 
 class ServePools:
@@ -28,12 +48,10 @@ class ServePools:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def prefill(self, request: Request) -> EventStream:
-        stream: EventStream = self._prefill.prefill.remote(request)
-        return stream
+        return ReplicaStream(self._prefill.prefill.remote(request))
 
     def decode(self, pool: str, request: Request, handoff: Handoff) -> EventStream:
-        stream: EventStream = self._decode[pool].decode.remote(request, handoff)
-        return stream
+        return ReplicaStream(self._decode[pool].decode.remote(request, handoff))
 
     def cancel(self, request_id: str) -> None:
         """Tell every replica to drop a request. Returns at once: it is called while a task is being cancelled.
@@ -49,7 +67,7 @@ class ServePools:
         """The model that the prefill pool serves. Raises Unavailable."""
         try:
             facts: ModelFacts = await self._handles["prefill"].facts.remote()
-        except (RayError, DeploymentUnavailableError) as error:
+        except (*GONE, DeploymentUnavailableError) as error:
             raise Unavailable(f"no prefill replica answers ({type(error).__name__})") from error
         return facts
 
@@ -58,7 +76,7 @@ class ServePools:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await asyncio.gather(*(handle.facts.remote() for handle in self._handles.values()))
-        except (TimeoutError, RayError, DeploymentUnavailableError):
+        except (TimeoutError, *GONE, DeploymentUnavailableError):
             return False
         return True
 
@@ -66,7 +84,7 @@ class ServePools:
         """Every replica of all pools. Raises Unavailable if one is lost while it is asked."""
         try:
             found = await asyncio.gather(*(_all(handle, "stats") for handle in self._handles.values()))
-        except RayError as error:
+        except GONE as error:
             raise Unavailable(f"a replica was lost while it was asked ({type(error).__name__}); ask again") from error
         return [stats for pool in found for stats in pool]
 
@@ -74,7 +92,7 @@ class ServePools:
         for pool, handle in self._handles.items():
             try:
                 await _all(handle, "cancel", request_id)
-            except (RayError, RayServeException, TimeoutError) as error:
+            except (*GONE, RayServeException, TimeoutError) as error:
                 logger.warning(f"{request_id} could not be cancelled in all of {pool}: {type(error).__name__}: {error}")
 
 
