@@ -115,7 +115,7 @@ class Inbox:
     def _start(self, room: int, spare_tokens: int) -> None:
         """Post the reads of waiting handoffs by precedence; the first that does not fit holds up the rest."""
         waiting = [incoming for incoming in self._incoming.values() if incoming.phase == P.WAITING]
-        for incoming in sorted(waiting, key=lambda i: i.sequence.precedence)[: max(0, room - len(self.coming))]:
+        for incoming in sorted(waiting, key=lambda i: i.sequence.precedence)[: room - len(self.coming)]:
             if not self._take_pages(incoming, spare_tokens):
                 return
             self._apply(incoming, E.ROOM)

@@ -34,6 +34,7 @@ class LocalTransfer:
         self._entry = AgentEntry(name=name, metadata=name.encode(), regions=regions)
         self._reads: dict[int, tuple[str, list[PageRead]]] = {}
         self._inbox: list[tuple[str, Message]] = []
+        self._peers: set[str] = set()
         self._numbers = itertools.count()
         wire.agents[name] = self
 
@@ -42,7 +43,10 @@ class LocalTransfer:
         return self._entry
 
     def connect(self, peer: AgentEntry) -> bool:
-        return peer.name in self._wire.agents
+        if peer.name not in self._wire.agents:
+            return False
+        self._peers.add(peer.name)
+        return True
 
     def read(self, peer: AgentEntry, reads: list[PageRead]) -> int:
         number = next(self._numbers)
@@ -67,8 +71,10 @@ class LocalTransfer:
 
     def notify(self, peer: str, message: Message) -> bool:
         receiver = self._wire.agents.get(peer)
-        if receiver is None:
+        if receiver is None or peer not in self._peers:
             return False
+        if message.metadata:
+            receiver._peers.add(self._entry.name)
         receiver._inbox.append((self._entry.name, Message.decode(message.encode())))
         return True
 
@@ -77,7 +83,7 @@ class LocalTransfer:
         return received
 
     def drop(self, peer: str) -> None:
-        pass
+        self._peers.discard(peer)
 
     def close(self) -> None:
         self._wire.agents.pop(self._entry.name, None)

@@ -152,7 +152,7 @@ class PromptSchedule:
         """Pages that a prompt may take yet."""
         most = self._pages.demand(prompt.request.num_tokens, self.chunk_tokens)
         missing = self._pages.missing(tables, prompt.request.num_tokens)
-        return {n: max(0, min(missing[n], most[n] - len(table.page_ids))) for n, table in tables.groups.items()}
+        return {n: min(missing[n], most[n] - len(table.page_ids)) for n, table in tables.groups.items()}
 
     def _has_pages(self, chunk: PromptChunk) -> bool:
         """Take the chunk's pages; while there are too few, the last in line gives back all of its own."""

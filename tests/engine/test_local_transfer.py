@@ -58,8 +58,26 @@ def test_an_agent_that_was_cut_off_cannot_be_read_nor_told(
 
 def test_messages_arrive_in_order_once(ends: tuple[LocalTransfer, LocalTransfer]) -> None:
     reader, source = ends
+    assert reader.connect(source.entry)
     for nonce in ("1", "2"):
         assert reader.notify("b", Message(verb=Verb.RENEW, nonce=nonce))
 
     assert [(peer, message.nonce) for peer, message in source.notifications()] == [("a", "1"), ("a", "2")]
     assert source.notifications() == []
+
+
+def test_only_an_agent_that_was_met_or_said_who_it_is_can_be_told(
+    ends: tuple[LocalTransfer, LocalTransfer],
+) -> None:
+    """As between processes: a replica that forgot to connect would be found out there only."""
+    reader, source = ends
+    anonymous = Message(verb=Verb.RENEW, nonce="n")
+
+    assert not reader.notify("b", anonymous)
+    assert reader.connect(source.entry)
+    assert reader.notify("b", anonymous)
+    assert not source.notify("a", anonymous)
+    assert reader.notify("b", Message(verb=Verb.RENEW, nonce="n", metadata=b"a"))
+    assert source.notify("a", anonymous)
+    reader.drop("b")
+    assert not reader.notify("b", anonymous)

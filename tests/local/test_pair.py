@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from engine.errors import BadRequest, DoesNotFit
@@ -102,3 +104,31 @@ def test_counters_count(rig: Rig) -> None:
     assert (decode.requests, decode.cancelled, decode.failed, decode.reads) == (3, 1, 0, 3)
     assert decode.tokens == sum(len(rig.tokens(name)) for name in "abc")
     assert decode.waiting == decode.running == prefill.waiting == prefill.running == prefill.leases_held == 0
+
+
+def test_a_warm_up_leaves_nothing_behind(rig: Rig) -> None:
+    """No page, no count, and no name for what its made-up prompts filled."""
+    before = rig.prefiller.stats(), rig.decoder.stats()
+
+    rig.prefiller.warm_up()
+    rig.decoder.warm_up()
+
+    assert (rig.prefiller.stats(), rig.decoder.stats()) == before
+    rig.assert_consistent()
+
+
+def test_prefill_counts_steps_failures_and_cancellations(make_rig: MakeRig) -> None:
+    rig = make_rig(prefill={"chunk_tokens": 32})
+    rig.add(request("r", tokens=80))
+    rig.step()
+    rig.cancel("r")
+    rig.add(replace(request("late", tokens=80), seconds_left=0.5))
+    rig.step()
+    rig.clock.advance(1.0)
+    rig.step()
+    rig.add(request("leased"))
+    rig.prefiller.step()
+    rig.prefiller.cancel("leased")
+
+    prefill = rig.prefiller.stats()
+    assert (prefill.steps, prefill.cancelled, prefill.failed) == (3, 2, 1)

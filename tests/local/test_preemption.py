@@ -79,6 +79,21 @@ def test_the_last_in_line_leaves_when_it_has_no_page_for_its_next_token(make_rig
     assert (len(rig.tokens("first")), len(rig.tokens("last"))) == (40, 30)
 
 
+@pytest.mark.parametrize("tokens", [64, 30])
+def test_nobody_is_let_in_who_would_have_to_leave_at_once(make_rig: MakeRig, tokens: int) -> None:
+    """There is a page for what it has, and none for its next token, or for a page of tokens more."""
+    rig = make_rig(prefill={"chunk_tokens": 2048}, decode=FEW)
+    total = rig.decoder.stats().pages["full"].total
+    rig.add(request("old", tokens=64 * (total - 2) + 1, max_tokens=60))
+    rig.until(lambda: rig.decoding("old"))
+    rig.add(request("new", tokens=tokens, max_tokens=100))
+    rig.until(lambda: rig.phases() == {"new": "waiting"})
+    rig.run()
+
+    assert preempted(rig) == []
+    assert len(rig.tokens("new")) == 100
+
+
 @pytest.mark.parametrize("others", [[], ["middle"]])
 def test_nobody_leaves_for_its_own_next_token_while_a_younger_one_is_read(make_rig: MakeRig, others: list[str]) -> None:
     """It once did, although it was older: only those that run were in line. For an older one's token it leaves."""

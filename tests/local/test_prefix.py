@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.types import Request, Sampling
+from engine.types import Handoff, Request, Sampling
 from tests.local.conftest import MakeRig
 from tests.local.rig import Rig, prompt, request
 
@@ -41,6 +41,7 @@ def test_the_second_question_is_neither_computed_nor_moved_again(rig: Rig, make_
 
     assert hits(rig) == (128, 128)
     assert rig.prefiller.stats().tokens - steps == 180 - 128
+    assert [event.cached_tokens for event in rig.events if isinstance(event, Handoff)] == [0, 128]
     assert rig.decoder.stats().moved_pages - moved == 2, "one page of 52 tokens in each of two groups"
     assert rig.tokens("second") == alone(make_rig, asks("second", 30))
 
@@ -127,6 +128,19 @@ def test_a_whole_known_prompt_starts_even_when_nothing_is_free_for_a_copy(make_r
 
     assert rig.tokens("again") == rig.tokens("r")
     assert hits(rig)[0] == 64 * (total - 1)
+
+
+def test_what_was_read_is_known_even_if_its_request_never_gets_to_a_step(rig: Rig) -> None:
+    rig.add(asks("gone", 10))
+    rig.until(lambda: rig.phases() == {"gone": "releasing"})
+    rig.prefiller.step()
+    rig.decoder.admit()
+    rig.cancel("gone")
+
+    rig.add(asks("next", 10))
+    rig.run()
+
+    assert hits(rig)[1] == 128
 
 
 def test_prompt_logprobs_are_computed_for_every_token(rig: Rig) -> None:

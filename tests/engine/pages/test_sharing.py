@@ -82,6 +82,17 @@ def test_a_prefix_with_a_window_begins_at_the_window() -> None:
     assert (len(found.groups[FULL].page_ids), found.groups[SLIDING].first_page) == (10, (40 - WINDOW) // PAGE_TOKENS)
 
 
+def test_what_no_window_sees_any_more_need_not_be_known() -> None:
+    pages = some_pages(sliding=10)
+    live = computed(pages, "a", [1] * 40)
+    pages.trim(live.tables, 40)
+    others = pages.open("others")
+    taken = pages.pools[SLIDING].take(available(pages)[SLIDING], others.holder)  # the passed ones among them
+    pages.pools[SLIDING].give_back(taken, others.holder)
+
+    assert pages.reuse(pages.open("b"), [1] * 40) == 40
+
+
 def test_pages_that_were_not_used_for_longest_go_first_and_ends_before_beginnings() -> None:
     pages = some_pages(full=9, sliding=9)
     for name, token in (("old", 1), ("new", 2)):

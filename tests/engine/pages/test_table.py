@@ -49,49 +49,40 @@ class PagesAgainstContents(RuleBasedStateMachine):
             assert table.first_page == old.tables.groups[name].first_page
             assert table.end_page == table.group.num_pages(old.committed)
         live.read_what_is_missing(self.pages)
+        self.pages.publish(tables, live.tokens, live.committed)
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def step(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), steps=st.integers(1, 12), published=st.booleans())
+    def grow(self, data: st.DataObject, steps: int, published: bool) -> None:
         """Trim, extend, compute; then commit some: what was drafted beyond it is simply forgotten."""
         live = self._any(data)
-        self.pages.trim(live.tables, live.committed)
-        end = min(live.committed + data.draw(st.integers(1, STEP)), len(live.tokens))
-        before = available(self.pages)
-        if not self.pages.extend(live.tables, end):
-            assert available(self.pages) == before
-            assert any(before[n] < count for n, count in self.pages.missing(live.tables, end).items())
-            return
-        committed = data.draw(st.integers(live.committed, end))
-        live.write(self.pages, live.committed, committed)
-        live.write(self.pages, committed, end, GARBAGE)
-        live.committed = committed
+        for _ in range(steps):
+            self.pages.trim(live.tables, live.committed)
+            end = min(live.committed + STEP, len(live.tokens))
+            before = available(self.pages)
+            if not self.pages.extend(live.tables, end):
+                assert available(self.pages) == before
+                assert any(before[n] < count for n, count in self.pages.missing(live.tables, end).items())
+                return
+            committed = data.draw(st.integers(min(live.committed + 1, end), end))
+            live.write(self.pages, live.committed, committed)
+            live.write(self.pages, committed, end, GARBAGE)
+            live.committed = committed
+            if published:
+                self.pages.publish(live.tables, live.tokens, live.committed)
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def publish(self, data: st.DataObject) -> None:
-        live = self._any(data)
-        self.pages.publish(live.tables, live.tokens, live.committed)
-
-    @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        self.pages.release(self.live.pop(self._any(data).tables.holder).tables)
-
-    @precondition(lambda self: self.live)
-    @rule(data=st.data(), published=st.booleans())
-    def clear(self, data: st.DataObject, published: bool) -> None:
-        """The request ends; others that share its pages go on."""
+    @rule(data=st.data(), how=st.sampled_from(["release", "clear", "clear published", "quarantine"]))
+    def end(self, data: st.DataObject, how: str) -> None:
+        """Others that share its pages go on."""
         live = self.live.pop(self._any(data).tables.holder)
-        self.pages.clear(live.tables, published)
+        if how == "quarantine":
+            self.pages.quarantine(live.tables)
+            self.quarantined.add(live.tables.holder)
+            return
+        if how != "release":
+            self.pages.clear(live.tables, published=how == "clear published")
         self.pages.release(live.tables)
-
-    @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def quarantine(self, data: st.DataObject) -> None:
-        holder = self._any(data).tables.holder
-        self.pages.quarantine(self.live.pop(holder).tables)
-        self.quarantined.add(holder)
 
     @precondition(lambda self: self.quarantined)
     @rule(data=st.data())

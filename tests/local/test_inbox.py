@@ -1,0 +1,109 @@
+"""What a decode replica says, keeps and counts while handoffs are on their way."""
+
+from dataclasses import replace
+
+import pytest
+
+from engine.transfer import Message, Verb
+from engine.types import Chunk
+from tests.local.conftest import MakeRig
+from tests.local.rig import Rig, prompt, request
+
+
+def said(rig: Rig) -> list[Verb]:
+    """Fills up with what decode says to prefill from now on."""
+    words: list[Verb] = []
+    transfer = rig.decoder._transfer
+    notify = transfer.notify
+
+    def heard(peer: str, message: Message) -> bool:
+        words.append(message.verb)
+        return notify(peer, message)
+
+    transfer.notify = heard
+    return words
+
+
+@pytest.mark.parametrize("phase", ["waiting", "reading"])
+def test_a_lease_is_renewed_three_times_in_a_term_and_released_once(make_rig: MakeRig, phase: str) -> None:
+    rig = make_rig(decode={"max_requests": 1})
+    if phase == "waiting":
+        rig.add(request("first", max_tokens=100))
+        rig.until(lambda: rig.decoding("first"))
+    rig.wire.stalled = phase == "reading"
+    rig.add(request("r"))
+    rig.until(lambda: rig.phases() == {"r": phase})
+    words = said(rig)
+
+    rig.wait(45.0)
+
+    assert words == [Verb.RENEW] * 4
+    rig.wire.stalled = False
+    rig.run()
+    assert words == [Verb.RENEW] * 4 + [Verb.RELEASE]
+    assert len(rig.tokens("r")) == 5
+
+
+def test_an_urgent_handoff_overtakes_those_that_came_before(make_rig: MakeRig) -> None:
+    rig = make_rig(decode={"max_requests": 1})
+    rig.add(request("running", max_tokens=40))
+    rig.until(lambda: rig.decoding("running"))
+    for name, priority in (("a", 1), ("b", 0), ("c", -1)):
+        rig.add(replace(request(name), priority=priority))
+        rig.until(lambda name=name: rig.phases().get(name) == "waiting")
+    rig.run()
+
+    ends = [event.request_id for event in rig.events if isinstance(event, Chunk) and event.finish]
+    assert ends == ["running", "c", "b", "a"]
+
+
+@pytest.mark.parametrize("phase", ["waiting", "reading", "releasing"])
+def test_a_peer_is_not_forgotten_because_a_request_is_cancelled(make_rig: MakeRig, phase: str) -> None:
+    """Others may be on their way from it."""
+    rig = make_rig(decode={"max_requests": 2 if phase != "waiting" else 1})
+    rig.add(request("first", max_tokens=100))
+    rig.until(lambda: rig.decoding("first"))
+    rig.wire.stalled = phase == "reading"
+    rig.add(request("r"))
+    rig.until(lambda: rig.phases() == {"r": phase})
+    dropped: list[str] = []
+    rig.decoder._transfer.drop = dropped.append
+
+    rig.cancel("r")
+    rig.wire.stalled = False
+    rig.run()
+
+    assert dropped == []
+
+
+@pytest.mark.parametrize("phase", ["reading", "releasing"])
+def test_a_cancelled_handoff_leaves_the_pages_that_were_here_already(rig: Rig, phase: str) -> None:
+    asked = [replace(request(name), prompt=prompt("same", 150) + prompt(name, 20)) for name in ("a", "b", "c")]
+    rig.generate(asked[:1])
+    rig.wire.stalled = phase == "reading"
+    rig.add(asked[1])
+    rig.until(lambda: rig.phases() == {"b": phase})
+    rig.cancel("b")
+    rig.wire.stalled = False
+    rig.run()
+    before = rig.decoder.stats().prefix_hit_tokens
+
+    rig.generate(asked[2:])
+
+    assert rig.decoder.stats().prefix_hit_tokens - before == 128
+
+
+def test_what_was_moved_is_counted_when_it_is_here(rig: Rig) -> None:
+    rig.wire.stalled = True
+    rig.add(request("r", tokens=100))
+    rig.until(lambda: rig.phases() == {"r": "reading"})
+    rig.wait(3.0)
+    before = rig.decoder.stats()
+    rig.wire.stalled = False
+    rig.run()
+
+    after = rig.decoder.stats()
+    assert (before.reads, before.moved_pages, before.moved_bytes, before.transfer_seconds) == (1, 0, 0, 0.0)
+    assert (after.reads, after.moved_pages) == (1, 4), "two pages of each of two groups"
+    assert after.moved_bytes == 2 * sum(group.target_bytes for group in rig.builder.layout.groups.values())
+    assert after.transfer_seconds == pytest.approx(3.0, abs=0.1)
