@@ -6,6 +6,7 @@ It receives its parts and never builds them, asks the clock for `now()` only, an
 from dataclasses import dataclass, replace
 
 from decode.inbox import Inbox
+from decode.plan import Planner
 from decode.reads import Incoming
 from decode.schedule import DecodeBatch, DecodeSchedule
 from decode.sequence import Sequence
@@ -49,6 +50,7 @@ class Decoder:
         pages: Pages,
         backend: Backend,
         drafter: Drafter,
+        planner: Planner,
         acceptor: Exact,
         transfer: Transfer,
         clock: Clock,
@@ -56,11 +58,13 @@ class Decoder:
         config: DecodeConfig,
         poll_seconds: float,
         fingerprint: dict[str, str],
+        drafter_fingerprint: dict[str, str] | None,
         eos_token_ids: tuple[int, ...],
     ) -> None:
         self._pages = pages
         self._backend = backend
         self._drafter = drafter
+        self._planner = planner
         self._acceptor = acceptor
         self._transfer = transfer
         self._clock = clock
@@ -68,6 +72,7 @@ class Decoder:
         self._config = config
         self._poll_seconds = poll_seconds
         self._fingerprint = fingerprint
+        self._drafter_fingerprint = drafter_fingerprint
         self._eos_token_ids = eos_token_ids
         self._step_tokens = 1 + drafter.block_length
         self._counters = Counters()
@@ -84,12 +89,15 @@ class Decoder:
         self._check(request, handoff)
         now = self._clock.now()
         sequence = Sequence(request, self._text, self._eos_token_ids, now)
+        if not self._has_drafter_part(handoff):
+            sequence.context_from = handoff.num_tokens
         incoming = Incoming(
             handoff=handoff,
             sequence=sequence,
             arrived=now,
             renew_at=now + handoff.lease_seconds / 3,
             deadline=now + handoff.lease_seconds,
+            with_drafter=self._has_drafter_part(handoff),
         )
         self._counters.requests += 1
         self._counters.tokens += 1
@@ -119,12 +127,14 @@ class Decoder:
         batch = self._schedule.next()
         if not batch:
             return events
-        block = self._drafter.propose(len(batch))
-        target = batch.extended(block)
+        block = self._drafter.propose(batch.anchors)
+        lengths = self._planner.plan(block, batch.demand)
+        trial = batch.trial(block, lengths)
+        target = trial.target
         output = self._backend.forward(target)
-        draws = self._acceptor(output.logits, block, batch.options, batch.edits)
+        accepted = self._acceptor(output.logits, block, lengths, trial.options, trial.edits)
         self._drafter.absorb(target, output.taps)
-        return events + self._timed(self._schedule.commit(batch, draws))
+        return events + self._timed(self._schedule.commit(batch, accepted))
 
     def admit(self) -> list[Event]:
         """First tokens of new requests, requests that lost their pages or time; what was read joins the running."""
@@ -148,10 +158,12 @@ class Decoder:
         sequence = Sequence(request, self._text, self._eos_token_ids, self._clock.now())
         sequence.commit([Drawn(0, 0.0)])
         sequence.tables = self._pages.open(sequence.id)
-        self._pages.extend(sequence.tables, request.max_total_tokens)
+        self._pages.extend(sequence.tables, 1 + self._step_tokens)
         batch = DecodeBatch((sequence,), self._pages, self._eos_token_ids)
-        block = self._drafter.propose(len(batch))
-        self._acceptor(self._backend.forward(batch.extended(block)).logits, block, batch.options, batch.edits)
+        block = self._drafter.propose(batch.anchors)
+        trial = batch.trial(block, [block.length])
+        output = self._backend.forward(trial.target)
+        self._acceptor(output.logits, block, [block.length], trial.options, trial.edits)
         self._pages.release(sequence.tables)
 
     def next_deadline(self) -> float | None:
@@ -185,13 +197,18 @@ class Decoder:
             self._pages.assert_idle()
             assert not self._arrivals, f"requests that ended are still remembered: {list(self._arrivals)}"
 
+    def _has_drafter_part(self, handoff: Handoff) -> bool:
+        """Whether its pages hold the context of the very drafter that drafts here."""
+        return self._drafter_fingerprint is not None and handoff.drafter_fingerprint == self._drafter_fingerprint
+
     def _check(self, request: Request, handoff: Handoff) -> None:
         theirs, ours = handoff.target_fingerprint, self._fingerprint
         differ = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
         if differ:
             parts = [f"{key}: prefill has {theirs.get(key)}, decode {ours.get(key)}" for key in differ]
             raise HandoffRefused("the pools serve different models; " + "; ".join(parts))
-        demand = self._pages.demand(request.max_total_tokens, self._step_tokens)
+        reach = request.max_total_tokens + self._drafter.block_length
+        demand = self._pages.demand(reach, self._step_tokens)
         if shortfall := self._pages.shortfall(demand):
             raise DoesNotFit(f"max_tokens: {request.max_total_tokens} tokens in all, {shortfall} (decode.cache_bytes)")
         if self._inbox.waiting >= self._config.max_waiting and not request.generated:

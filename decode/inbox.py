@@ -162,8 +162,11 @@ class Inbox:
     def _reads(self, incoming: Incoming) -> list[PageRead]:
         """What has to be read: the pages of the handoff that are not here."""
         reads = []
-        for name, span in incoming.handoff.spans.items():
-            table = self._tables(incoming).groups[name]
+        for name, table in self._tables(incoming).groups.items():
+            group, span = self._pages.layout.groups[name], incoming.handoff.spans.get(name)
+            num_bytes = group.page_bytes if incoming.with_drafter else group.target_bytes
+            if span is None or not num_bytes:
+                continue
             pool = self._pages.pools[name]
             pairs = [
                 (theirs, ours)
@@ -172,7 +175,6 @@ class Inbox:
             ]
             if pairs:
                 remote, local = zip(*pairs, strict=True)
-                num_bytes = self._pages.layout.groups[name].target_bytes
                 reads.append(PageRead(group=name, remote_pages=remote, local_pages=local, num_bytes=num_bytes))
         return reads
 

@@ -73,13 +73,15 @@ LIVE = frozenset({P.WAITING, P.READING, P.RELEASING, P.DRAINING})
 
 @dataclass
 class Incoming:
-    """A handoff that is not decoding yet. Times are on the engine's clock."""
+    """A handoff that is not decoding yet. Times are on the engine's clock. `with_drafter`: the drafter's part of its
+    pages is read too."""
 
     handoff: Handoff
     sequence: Sequence
     arrived: float
     renew_at: float
     deadline: float
+    with_drafter: bool = False
     phase: ReadPhase = ReadPhase.WAITING
     reads: list[PageRead] = field(default_factory=list)
     read: int | None = None

@@ -1,16 +1,18 @@
 """Continuous batching: which requests take part in a step, and what a step did to them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from decode.plan import Demand
 from decode.sequence import Sequence
+from decode.verify import Accepted
 from engine.batch import Batch, Row
 from engine.config import DecodeConfig
-from engine.drafters import DraftBlock
+from engine.drafters import Anchor, DraftBlock
 from engine.edits import Draw, Edits
 from engine.errors import ModelFailure
 from engine.pages import Pages
-from engine.sampling import NO_TOKEN, Draws, SamplingBatch
+from engine.sampling import NO_TOKEN, SamplingBatch
 from engine.types import Chunk, Ended
 
 
@@ -25,24 +27,59 @@ class DecodeBatch:
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def extended(self, block: DraftBlock) -> Batch:
-        """The target's input: each request's uncached token, then its drafts."""
-        assert block.length == 0
-        return Batch.of([self._row(s) for s in self.sequences], self.pages.layout, self.pages.store.device)
+    @property
+    def anchors(self) -> list[Anchor]:
+        """Where drafting begins."""
+        return [s.anchor for s in self.sequences]
+
+    @property
+    def demand(self) -> Demand:
+        """What a planner wants to know of the requests."""
+        cached = [s.num_cached for s in self.sequences]
+        return Demand(
+            [s.id for s in self.sequences], [s.most_drafts for s in self.sequences], sum(cached) // len(cached)
+        )
+
+    def trial(self, block: DraftBlock, lengths: list[int]) -> "Trial":
+        """The first drafts of each request, as many as were planned, to be put before the target."""
+        drafted = block.token_RK.tolist() if any(lengths) else [[]] * len(self)
+        return Trial(self, [draft[:length] for draft, length in zip(drafted, lengths, strict=True)])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a step puts before the target: each request's uncached token, then the drafts to be verified.
+
+    The target answers with a row of logits after each of them.
+    """
+
+    batch: DecodeBatch
+    drafts: list[list[int]]
+
+    @property
+    def target(self) -> Batch:
+        rows = []
+        for sequence, drafts in zip(self.batch.sequences, self.drafts, strict=True):
+            assert sequence.tables is not None
+            tokens = [sequence.tokens[-1], *drafts]
+            rows.append(Row(tokens, sequence.num_cached, sequence.tables, num_logits=len(tokens)))
+        return Batch.of(rows, self.batch.pages.layout, self.batch.pages.store.device)
 
     @property
     def options(self) -> SamplingBatch:
-        rows = [(s.request.sampling, len(s.tokens)) for s in self.sequences]
-        return SamplingBatch.of(rows, self.pages.store.device)
+        rows = [(s.request.sampling, len(s.tokens) + n) for s, n, _ in self._places]
+        return SamplingBatch.of(rows, self.batch.pages.store.device)
 
     @property
     def edits(self) -> Edits | None:
-        draws = [Draw(s.request, s.tokens) for s in self.sequences]
-        return Edits.of(draws, self.eos_token_ids, self.pages.store.device)
+        draws = [Draw(s.request, [*s.tokens, *d[:n]]) if s.request.edits_logits else None for s, n, d in self._places]
+        return Edits.of(draws, self.batch.eos_token_ids, self.batch.pages.store.device)
 
-    def _row(self, sequence: Sequence) -> Row:
-        assert sequence.tables is not None
-        return Row(sequence.uncached, sequence.num_cached, sequence.tables, num_logits=1)
+    @property
+    def _places(self) -> Iterator[tuple[Sequence, int, list[int]]]:
+        """(request, drafts before, its drafts) of each row of logits."""
+        for sequence, drafts in zip(self.batch.sequences, self.drafts, strict=True):
+            yield from ((sequence, count, drafts) for count in range(len(drafts) + 1))
 
 
 class DecodeSchedule:
@@ -84,16 +121,16 @@ class DecodeSchedule:
         ready = tuple(sequence for sequence in self.running.values() if not self._lacks_pages(sequence))
         return DecodeBatch(ready, self._pages, self._eos_token_ids)
 
-    def commit(self, batch: DecodeBatch, draws: Draws) -> list[Chunk | Ended]:
+    def commit(self, batch: DecodeBatch, accepted: Accepted) -> list[Chunk | Ended]:
         """Give every request its tokens (the step's one copy to the host). What has ended gives its pages back."""
         events: list[Chunk | Ended] = []
-        for sequence, draw in zip(batch.sequences, draws.drawn(), strict=True):
-            if draw.token == NO_TOKEN:
+        for sequence, drawn in zip(batch.sequences, accepted.drawn(), strict=True):
+            if any(draw.token == NO_TOKEN for draw in drawn):
                 events.append(self._broken(sequence))
                 continue
-            sequence.num_cached = len(sequence.tokens)
+            events.append(sequence.commit(drawn))
+            sequence.num_cached = len(sequence.tokens) - 1
             self.publish(sequence)
-            events.append(sequence.commit([draw]))
             if sequence.finish is not None:
                 self.remove(sequence.id)
         return events

@@ -4,6 +4,7 @@ prompt ++ generated            tokens below `num_cached` are in pages;
 [ in pages        ][ last ]    the last token is not, until the step that computes what follows it
 """
 
+from engine.drafters import Anchor
 from engine.pages import Tables
 from engine.text import StopStrings, Text, TextStream
 from engine.types import Chunk, Drawn, FinishReason, Request
@@ -18,6 +19,7 @@ class Sequence:
         self.tokens = list(request.tokens)
         self.tables: Tables | None = None
         self.num_cached = request.num_tokens
+        self.context_from = 0
         self.finish: FinishReason | None = None
         self._stop_strings = StopStrings(request.stop.stop)
         self._text = TextStream(text, request.prompt, () if request.stop.stop else request.generated)
@@ -45,9 +47,16 @@ class Sequence:
         return len(self.tokens) - len(self.request.prompt)
 
     @property
-    def uncached(self) -> list[int]:
-        """Committed tokens that no page holds yet: what the next step starts from."""
-        return self.tokens[self.num_cached :]
+    def anchor(self) -> Anchor:
+        """The last token: committed, and in no page yet. What the next step starts from."""
+        assert self.tables is not None
+        position = len(self.tokens) - 1
+        return Anchor(self.tokens[-1], position, self.tables, self.request.sampling, self.context_from)
+
+    @property
+    def most_drafts(self) -> int:
+        """Drafts of which every one could still be said: the step itself gives one more token."""
+        return min(self.request.stop.max_tokens - self.num_generated - 1, self.request.max_drafts)
 
     def commit(self, drawn: list[Drawn]) -> Chunk:
         """Take tokens up to the first that ends the request; what it says is in the chunk."""

@@ -1,16 +1,130 @@
-"""Which of the target's tokens are committed. With drafts of length 0, each step commits the target's own token."""
+"""Which drafted tokens are committed, and what comes after them.
 
+The target has computed, for request r with `lengths[r]` drafts x_1 .. x_L, the logits that follow each of 0 .. L:
+L + 1 rows. p_j is the processed distribution of row j, q_j the one that x_{j+1} was drawn from. Two exact rules:
+
+    rejection   (no seed of the client's own)  accept x with probability min(1, p(x) / q(x)); the first that is not
+                accepted is replaced by a draw from max(0, p - q), normalised; if all are, one more is drawn from p.
+                The output is distributed as the target's (Leviathan et al. 2023, Chen et al. 2023).
+    coupled     (greedy, or a seed)  the target draws its own token with the noise of that position; drafts are
+                accepted while they are the same. The output is the very tokens that the target alone would have drawn.
+
+Both draw what follows with the noise of its position, so that with no drafts they are one and the same.
+
+N = rows of logits of all requests, R = requests, K = drafts of a block, V = vocabulary
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from engine.drafters import DraftBlock
 from engine.edits import Edits
-from engine.sampling import Draws, SamplingBatch, sample
+from engine.sampling import ACCEPT_NOISE, Draws, SamplingBatch, draw, log_probs, told, uniform
+from engine.types import Drawn
+
+LEAST_MASS = 1e-8  # of a residual; below it p and q are the same but for rounding, and p itself is sampled
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What each request gets of a step: of its rows in `draws`, the first `num_drafts_R + 1`."""
+
+    draws: Draws
+    num_drafts_R: Tensor
+    lengths: tuple[int, ...]
+
+    def drawn(self) -> list[list[Drawn]]:
+        """The step's one copy to the host: the tokens of each request, never none."""
+        rows, tokens, start = self.draws.drawn(), [], 0
+        for length, accepted in zip(self.lengths, self.num_drafts_R.tolist(), strict=True):
+            tokens.append(rows[start : start + accepted + 1])
+            start += length + 1
+        return tokens
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where each row of logits stands: which request's, and after how many of its drafts."""
+
+    request_N: Tensor
+    offset_N: Tensor
+    drafted_N: Tensor  # whether a draft comes next
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> "Places":
+        length_R = torch.tensor(lengths, dtype=torch.int64).to(device)
+        request_N = torch.arange(len(lengths), device=device).repeat_interleave(length_R + 1)
+        first_R = (length_R + 1).cumsum(0) - length_R - 1
+        offset_N = torch.arange(len(request_N), device=device) - first_R[request_N]
+        return cls(request_N, offset_N, offset_N < length_R[request_N])
+
+    def of_block(self, values_RK: Tensor) -> Tensor:
+        """The value of the draft that comes next at each row; some other where none does."""
+        return values_RK[self.request_N, self.offset_N.clamp(max=values_RK.shape[1] - 1)]
 
 
 class Exact:
-    """The output is what the target alone would have drawn."""
+    """The output is what the target alone would have drawn, or is distributed so: the two rules above, row by row."""
 
-    def __call__(self, logits_RV: Tensor, block: DraftBlock, options: SamplingBatch, edits: Edits | None) -> Draws:
-        """One token for each request, from one row of logits for each."""
-        assert block.length == 0
-        return sample(logits_RV, options, edits)
+    @torch.inference_mode()
+    def __call__(
+        self,
+        logits_NV: Tensor,
+        block: DraftBlock,
+        lengths: Sequence[int],
+        options: SamplingBatch,
+        edits: Edits | None,
+    ) -> Accepted:
+        """`options` and `edits` are for the N rows; their positions are those of the tokens that follow."""
+        changed_NV = logits_NV if edits is None else edits.applied(logits_NV)
+        log_p_NV = changed_NV if options.all_greedy else log_probs(changed_NV, options)
+        places = Places.of(lengths, logits_NV.device)
+        if not any(lengths):
+            own_N = draw(changed_NV, log_p_NV, options)
+            return Accepted(told(logits_NV, own_N, options), torch.zeros_like(own_N), tuple(lengths))
+        draft_N = places.of_block(block.token_RK)
+        if options.all_coupled:
+            own_N = draw(changed_NV, log_p_NV, options)
+            survives_N = own_N == draft_N
+        else:
+            log_q_NV = self._log_q(block, places, draft_N, log_p_NV)
+            residual_NV = torch.where(options.coupled_R[:, None], log_p_NV, _log_residual(log_p_NV, log_q_NV))
+            own_N = draw(changed_NV, residual_NV, options)
+            survives_N = torch.where(
+                options.coupled_R, own_N == draft_N, _is_accepted(log_p_NV, log_q_NV, draft_N, options)
+            )
+        accepted_R = _leading(survives_N & places.drafted_N, places, lengths)
+        token_N = torch.where(places.offset_N < accepted_R[places.request_N], draft_N, own_N)
+        return Accepted(told(logits_NV, token_N, options), accepted_R, tuple(lengths))
+
+    def _log_q(self, block: DraftBlock, places: Places, draft_N: Tensor, log_p_NV: Tensor) -> Tensor:
+        """log q at each row; where no draft comes next nothing was drafted, and q is 0."""
+        if block.log_probs_RKV is None:
+            certain_NV = torch.full_like(log_p_NV, -torch.inf).scatter_(1, draft_N[:, None], 0.0)
+        else:
+            certain_NV = places.of_block(block.log_probs_RKV)
+        return certain_NV.masked_fill(~places.drafted_N[:, None], -torch.inf)
+
+
+def _log_residual(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
+    """log max(0, p - q), not normalised; log p where nothing is left."""
+    residual_NV = (log_p_NV.exp() - log_q_NV.exp()).clamp(min=0)
+    nothing_N1 = residual_NV.sum(dim=-1, keepdim=True) <= LEAST_MASS
+    return torch.where(nothing_N1, log_p_NV, residual_NV.log())
+
+
+def _is_accepted(log_p_NV: Tensor, log_q_NV: Tensor, draft_N: Tensor, options: SamplingBatch) -> Tensor:
+    """u < p(x) / q(x), with the uniform of that position. [N]"""
+    log_ratio_N = (log_p_NV.gather(-1, draft_N[:, None]) - log_q_NV.gather(-1, draft_N[:, None]))[:, 0]
+    u_N = uniform(options.seed_R, options.position_R, ACCEPT_NOISE, 1)[:, 0]
+    return u_N.log() < log_ratio_N
+
+
+def _leading(survives_N: Tensor, places: Places, lengths: Sequence[int]) -> Tensor:
+    """How many of each request's drafts survive before the first that does not. [R]"""
+    grid_RK = torch.zeros(len(lengths), max(lengths) + 1, dtype=torch.int64, device=survives_N.device)
+    grid_RK[places.request_N, places.offset_N] = survives_N.long()
+    return grid_RK.cumprod(dim=1).sum(dim=1)

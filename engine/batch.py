@@ -21,16 +21,25 @@ SHORT_ROW_TOKENS = 16
 
 @dataclass(frozen=True)
 class Row:
-    """What one request puts into a step: `tokens` at positions `start ..`, and how many trailing ones need logits."""
+    """What one request puts into a step: `tokens` at positions `start ..`, and how many trailing ones need logits.
+
+    `as_block`: every token sees all of the row, as in a drafter's block. Nothing before `context_from` is seen.
+    """
 
     tokens: Sequence[int]
     start: int
     tables: Tables
     num_logits: int
+    as_block: bool = False
+    context_from: int = 0
 
     @property
     def end(self) -> int:
         return self.start + len(self.tokens)
+
+    def last_seen(self, query: int) -> int:
+        """The last position that token number `query` of the row sees."""
+        return self.end - 1 if self.as_block else self.start + min(query, len(self.tokens) - 1)
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ class Batch:
         )
 
 
-def _tensor(values: list[int] | list[list[int]], device: torch.device) -> Tensor:
+def _tensor(values: list[int] | list[list[int]] | list[list[list[int]]], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
 
 
@@ -145,7 +154,7 @@ def _segment(rows: list[Row], first_token: int, layout: CacheLayout, device: tor
         index.append([base + min(i, count - 1) for i in range(num_queries)])
         flat += [r * num_queries + i for i in range(count)]
         base += count
-    queries = [[row.start + min(i, len(row.tokens) - 1) for i in range(num_queries)] for row in rows]
+    queries = [[row.last_seen(i) for i in range(num_queries)] for row in rows]
     queries_RQ = _tensor(queries, device)
     keys = {name: _keys(rows, queries_RQ, group, device) for name, group in layout.groups.items()}
     tokens = slice(first_token, first_token + base)
@@ -164,6 +173,8 @@ def _keys(rows: list[Row], queries_RQ: Tensor, group: PageGroup, device: torch.d
     key_RK = first_R1 + torch.arange(width * group.page_tokens, device=device)
     key_R1K, query_RQ1 = key_RK[:, None, :], queries_RQ[:, :, None]
     mask_RQK = key_R1K <= query_RQ1
+    if any(row.context_from for row in rows):
+        mask_RQK &= key_R1K >= _tensor([[[row.context_from]] for row in rows], device)
     if group.window is not None:
         mask_RQK &= key_R1K > query_RQ1 - group.window
     return Keys(pages_RP, mask_RQK[:, None])

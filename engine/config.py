@@ -33,6 +33,8 @@ class ModelConfig(Section):
     """Weights, arithmetic and cache."""
     page_tokens: Annotated[int, Field(ge=16, le=1024)] = 64
     """Tokens in a page; the same in both pools."""
+    drafter: Path | None = None
+    """A DSpark drafter for this model: config.json and *.safetensors in DeepSpec's format. None: no speculation."""
 
     @property
     def served_name(self) -> str:
@@ -77,6 +79,8 @@ class EngineConfig(Section):
     """Bytes for pages in each replica, such as 256MiB. If not set, `cache_fraction` decides."""
     cache_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the memory that is free after loading, taken for pages if `cache_bytes` is not set."""
+    drafting: bool = True
+    """Take part in speculation, if there is a `model.drafter`: prefill writes its context, decode drafts."""
     prefix_caching: bool = True
     """Keep pages of requests that have ended, and let requests that begin with the same tokens share them."""
     warm_up: bool = True
@@ -110,6 +114,10 @@ class PrefillConfig(EngineConfig):
 class DecodeConfig(EngineConfig):
     """One decode pool."""
 
+    planner: Literal["causal", "lagged", "fixed"] = "causal"
+    """How many drafts are verified: by confidence and measured step times (causal, lagged), or `fixed_drafts`."""
+    fixed_drafts: Annotated[int, Field(ge=0)] = 3
+    """Drafts of each request that `planner: fixed` verifies."""
     answer_seconds: Seconds = 10.0
     """How long a release may go unanswered before the handoff counts as lost."""
     read_seconds: Seconds = 60.0
@@ -179,7 +187,7 @@ class Config(Section):
     def load(cls, file: Path | None) -> "Config":
         """Read and check a YAML file; None gives the defaults. Raises ConfigError that names the key.
 
-        A relative `model.path` is looked for beside the file.
+        A relative `model.path` or `model.drafter` is looked for beside the file.
         """
         if file is None:
             return cls()
@@ -194,10 +202,9 @@ class Config(Section):
         if not isinstance(content, dict):
             raise ConfigError(f"{file}: holds a {type(content).__name__}, not a mapping of sections")
         config = cls.parse(content, str(file))
-        if config.model.path.is_absolute():
-            return config
-        model = config.model.model_copy(update={"path": (file.parent / config.model.path).resolve()})
-        return config.model_copy(update={"model": model})
+        paths = {key: path for key in ("path", "drafter") if (path := getattr(config.model, key)) is not None}
+        beside = {key: (file.parent / path).resolve() for key, path in paths.items()}  # an absolute one stays
+        return config.model_copy(update={"model": config.model.model_copy(update=beside)})
 
     @classmethod
     def parse(cls, content: dict[str, object], source: str = "configuration") -> "Config":

@@ -17,12 +17,14 @@ from engine.edits import Edits
 from engine.types import Drawn, Sampling
 
 NO_TOKEN = -1
-TARGET_NOISE = 0  # purpose: the target's own draw; drafters and acceptance use others
+# What a draw is for: each purpose has noise of its own.
+TARGET_NOISE, DRAFT_NOISE, ACCEPT_NOISE = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class SamplingBatch:
-    """The options of R rows on the device. Rows at temperature 0 are greedy."""
+    """The options of R rows on the device. Rows at temperature 0 are greedy; those and rows with a seed of the
+    client's own are `coupled`: they give the same tokens whatever was drafted (decode/verify.py)."""
 
     temperature_R: Tensor
     top_k_R: Tensor
@@ -30,6 +32,8 @@ class SamplingBatch:
     min_p_R: Tensor
     seed_R: Tensor
     position_R: Tensor
+    coupled_R: Tensor
+    all_coupled: bool
     all_greedy: bool
     any_filter: bool
     top_logprobs: tuple[int, ...]
@@ -45,6 +49,8 @@ class SamplingBatch:
             torch.tensor([s.min_p for s in options], dtype=torch.float32).to(device),
             torch.tensor([s.seed for s in options], dtype=torch.int64).to(device),
             torch.tensor([position for _, position in rows], dtype=torch.int64).to(device),
+            torch.tensor([s.greedy or s.seeded for s in options]).to(device),
+            all(s.greedy or s.seeded for s in options),
             all(s.greedy for s in options),
             any(s.top_k > 0 or s.top_p < 1.0 or s.min_p > 0.0 for s in options),
             tuple(s.top_logprobs for s in options),
@@ -78,13 +84,22 @@ def sample(logits_RV: Tensor, options: SamplingBatch, edits: Edits | None = None
     A row that holds NaN or infinity gets NO_TOKEN: its request has to end, the others are not touched.
     """
     changed_RV = logits_RV if edits is None else edits.applied(logits_RV)
+    scores_RV = changed_RV if options.all_greedy else log_probs(changed_RV, options)
+    return told(logits_RV, draw(changed_RV, scores_RV, options), options)
+
+
+def draw(changed_RV: Tensor, scores_RV: Tensor, options: SamplingBatch) -> Tensor:
+    """A token of each row [R]: the best of `changed_RV` where a row is greedy (not even rounding may differ), else one
+    drawn in proportion to exp(scores)."""
     if options.all_greedy:
-        token_R = changed_RV.argmax(dim=-1)
-    else:
-        noise_RV = gumbel(options.seed_R, options.position_R, TARGET_NOISE, logits_RV.shape[-1])
-        greedy_R1 = (options.temperature_R == 0)[:, None]
-        scores_RV = log_probs(changed_RV, options) + noise_RV
-        token_R = torch.where(greedy_R1, changed_RV, scores_RV).argmax(dim=-1)  # greedy: not even rounding may differ
+        return changed_RV.argmax(dim=-1)
+    noise_RV = gumbel(options.seed_R, options.position_R, TARGET_NOISE, scores_RV.shape[-1])
+    greedy_R1 = (options.temperature_R == 0)[:, None]
+    return torch.where(greedy_R1, changed_RV, scores_RV + noise_RV).argmax(dim=-1)
+
+
+def told(logits_RV: Tensor, token_R: Tensor, options: SamplingBatch) -> Draws:
+    """What is told of tokens that were drawn from logits which may have been processed meanwhile."""
     own_RV = logits_RV.log_softmax(dim=-1)
     finite_R = logits_RV.sum(dim=-1).isfinite()  # one NaN or infinity is enough to spoil a sum
     top = own_RV.topk(min(max(options.top_logprobs), own_RV.shape[-1]), dim=-1)
@@ -129,7 +144,7 @@ def _filtered(scaled_RV: Tensor, options: SamplingBatch) -> Tensor:
     return scaled_RV.masked_fill(scaled_RV < threshold_R1, float("-inf"))
 
 
-def gumbel(seed_R: Tensor, position_R: Tensor, purpose: int, vocab: int) -> Tensor:
+def gumbel(seed_R: Tensor, position_R: Tensor, purpose: int | Tensor, vocab: int) -> Tensor:
     """Standard Gumbel noise [R, V], a pure function of its arguments.
 
     From 1 - U, because uniforms are finest near 0 and it is the large values of the noise that decide a draw.
@@ -137,7 +152,7 @@ def gumbel(seed_R: Tensor, position_R: Tensor, purpose: int, vocab: int) -> Tens
     return -(-torch.log1p(-uniform(seed_R, position_R, purpose, vocab))).log()
 
 
-def uniform(seed_R: Tensor, position_R: Tensor, purpose: int, count: int) -> Tensor:
+def uniform(seed_R: Tensor, position_R: Tensor, purpose: int | Tensor, count: int) -> Tensor:
     """`count` uniforms in (0, 1) for each row, float32, a pure function of (seed, position, purpose, index).
 
     Counter-based: the finaliser of SplitMix64 (Steele, Lea, Flood 2014) over a keyed counter. 63 bits, so that

@@ -108,6 +108,7 @@ class Request:
 
     A lower `priority` is served first, then what is older. `age_seconds` and `seconds_left` count back and on from
     when a pool gets it, because two hosts share no clock. Only requests with the same `cache_salt` share pages.
+    `max_drafts` of a step are verified at most; 0 is no speculation.
     """
 
     id: str
@@ -120,6 +121,7 @@ class Request:
     seconds_left: float = math.inf
     cache_salt: str = ""
     prompt_logprobs: bool = False
+    max_drafts: int = 2**31
 
     @property
     def tokens(self) -> tuple[int, ...]:

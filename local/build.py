@@ -6,11 +6,15 @@ from collections.abc import Callable
 import torch
 
 from decode.decoder import Decoder
+from decode.plan import Causal, Fixed, Lagged, Planner
+from decode.profile import profiled
 from decode.verify import Exact
-from engine.backend import TorchBackend
+from engine.backend import Backend, TorchBackend
 from engine.clock import Clock, MonotonicClock
-from engine.config import Config, EngineConfig
-from engine.drafters import NoDrafter
+from engine.config import Config, DecodeConfig, EngineConfig
+from engine.drafters import Drafter, NoDrafter
+from engine.drafters.dspark import DSpark
+from engine.drafters.load import load_drafter
 from engine.errors import ConfigError
 from engine.facts import ModelFacts
 from engine.models import LoadedModel, load_model
@@ -30,7 +34,10 @@ class Builder:
         self.config = config
         device = _device(section)
         self.model = model or load_model(config.model.path, config.model.torch_dtype, device)
-        self.layout = CacheLayout.of(self.model.entries, config.model.page_tokens)
+        path = config.model.drafter
+        self.drafter = load_drafter(path, self.model) if path is not None and section.drafting else None
+        entries = [*self.model.entries, *(self.drafter.entries if self.drafter else ())]
+        self.layout = CacheLayout.of(entries, config.model.page_tokens)
         self.fingerprint = {**self.model.fingerprint, "layout": self.layout.fingerprint("target")}
 
     @property
@@ -53,15 +60,17 @@ class Builder:
     def prefiller(self, name: str, transfer: MakeTransfer, clock: Clock | None = None) -> Prefiller:
         """A prefill engine with pages of its own. `name` is the transfer agent's."""
         pages = self._pages(self.config.prefill, step_tokens=self.config.prefill.chunk_tokens)
+        drafter = self._drafter(pages)
         return Prefiller(
             pages=pages,
-            backend=TorchBackend(self.model.module, pages.store),
-            drafter=NoDrafter(),
+            backend=TorchBackend(self.model.module, pages.store, drafter.tap_layers),
+            drafter=drafter,
             transfer=transfer(name, pages.store),
             clock=clock or MonotonicClock(),
             config=self.config.prefill,
             poll_seconds=self.config.transfer.poll_seconds,
             fingerprint=self.fingerprint,
+            drafter_fingerprint=self.drafter_fingerprint,
             eos_token_ids=self.model.eos_token_ids,
         )
 
@@ -70,11 +79,14 @@ class Builder:
     ) -> Decoder:
         """A decode engine of `pool` (or the default one) with pages of its own. `name` is the transfer agent's."""
         section = self.config.decode[pool or self.config.default_pool]
-        pages = self._pages(section, step_tokens=1)
+        pages = self._pages(section, step_tokens=1 + self.block_length)
+        drafter = self._drafter(pages)
+        backend = TorchBackend(self.model.module, pages.store, drafter.tap_layers)
         return Decoder(
             pages=pages,
-            backend=TorchBackend(self.model.module, pages.store),
-            drafter=NoDrafter(),
+            backend=backend,
+            drafter=drafter,
+            planner=self._planner(section, pages, backend, drafter),
             acceptor=Exact(),
             transfer=transfer(name, pages.store),
             clock=clock or MonotonicClock(),
@@ -82,8 +94,29 @@ class Builder:
             config=section,
             poll_seconds=self.config.transfer.poll_seconds,
             fingerprint=self.fingerprint,
+            drafter_fingerprint=self.drafter_fingerprint,
             eos_token_ids=self.model.eos_token_ids,
         )
+
+    @property
+    def block_length(self) -> int:
+        """Drafts of a block."""
+        return self.drafter.model.config.block_size if self.drafter else 0
+
+    @property
+    def drafter_fingerprint(self) -> dict[str, str] | None:
+        if self.drafter is None:
+            return None
+        return {**self.drafter.fingerprint, "layout": self.layout.fingerprint("drafter")}
+
+    def _drafter(self, pages: Pages) -> Drafter:
+        return DSpark(self.drafter, pages.store) if self.drafter else NoDrafter()
+
+    def _planner(self, section: DecodeConfig, pages: Pages, backend: Backend, drafter: Drafter) -> Planner:
+        if section.planner == "fixed" or not drafter.block_length:
+            return Fixed(section.fixed_drafts)
+        times = profiled(pages, backend, drafter, section.max_requests)
+        return Causal(times) if section.planner == "causal" else Lagged(times)
 
     def _pages(self, section: EngineConfig, step_tokens: int) -> Pages:
         counts = num_pages(self.layout, section, self.model.device, step_tokens)

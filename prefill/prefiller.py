@@ -39,6 +39,7 @@ class Prefiller:
         config: PrefillConfig,
         poll_seconds: float,
         fingerprint: dict[str, str],
+        drafter_fingerprint: dict[str, str] | None,
         eos_token_ids: tuple[int, ...],
     ) -> None:
         self._pages = pages
@@ -49,6 +50,7 @@ class Prefiller:
         self._max_waiting = config.max_waiting
         self._poll_seconds = poll_seconds
         self._fingerprint = fingerprint
+        self._drafter_fingerprint = drafter_fingerprint
         self._eos_token_ids = eos_token_ids
         self._counters = Counters()
         self._schedule = PromptSchedule(pages, config.chunk_tokens, config.max_requests, self._counters)
@@ -217,7 +219,7 @@ class Prefiller:
             spans=prompt.tables.spans,
             agents=(self._transfer.entry,),
             target_fingerprint=self._fingerprint,
-            drafter_fingerprint=None,
+            drafter_fingerprint=self._drafter_fingerprint,
             lease_seconds=self._leases.term_seconds,
             timings=PrefillTimings(queue_seconds=prompt.started - prompt.arrived, prefill_seconds=now - prompt.started),
             prompt_logprobs=tuple(prompt.logprobs),

@@ -4,6 +4,7 @@ T = tokens, H = query heads, G = key heads, D = head size
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from engine.attention.paged import attend
 from engine.batch import Batch
-from engine.pages import Entry, PageStore
+from engine.pages import Entry, PageStore, Slab
+from engine.pages.layout import Part
 
 
 class PagedGQA(nn.Module):
@@ -25,7 +27,7 @@ class PagedGQA(nn.Module):
     v_proj: nn.Module
     o_proj: nn.Module
 
-    def __init__(self, attention: Any) -> None:
+    def __init__(self, attention: Any, part: Part = "target") -> None:
         super().__init__()
         for name, child in attention.named_children():
             setattr(self, name, child)
@@ -41,14 +43,14 @@ class PagedGQA(nn.Module):
             shape=(self.num_key_heads, self.head_dim),
             dtype=attention.k_proj.weight.dtype,
             window=getattr(attention, "sliding_window", None),
+            part=part,
         )
         rotate: Callable[..., tuple[Tensor, Tensor]] = import_module(type(attention).__module__).apply_rotary_pos_emb
         self.rotate = rotate
 
     @property
     def entries(self) -> list[Entry]:
-        e = self.entry
-        return [e, Entry(layer=e.layer, name="v", shape=e.shape, dtype=e.dtype, window=e.window)]
+        return [self.entry, replace(self.entry, name="v")]
 
     def forward(
         self,
@@ -60,16 +62,9 @@ class PagedGQA(nn.Module):
     ) -> tuple[Tensor, None]:
         hidden_TD = hidden_states[0]
         q_THD = self.q_norm(self.q_proj(hidden_TD).unflatten(-1, (-1, self.head_dim)))
-        k_TGD = self.k_norm(self.k_proj(hidden_TD).unflatten(-1, (-1, self.head_dim)))
-        v_TGD = self.v_proj(hidden_TD).unflatten(-1, (-1, self.head_dim))
-        cos, sin = position_embeddings
-        q_1THD, k_1TGD = self.rotate(q_THD[None], k_TGD[None], cos, sin, unsqueeze_dim=2)
+        q_1THD = self.remember(hidden_TD, position_embeddings, batch, store, q_THD)
+        k_slab, v_slab = self._slabs(store)
         group = self.entry.group
-        slots = batch.slots[group]
-        k_slab = store.slab(("target", self.layer, "k"))
-        v_slab = store.slab(("target", self.layer, "v"))
-        k_slab.write(slots.page_T, slots.offset_T, k_1TGD[0])
-        v_slab.write(slots.page_T, slots.offset_T, v_TGD)
         outputs = []
         for segment in batch.segments:
             keys = segment.keys[group]
@@ -78,3 +73,27 @@ class PagedGQA(nn.Module):
             outputs.append(segment.unpad(out_RQHD))
         out_THD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return self.o_proj(out_THD.flatten(1))[None], None
+
+    def remember(
+        self,
+        hidden_TD: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        batch: Batch,
+        store: PageStore,
+        q_THD: Tensor | None = None,
+    ) -> Tensor:
+        """Write the tokens' keys and values into their slots; queries that come along are turned with the keys."""
+        k_TGD = self.k_norm(self.k_proj(hidden_TD).unflatten(-1, (-1, self.head_dim)))
+        v_TGD = self.v_proj(hidden_TD).unflatten(-1, (-1, self.head_dim))
+        cos, sin = position_embeddings
+        turned = k_TGD if q_THD is None else q_THD
+        q_1THD, k_1TGD = self.rotate(turned[None], k_TGD[None], cos, sin, unsqueeze_dim=2)
+        slots = batch.slots[self.entry.group]
+        k_slab, v_slab = self._slabs(store)
+        k_slab.write(slots.page_T, slots.offset_T, k_1TGD[0])
+        v_slab.write(slots.page_T, slots.offset_T, v_TGD)
+        return q_1THD
+
+    def _slabs(self, store: PageStore) -> tuple[Slab, Slab]:
+        part, layer, _ = self.entry.key
+        return store.slab((part, layer, "k")), store.slab((part, layer, "v"))

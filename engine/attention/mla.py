@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from engine.attention.paged import attend
 from engine.batch import Batch, Keys, Segment
 from engine.pages import Entry, PageStore
+from engine.pages.layout import Part
 
 Rotation = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
 
@@ -56,7 +57,7 @@ class PagedMLA(nn.Module):
     w_uk_HNL: Tensor
     w_uv_HVL: Tensor
 
-    def __init__(self, attention: Any) -> None:
+    def __init__(self, attention: Any, part: Part = "target") -> None:
         super().__init__()
         for name, child in attention.named_children():
             if name != "kv_b_proj":
@@ -70,6 +71,14 @@ class PagedMLA(nn.Module):
         self.scaling: float = attention.scaling
         self.compressed_queries = attention.q_lora_rank is not None
         self.rotate = rotation(attention)
+        self.entry = Entry(
+            layer=self.layer,
+            name="latent",
+            shape=(self.latent + self.rope,),
+            dtype=attention.kv_b_proj.weight.dtype,
+            window=getattr(attention, "sliding_window", None),
+            part=part,
+        )
         weight_HNL = attention.kv_b_proj.weight.detach().view(self.num_heads, self.nope + self.value, self.latent)
         w_uk_HNL, w_uv_HVL = weight_HNL.split([self.nope, self.value], dim=1)
         self.register_buffer("w_uk_HNL", w_uk_HNL.contiguous())
@@ -77,8 +86,7 @@ class PagedMLA(nn.Module):
 
     @property
     def entries(self) -> list[Entry]:
-        dtype = self.w_uk_HNL.dtype
-        return [Entry(layer=self.layer, name="latent", shape=(self.latent + self.rope,), dtype=dtype)]
+        return [self.entry]
 
     @cached_property
     def absorbed_queries(self) -> int:
@@ -99,21 +107,35 @@ class PagedMLA(nn.Module):
     ) -> tuple[Tensor, None]:
         hidden_TD = hidden_states[0]
         q_nope_THN, q_rope_THP = self._queries(hidden_TD)
-        latent_TL, k_rope_TP = self.kv_a_proj_with_mqa(hidden_TD).split([self.latent, self.rope], dim=-1)
-        latent_TL = self.kv_a_layernorm(latent_TL)
-        q_rope_1THP, k_rope_1T1P = self.rotate(q_rope_THP[None], k_rope_TP[None, :, None], position_embeddings)
-        slab = store.slab(("target", self.layer, "latent"))
-        slots = batch.slots["full"]
-        slab.write(slots.page_T, slots.offset_T, torch.cat([latent_TL, k_rope_1T1P[0, :, 0]], dim=-1))
+        q_rope_1THP = self.remember(hidden_TD, position_embeddings, batch, store, q_rope_THP)
+        slab = store.slab(self.entry.key)
         outputs = []
         for segment in batch.segments:
-            keys = segment.keys["full"]
+            keys = segment.keys[self.entry.group]
             absorb = segment.num_queries <= self.absorbed_queries
             attention = self._absorbed if absorb else self._expanded
             entry_RKC = slab.gather(keys.pages_RP)
             outputs.append(attention(segment, keys, q_nope_THN, q_rope_1THP[0], entry_RKC))
         out_THV = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return self.o_proj(out_THV.flatten(1))[None], None
+
+    def remember(
+        self,
+        hidden_TD: Tensor,
+        position_embeddings: Any,
+        batch: Batch,
+        store: PageStore,
+        q_rope_THP: Tensor | None = None,
+    ) -> Tensor:
+        """Write the tokens' latents and rope keys into their slots; queries that come along are turned as they are."""
+        latent_TL, k_rope_TP = self.kv_a_proj_with_mqa(hidden_TD).split([self.latent, self.rope], dim=-1)
+        latent_TL, k_rope_1T1P = self.kv_a_layernorm(latent_TL), k_rope_TP[None, :, None]
+        turned = k_rope_1T1P if q_rope_THP is None else q_rope_THP[None]
+        q_rope_1THP, k_rope_1T1P = self.rotate(turned, k_rope_1T1P, position_embeddings)
+        slots = batch.slots[self.entry.group]
+        entry_TC = torch.cat([latent_TL, k_rope_1T1P[0, :, 0]], dim=-1)
+        store.slab(self.entry.key).write(slots.page_T, slots.offset_T, entry_TC)
+        return q_rope_1THP
 
     def _queries(self, hidden_TD: Tensor) -> tuple[Tensor, Tensor]:
         if self.compressed_queries:

@@ -1,0 +1,80 @@
+"""The two small heads of DSpark: the sequential one, which lets a draft know the token before it, and the confidence.
+
+Names of submodules are those of the published checkpoints (DeepSpec), so that their weights load as they are.
+
+    vanilla    B = W2 W1[x]
+    gated      B = W2 (sigmoid(Wg [h; W1[x]] + b) * W1[x])
+    rnn        gate, candidate, output = joint [s; W1[x]; h];  s' = g s + (1 - g) tanh(candidate);  B = W2 tanh(output)
+
+with x the token before, h the block's hidden state at this place, s the state carried along (0 at first).
+
+R = requests, D = hidden size, V = vocabulary, M = rank of the Markov head
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class MarkovHead(nn.Module):
+    """`vanilla`, and what its kin share: the token before as an embedding of rank M, and the way back to logits."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.markov_w1 = nn.Embedding(vocab_size, rank)
+        self.markov_w2 = nn.Linear(rank, vocab_size, bias=False)
+
+    def start(self, num_requests: int) -> Tensor:
+        """The state before the first draft. [R, M]"""
+        return self.markov_w1.weight.new_zeros(num_requests, self.rank)
+
+    def forward(self, before_RM: Tensor, hidden_RD: Tensor, state_RM: Tensor) -> tuple[Tensor, Tensor]:
+        """(what is added to the base logits [R, V], the next state), from the embedded token before."""
+        bias_RV: Tensor = self.markov_w2(before_RM)
+        return bias_RV, state_RM
+
+
+class GatedMarkovHead(MarkovHead):
+    def __init__(self, vocab_size: int, hidden_size: int, rank: int) -> None:
+        super().__init__(vocab_size, hidden_size, rank)
+        self.gate_proj = nn.Linear(hidden_size + rank, rank)
+
+    def forward(self, before_RM: Tensor, hidden_RD: Tensor, state_RM: Tensor) -> tuple[Tensor, Tensor]:
+        gate_RM = self.gate_proj(torch.cat([hidden_RD, before_RM], dim=-1)).sigmoid()
+        bias_RV: Tensor = self.markov_w2(gate_RM * before_RM)
+        return bias_RV, state_RM
+
+
+class RecurrentMarkovHead(MarkovHead):
+    def __init__(self, vocab_size: int, hidden_size: int, rank: int) -> None:
+        super().__init__(vocab_size, hidden_size, rank)
+        self.joint_proj = nn.Linear(2 * rank + hidden_size, 3 * rank)
+
+    def forward(self, before_RM: Tensor, hidden_RD: Tensor, state_RM: Tensor) -> tuple[Tensor, Tensor]:
+        joint = self.joint_proj(torch.cat([state_RM, before_RM, hidden_RD], dim=-1))
+        gate_RM, candidate_RM, output_RM = joint.chunk(3, dim=-1)
+        gate_RM = gate_RM.sigmoid()
+        state_RM = gate_RM * state_RM + (1 - gate_RM) * candidate_RM.tanh()
+        bias_RV: Tensor = self.markov_w2(output_RM.tanh())
+        return bias_RV, state_RM
+
+
+MARKOV_HEADS: dict[str, type[MarkovHead]] = {
+    "vanilla": MarkovHead,
+    "gated": GatedMarkovHead,
+    "rnn": RecurrentMarkovHead,
+}
+
+
+class ConfidenceHead(nn.Module):
+    """c = sigmoid(w [h; W1[x]] + b): the chance that this draft survives if those before it did. Without a Markov
+    part, of h alone."""
+
+    def __init__(self, input_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(input_size, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., inputs] -> logit [...]"""
+        logit: Tensor = self.proj(features)[..., 0]
+        return logit

@@ -1,0 +1,89 @@
+"""How long a step takes: what planner, pace, scaling and simulator ask. No torch here.
+
+A step of a decode replica drafts for `requests` and then verifies `tokens` of theirs, the uncached one of each
+request included: tokens = requests + drafts. `context` is the mean number of tokens already in pages.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+class StepTimes(Protocol):
+    def draft_seconds(self, requests: int, context: int) -> float: ...
+    def verify_seconds(self, requests: int, tokens: int, context: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Seconds over a count: measured at `counts`, straight lines between, the last line carried on."""
+
+    counts: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    @classmethod
+    def fitted(cls, counts: Sequence[int], seconds: Sequence[float]) -> "Curve":
+        """Made monotone by pooling neighbours that fall (isotonic regression): a dip of noise must not look like a
+        step that gets cheaper with more work."""
+        assert list(counts) == sorted(set(counts))
+        pools: list[tuple[float, int]] = []
+        for value in seconds:
+            pools.append((value, 1))
+            while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+                (a, m), (b, n) = pools[-2:]
+                pools[-2:] = [((a * m + b * n) / (m + n), m + n)]
+        return cls(tuple(counts), tuple(mean for mean, size in pools for _ in range(size)))
+
+    def at(self, count: int) -> float:
+        if len(self.counts) == 1:
+            return self.seconds[0]
+        i = min(max(bisect_right(self.counts, count) - 1, 0), len(self.counts) - 2)
+        x, y = self.counts[i : i + 2], self.seconds[i : i + 2]
+        return max(y[0] + (count - x[0]) * (y[1] - y[0]) / (x[1] - x[0]), min(self.seconds[0], y[0]))
+
+
+@dataclass(frozen=True)
+class ProfiledTimes:
+    """Measured on this machine when the replica started. `verify` has a curve over tokens for some numbers of
+    requests; between them, times are interpolated. The context of the measurement is the table's own."""
+
+    key: dict[str, str]
+    context: int
+    draft: Curve
+    verify: dict[int, Curve]
+
+    def draft_seconds(self, requests: int, context: int) -> float:
+        return self.draft.at(requests)
+
+    def verify_seconds(self, requests: int, tokens: int, context: int) -> float:
+        measured = sorted(self.verify)
+        above = next((r for r in measured if r >= requests), measured[-1])
+        below = next((r for r in reversed(measured) if r <= requests), measured[0])
+        high, low = self.verify[above].at(tokens), self.verify[below].at(tokens)
+        share = (requests - below) / (above - below) if above > below else 0.0
+        return low + min(max(share, 0.0), 1.0) * (high - low)
+
+    def save(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = asdict(self)
+        content["verify"] = {str(requests): curve for requests, curve in content["verify"].items()}
+        file.write_text(json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, file: Path, key: dict[str, str]) -> "ProfiledTimes | None":
+        """The table of a file, or None if there is none for this very key: another model, device or thread count."""
+        try:
+            content = json.loads(file.read_text())
+        except (OSError, ValueError):
+            return None
+        if not isinstance(content, dict) or content.get("key") != key:
+            return None
+        verify = {int(requests): _curve(curve) for requests, curve in content["verify"].items()}
+        return cls(key, content["context"], _curve(content["draft"]), verify)
+
+
+def _curve(content: dict[str, list[float]]) -> Curve:
+    return Curve(tuple(int(count) for count in content["counts"]), tuple(content["seconds"]))

@@ -1,0 +1,130 @@
+"""How many drafts are verified: Algorithm 1 against a plain reference, and what every planner keeps to."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decode.plan import Causal, Demand, Fixed, Lagged, survival, theta, top
+from engine.drafters import DraftBlock
+from engine.steptime import Curve, ProfiledTimes
+
+BLOCK = 4
+
+
+def times(base: float = 1.0, per_token: float = 0.2, draft: float = 0.1) -> ProfiledTimes:
+    curve = Curve((1, 1000), (base + per_token, base + 1000 * per_token))
+    return ProfiledTimes({}, 64, Curve((1,), (draft,)), {1: curve})
+
+
+def block(confidence: list[list[float]]) -> DraftBlock:
+    rows = torch.tensor(confidence)
+    return DraftBlock(torch.zeros(rows.shape, dtype=torch.int64), None, rows)
+
+
+def demand(count: int, most: int = BLOCK) -> Demand:
+    return Demand([f"r{i}" for i in range(count)], [most] * count, 64)
+
+
+def algorithm_1(confidence: list[list[float]], seconds: ProfiledTimes) -> list[int]:
+    """Line by line from the paper: admit in the order of survival, stop at the first fall."""
+    requests = len(confidence)
+    candidates = []
+    for r, row in enumerate(confidence):
+        a = 1.0
+        for j, c in enumerate(row):
+            a *= c
+            candidates.append((-a, j, r))
+    lengths, admitted, tau = [0] * requests, 0, float(requests)
+    draft = seconds.draft_seconds(requests, 64)
+    best = tau / (draft + seconds.verify_seconds(requests, requests, 64))
+    for minus_a, _, r in sorted(candidates):
+        worth = (tau - minus_a) / (draft + seconds.verify_seconds(requests, requests + admitted + 1, 64))
+        if worth <= best:
+            break
+        best, tau, admitted = worth, tau - minus_a, admitted + 1
+        lengths[r] += 1
+    return lengths
+
+
+confidences = st.lists(
+    st.lists(st.integers(1, 99).map(lambda n: n / 100), min_size=BLOCK, max_size=BLOCK), min_size=1, max_size=5
+)
+
+
+@given(confidences, st.floats(0.01, 1.0))
+def test_causal_is_algorithm_1(confidence: list[list[float]], per_token: float) -> None:
+    seconds = times(per_token=per_token)
+
+    planned = Causal(seconds).plan(block(confidence), demand(len(confidence)))
+
+    expected = algorithm_1([[float(torch.tensor(c)) for c in row] for row in confidence], seconds)
+    assert planned == expected
+
+
+@given(
+    confidences, st.lists(st.integers(0, BLOCK), min_size=5, max_size=5), st.sampled_from(["causal", "lagged", "fixed"])
+)
+def test_nobody_gets_more_than_it_can_use(confidence: list[list[float]], most: list[int], kind: str) -> None:
+    planner = {"causal": Causal(times()), "lagged": Lagged(times()), "fixed": Fixed(3)}[kind]
+    wanted = Demand([str(i) for i in range(len(confidence))], most[: len(confidence)], 64)
+
+    for _ in range(4):
+        planned = planner.plan(block(confidence), wanted)
+
+        assert all(0 <= n <= limit for n, limit in zip(planned, wanted.most, strict=True))
+
+
+@given(confidences)
+def test_verifying_is_dearer_never_more(confidence: list[list[float]]) -> None:
+    """A dearer token never makes the plan longer; a free one takes everything that can survive."""
+    plans = [
+        sum(Causal(times(per_token=p)).plan(block(confidence), demand(len(confidence)))) for p in (0.0, 0.1, 0.5, 5.0)
+    ]
+
+    assert plans == sorted(plans, reverse=True)
+    assert plans[0] == BLOCK * len(confidence)
+
+
+def test_of_equals_the_earlier_draft_and_then_the_earlier_request_goes_first() -> None:
+    survival_RK = torch.full((3, 2), 0.5, dtype=torch.float64)
+
+    assert [top(survival_RK, n) for n in range(7)] == [
+        [0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1], [2, 1, 1], [2, 2, 1], [2, 2, 2],
+    ]  # fmt: skip
+
+
+def test_the_lagged_budget_comes_from_two_steps_ago_and_its_order_from_now() -> None:
+    planner = Lagged(times(per_token=0.5))
+    good, bad = [0.95] * BLOCK, [0.01] * BLOCK
+    plans = [
+        planner.plan(block(rows), demand(2))
+        for rows in ([good, good], [bad, bad], [bad, good], [bad, bad], [good, bad])
+    ]
+
+    assert sum(plans[0]) == sum(plans[1]) == 2 * BLOCK, "nobody is known yet: everything is verified"
+    assert sum(plans[2]) > BLOCK, "step 0 was good"
+    assert plans[3] == [0, 0], "step 1 was bad"
+    assert plans[4] == [BLOCK, 0], "step 2 was half good; now it is the other half"
+
+
+def test_a_new_request_does_not_inherit_anothers_confidence() -> None:
+    planner = Lagged(times(per_token=0.5))
+    for _ in range(2):
+        planner.plan(block([[0.99] * BLOCK, [0.01] * BLOCK]), Demand(["sure", "unsure"], [BLOCK] * 2, 64))
+
+    one = planner.plan(block([[0.5] * BLOCK]), Demand(["unsure"], [BLOCK], 64))
+
+    assert one == [0]
+
+
+def test_survival_is_the_product_so_far() -> None:
+    rows = survival(block([[0.5, 0.5, 1.0, 0.1]]), [3])
+
+    assert rows.tolist() == [[0.5, 0.25, 0.25, 0.0]]
+
+
+def test_theta_is_tokens_per_second() -> None:
+    worth = theta(torch.tensor([[0.8, 0.4]], dtype=torch.float64), times(base=1.0, per_token=1.0, draft=0.5), 64)
+
+    assert worth.tolist() == pytest.approx([1 / 2.5, 1.8 / 3.5, 2.2 / 4.5])
