@@ -129,6 +129,8 @@ class Decoder:
             return events
         block = self._drafter.propose(batch.anchors)
         lengths = self._planner.plan(block, batch.demand)
+        self._counters.drafted += len(batch) * block.length
+        self._counters.verified += sum(lengths)
         trial = batch.trial(block, lengths)
         target = trial.target
         output = self._backend.forward(target)
@@ -242,6 +244,7 @@ class Decoder:
                 del self._arrivals[event.request_id]
             else:
                 self._counters.tokens += len(event.tokens)
+                self._counters.accepted += len(event.tokens) - 1
                 if event.finish is not None:
                     event = replace(event, timings=self._arrivals.pop(event.request_id).timings(now))
             timed.append(event)

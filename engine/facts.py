@@ -42,6 +42,9 @@ class Counters:
     preempted: int = 0
     prompt_tokens: int = 0
     prefix_hit_tokens: int = 0
+    drafted: int = 0
+    verified: int = 0
+    accepted: int = 0
 
     def reset(self) -> None:
         """Forget what a warm-up did."""
@@ -66,6 +69,9 @@ class ReplicaStats:
     preempted: int
     prompt_tokens: int
     prefix_hit_tokens: int
+    drafted: int
+    verified: int
+    accepted: int
     pages: dict[str, PageCounts]
     leases_held: int = 0
     leases_expired: int = 0

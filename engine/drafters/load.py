@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from engine.drafters.config import DrafterConfig
 from engine.drafters.dspark import DSparkModel, LoadedDrafter, attach_backbone
 from engine.errors import CheckpointRefused
+from engine.kernels import pack_linears
 from engine.models import LoadedModel
 
 COPIES = {"embed_tokens.weight": "get_input_embeddings", "lm_head.weight": "get_output_embeddings"}
@@ -33,6 +34,7 @@ def load_drafter(path: Path, target: LoadedModel) -> LoadedDrafter:
     _check_names(path, model, tensors)
     model.load_state_dict({name: tensor.to(target.dtype) for name, tensor in tensors.items()})
     entries = attach_backbone(model.eval().requires_grad_(False))
+    pack_linears(model)
     fingerprint = {"architecture": config.architecture, "weights": digest}
     return LoadedDrafter(
         model, module.get_input_embeddings(), module.get_output_embeddings(), tuple(entries), fingerprint

@@ -93,7 +93,10 @@ def test_errors_at_every_place_change_nothing_but_the_number_of_steps(
 
     assert knowing.generate([one]) == plain
 
-    assert knowing.decoder.stats().steps == rounds(71, 60, error_every)
+    stats = knowing.decoder.stats()
+    assert stats.steps == rounds(71, 60, error_every)
+    assert (stats.drafted, stats.accepted) == (5 * stats.steps, 59 - stats.steps)
+    assert stats.accepted <= stats.verified <= stats.drafted
 
 
 def rounds(position: int, max_tokens: int, error_every: int) -> int:
