@@ -24,7 +24,7 @@ from local.build import set_threads
 from tests.checkpoints import DEEPSEEK_V3, EOS, QWEN3, save_random
 
 Side = Callable[[list[reference.Prompt], int], list[list[int]]]
-ROUNDS = 5
+ROUNDS = 3
 QWEN3_60M = Qwen3Config(
     vocab_size=8192,
     hidden_size=512,
@@ -84,7 +84,7 @@ class Ours:
 
 def run(report: Report) -> None:
     options = report.options
-    workloads = [Workload(concurrency=n, prompt_tokens=128, output_tokens=128) for n in AHEAD_OF_GENERATE]
+    workloads = [Workload(concurrency=n, prompt_tokens=128, output_tokens=64) for n in AHEAD_OF_GENERATE]
     rates = Rates.measured(options)
     report.ceiling("memory read, GB/s", rates.read_bytes_per_second / 1e9)
     report.ceiling("float32 product, Gflop/s", rates.flops / 1e9)
