@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STUBS := cluster/proto/sparkpool_pb2.py
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench check format model clean
+.PHONY: demo test bench check format model drafter clean
 
 demo: $(READY) $(STUBS)
 	$(BIN)/python -m cluster.demo
@@ -28,6 +28,9 @@ format: $(READY)
 
 model: $(READY)  ## retrain the shipped model from scratch (hours on a CPU)
 	$(BIN)/python -m train tiny-mla --out models/tiny-mla
+
+drafter: $(READY)  ## retrain its drafter (an hour or two on a CPU)
+	$(BIN)/python -m train dspark --target models/tiny-mla --out models/tiny-mla-dspark
 
 # torch first and pinned: any other way to ask for it can pull gigabytes of CUDA.
 $(READY): pyproject.toml constraints.txt

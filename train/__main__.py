@@ -1,14 +1,13 @@
-"""`python -m train tiny-mla`: trains, exports and measures the shipped model from nothing but installed packages."""
+"""`python -m train tiny-mla` and `python -m train dspark`: train, export and measure the shipped model and its drafter.
+
+From nothing but installed packages.
+"""
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import datetime
 import json
-import os
-import platform
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,34 +19,16 @@ from transformers import AutoTokenizer, DeepseekV3Config, PreTrainedTokenizerFas
 from train.batches import Batches
 from train.card import card
 from train.corpus import HELD_OUT_ONE_IN, Corpus
+from train.drafter_job import WRITTEN_SEQUENCES, DrafterJob
+from train.dspark import Recipe as DrafterRecipe
 from train.evaluate import evaluate
 from train.export import export
+from train.machine import keep_freed_memory, machine
 from train.tiny_mla import Recipe, Trainer, parameter_counts
 from train.tokenizer import train_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "tiny-mla.json"
 REPORT_STEPS = 20
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc reuse large freed blocks: returning them costs training on CPU a sixth of its speed."""
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
-def machine() -> str:
-    """The processor (or accelerator) and its number of cores, in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].split(":", 1)[1].strip() if lines else name
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{os.cpu_count()} cores of a shared CPU machine ({name}, {capability}), no GPU"
 
 
 def shape(config: DeepseekV3Config) -> dict[str, Any]:
@@ -123,20 +104,34 @@ def train_tiny_mla(recipe: Recipe, out: Path, work: Path, device: str, stop_earl
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
-    parser.add_argument("what", choices=["tiny-mla"])
-    parser.add_argument("--out", type=Path, default=Path("models/tiny-mla"), help="the checkpoint folder to write")
-    parser.add_argument("--work", type=Path, default=Path("build/tiny-mla"), help="checkpoints and encoded corpus")
-    parser.add_argument("--minutes", type=float, default=Recipe.minutes, help="wall-clock budget of the training")
-    parser.add_argument("--tokens", type=int, help="budget in tokens instead (the better choice on a GPU)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--stop-early", action="store_true", help="export the last checkpoint as it is")
+    what = parser.add_subparsers(dest="what", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--threads", type=int, default=torch.get_num_threads())
+    shared.add_argument("--stop-early", action="store_true", help="export the last checkpoint as it is")
+    model = what.add_parser("tiny-mla", parents=[shared], help="the target")
+    model.add_argument("--out", type=Path, default=Path("models/tiny-mla"), help="the checkpoint folder to write")
+    model.add_argument("--work", type=Path, default=Path("build/tiny-mla"), help="checkpoints and encoded corpus")
+    model.add_argument("--minutes", type=float, default=Recipe.minutes, help="wall-clock budget of the training")
+    model.add_argument("--tokens", type=int, help="budget in tokens instead (the better choice on a GPU)")
+    model.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    drafter = what.add_parser("dspark", parents=[shared], help="its drafter")
+    drafter.add_argument("--target", type=Path, default=Path("models/tiny-mla"), help="the checkpoint to draft for")
+    drafter.add_argument("--out", type=Path, default=Path("models/tiny-mla-dspark"), help="the folder to write")
+    drafter.add_argument("--work", type=Path, default=Path("build/tiny-mla-dspark"), help="checkpoints and the text")
+    drafter.add_argument("--minutes", type=float, default=DrafterRecipe.minutes, help="wall-clock budget")
+    drafter.add_argument("--steps", type=int, help="budget in steps instead")
+    drafter.add_argument("--sequences", type=int, default=WRITTEN_SEQUENCES, help="how many the target writes")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(minutes=arguments.minutes, tokens=arguments.tokens)
-    train_tiny_mla(recipe, arguments.out, arguments.work, arguments.device, arguments.stop_early)
+    if arguments.what == "tiny-mla":
+        recipe = Recipe(minutes=arguments.minutes, tokens=arguments.tokens)
+        train_tiny_mla(recipe, arguments.out, arguments.work, arguments.device, arguments.stop_early)
+    else:
+        drafting = DrafterRecipe(minutes=arguments.minutes, steps=arguments.steps)
+        job = DrafterJob(drafting, arguments.target, arguments.out, arguments.work, arguments.sequences)
+        job.run(arguments.stop_early)
 
 
 if __name__ == "__main__":
