@@ -3,11 +3,12 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+from train.machine import cpu_model
 
 PACKAGES = ("torch", "transformers", "nixl", "ray")
 
@@ -15,7 +16,7 @@ PACKAGES = ("torch", "transformers", "nixl", "ray")
 def machine(device: torch.device) -> dict[str, Any]:
     """Processor, cores this process may use, memory, device, and how busy the machine was (load over one minute)."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": psutil.virtual_memory().total,
@@ -33,10 +34,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

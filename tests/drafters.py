@@ -13,7 +13,6 @@ from engine.batch import Batch
 from engine.drafters import Anchor, DraftBlock
 from engine.drafters.config import DrafterConfig
 from engine.drafters.dspark import DSparkModel
-from engine.types import Sampling
 
 BLOCK = 5
 ARCHITECTURES = {"qwen3": "Qwen3DSparkModel", "deepseek_v3": "DeepseekV3DSparkModel"}
@@ -71,13 +70,11 @@ class OracleDrafter:
         self._answers = [tuple(answer) for answer in answers]
         self._error_every = error_every
         self._vocab = vocab
-        self.asked: list[Anchor] = []
 
     def absorb(self, batch: Batch, taps: dict[int, Tensor]) -> None:
         pass
 
     def propose(self, anchors: Sequence[Anchor]) -> DraftBlock:
-        self.asked += anchors
         blocks = [self._draft(anchor) for anchor in anchors]
         token_RK = torch.tensor(blocks)
         sure = torch.full(token_RK.shape, 0.9)
@@ -94,6 +91,3 @@ class OracleDrafter:
 
     def _is_at(self, answer: tuple[int, ...], anchor: Anchor) -> bool:
         return len(answer) > anchor.position and answer[anchor.position] == anchor.token
-
-
-GREEDY = Sampling()

@@ -23,10 +23,13 @@ def machine() -> str:
     """The processor (or accelerator) and its number of cores, in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = lines[0].split(":", 1)[1].strip() if lines else name
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{os.cpu_count()} cores of a shared CPU machine ({name}, {capability}), no GPU"
+    return f"{os.cpu_count()} cores of a shared CPU machine ({cpu_model()}, {capability}), no GPU"
+
+
+def cpu_model() -> str:
+    """The processor's own name, as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
