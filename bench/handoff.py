@@ -4,8 +4,7 @@ Two tables. *Reads* moves pages of two sizes with `NixlTransfer` alone: adjacent
 random order (one descriptor each), beside NIXL's read of one contiguous block of as many bytes. *Handoffs* is the
 whole way: a prefill engine in one process, a decode engine in the other, from a fresh page pool, whose pages adjoin,
 and from a fragmented one, where every second page is taken. On one host UCX moves bytes by what it finds there (shared
-memory, cross-memory attach, loopback TCP), with the help of a thread on both sides: a network has other figures, and a
-busy machine shows its scheduler's.
+memory, cross-memory attach, loopback TCP): a network has other figures, and a busy machine shows its scheduler's.
 """
 
 import random
@@ -68,7 +67,7 @@ def _reads(report: Report, peer: Peer, name: str, page_bytes: int, counts: tuple
     counts = tuple(count for count in counts if count * page_bytes <= MOST_BYTES)
     entry, block_entry = peer.ask("hold", page_bytes, max(counts))
     store = page_store(page_bytes, max(counts))
-    transfer = NixlTransfer(new_agent_name("reader"), store, progress_thread=True)  # as the raw block's agent
+    transfer = NixlTransfer(new_agent_name("reader"), store)
     block = Block(block_entry.num_bytes)
     for count in counts:
         adjacent = tuple(range(1, count + 1))
@@ -209,7 +208,11 @@ def _handoffs(report: Report, peer: Peer, config: Config, num_pages: int) -> Non
             arrived.append(side.take(num_pages, patient=False))
             return arrived[-1].read_seconds
 
-        sides: dict[str, Side] = {"handoff": handed_over, "raw": partial(_raw_seconds, block, block_entry, num_bytes)}
+        def raw(_: int) -> float:
+            peer.ask("rewrite")  # neither side has a handoff's bytes in its caches, so neither may have these
+            return block.read(block_entry, num_bytes, cold=True)
+
+        sides: dict[str, Side] = {"handoff": handed_over, "raw": raw}
         samples = report.alternately(f"{num_pages} pages from a {pool} pool", sides, _rounds(report))
         rows.append(_row(pool, num_pages, arrived[-1], samples))
         side.cancel(taken)

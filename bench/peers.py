@@ -19,6 +19,8 @@ from engine.types import AgentEntry, Handoff, Request
 from local.build import Builder, set_threads
 
 ANSWER_SECONDS = 120.0  # far beyond what anything here takes: a silence is a failure
+LOOK_SECONDS = 0.001
+SWEEP_BYTES = 2**28  # more than any cache holds
 READY = "ready"
 GROUP = "full"
 
@@ -34,23 +36,27 @@ class BlockEntry:
 
 
 class Block:
-    """One contiguous block of memory under a NIXL agent of its own: no pages, no engine."""
+    """One contiguous block of memory under a NIXL agent of its own: no pages, no engine, and no thread, which would
+    take a core from those who are measured."""
 
     def __init__(self, num_bytes: int) -> None:
         self.memory = torch.ones(num_bytes, dtype=torch.uint8)
         name = new_agent_name("block")
-        self._agent = nixl_agent(name, nixl_agent_config(backends=["UCX"]))
+        self._agent = nixl_agent(name, nixl_agent_config(enable_prog_thread=False, backends=["UCX"]))
         self._registered = self._agent.register_memory([(self.memory.data_ptr(), num_bytes, 0, "")], "DRAM")
         metadata = self._agent.get_agent_metadata()
         self.entry = BlockEntry(name=name, metadata=metadata, address=self.memory.data_ptr(), num_bytes=num_bytes)
         self._met: set[str] = set()
 
-    def read(self, peer: BlockEntry, num_bytes: int) -> float:
-        """Read the first `num_bytes` of the peer's block into ours, in one piece; the seconds it took."""
+    def read(self, peer: BlockEntry, num_bytes: int, cold: bool = False) -> float:
+        """Read the first `num_bytes` of the peer's block into ours, in one piece; the seconds it took. `cold`: nothing
+        of ours is in the processor's caches, as after a step of an engine."""
         if peer.name not in self._met:
             self._agent.add_remote_agent(peer.metadata)
             self._met.add(peer.name)
         self.memory[:num_bytes] = 0
+        if cold:
+            forget()
         started = time.perf_counter()
         ours = self._agent.get_xfer_descs([(self.entry.address, num_bytes, 0)], "DRAM")
         theirs = self._agent.get_xfer_descs([(peer.address, num_bytes, 0)], "DRAM")
@@ -62,6 +68,10 @@ class Block:
         assert state == "DONE" and self.memory[:num_bytes].all(), f"a raw read ended as {state}"
         self._agent.release_xfer_handle(handle)
         return seconds
+
+    def look(self) -> None:
+        """Answer a reader that wants to connect."""
+        self._agent.get_new_notifs()
 
     def close(self) -> None:
         for name in self._met:
@@ -104,6 +114,11 @@ class WatchedTransfer(NixlTransfer):
             num_descriptors = len(self._descriptors(peer, reads)[0])
             self.records.append(ReadRecord(ended - started, num_descriptors, pages))
         return state
+
+
+def forget() -> None:
+    """Push everything else out of the processor's caches, as a step of an engine does."""
+    torch.ones(SWEEP_BYTES // 8, dtype=torch.int64).sum()
 
 
 def digest(store: PageStore, pages: Mapping[str, Sequence[int]]) -> str:
@@ -190,17 +205,30 @@ class Served:
             for held in self._held:
                 held.close()
         store = page_store(page_bytes, num_pages)
-        transfer = NixlTransfer(new_agent_name("pages"), store, progress_thread=True)  # no engine polls it
+        transfer = NixlTransfer(new_agent_name("pages"), store)
         block = Block(page_bytes * num_pages)
         self._held = transfer, block
         self._pipe.send((transfer.entry, block.entry))
 
+    def rewrite(self) -> None:
+        """Write the raw block anew, and then other things, as an engine does with its pages; answers when done."""
+        assert self._held is not None
+        self._held[1].memory.fill_(1)
+        forget()
+        self._pipe.send(READY)
+
     def step(self) -> None:
+        if self._held is not None:
+            transfer, block = self._held
+            transfer.notifications()
+            block.look()
         for event in self.engine.step():
             if isinstance(event, Handoff):
                 self._pipe.send((event, self._clock.now()))
 
     def seconds_to_deadline(self) -> float | None:
+        if self._held is not None:
+            return LOOK_SECONDS
         deadline = self.engine.next_deadline()
         return None if deadline is None else max(0.0, deadline - self._clock.now())
 

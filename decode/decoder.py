@@ -14,7 +14,7 @@ from decode.verify import Exact
 from engine.backend import Backend
 from engine.clock import Clock
 from engine.config import DecodeConfig
-from engine.drafters import Drafter
+from engine.drafters import Drafter, row_from
 from engine.errors import DeadlineExceeded, DoesNotFit, HandoffRefused, Overloaded, Preempted
 from engine.facts import Counters, ReplicaStats
 from engine.pages import Pages
@@ -89,7 +89,9 @@ class Decoder:
         self._check(request, handoff)
         now = self._clock.now()
         sequence = Sequence(request, self._text, self._eos_token_ids, now)
-        if not self._has_drafter_part(handoff):
+        if self._has_drafter_part(handoff):
+            sequence.drafter_row = row_from(handoff.drafter_row)
+        else:
             sequence.context_from = handoff.num_tokens
         incoming = Incoming(
             handoff=handoff,
@@ -135,7 +137,7 @@ class Decoder:
         target = trial.target
         output = self._backend.forward(target)
         accepted = self._acceptor(output.logits, block, lengths, trial.options, trial.edits)
-        self._drafter.absorb(target, output.taps)
+        batch.keep(self._drafter.absorb(target, output.taps, batch.rows, target.logits_index[accepted.last_row_R]))
         return events + self._timed(self._schedule.commit(batch, accepted))
 
     def admit(self) -> list[Event]:

@@ -123,7 +123,9 @@ class Inbox:
     def _take_pages(self, incoming: Incoming, spare_tokens: int) -> bool:
         """Pages for the handoff's tokens: those that are here already, and room to read the others into."""
         handoff, request = incoming.handoff, incoming.sequence.request
-        tables = self._pages.open(handoff.nonce, request.cache_salt)
+        # pages without a drafter part that is of use here are only shared with others of their kind
+        salt = request.cache_salt if incoming.with_drafter else f"{request.cache_salt}\0without drafter"
+        tables = self._pages.open(handoff.nonce, salt)
         most = min(handoff.num_tokens + spare_tokens, request.max_total_tokens)
         known = self._pages.image(tables, request.tokens, handoff.num_tokens, most)
         if known is None:

@@ -8,7 +8,7 @@ from decode.sequence import Sequence
 from decode.verify import Accepted
 from engine.batch import Batch, Row
 from engine.config import DecodeConfig
-from engine.drafters import Anchor, DraftBlock
+from engine.drafters import Anchor, DraftBlock, Rows
 from engine.edits import Draw, Edits
 from engine.errors import ModelFailure
 from engine.pages import Pages
@@ -31,6 +31,16 @@ class DecodeBatch:
     def anchors(self) -> list[Anchor]:
         """Where drafting begins."""
         return [s.anchor for s in self.sequences]
+
+    @property
+    def rows(self) -> Rows:
+        """What the drafter kept of each request's last step."""
+        return [s.drafter_row for s in self.sequences]
+
+    def keep(self, rows: Rows) -> None:
+        """What the drafter keeps of this one."""
+        for sequence, row in zip(self.sequences, rows, strict=True):
+            sequence.drafter_row = row
 
     @property
     def demand(self) -> Demand:

@@ -4,6 +4,8 @@ prompt ++ generated            tokens below `num_cached` are in pages;
 [ in pages        ][ last ]    the last token is not, until the step that computes what follows it
 """
 
+from torch import Tensor
+
 from engine.drafters import Anchor
 from engine.pages import Tables
 from engine.text import StopStrings, Text, TextStream
@@ -20,6 +22,7 @@ class Sequence:
         self.tables: Tables | None = None
         self.num_cached = request.num_tokens
         self.context_from = 0
+        self.drafter_row: Tensor | None = None
         self.finish: FinishReason | None = None
         self._stop_strings = StopStrings(request.stop.stop)
         self._text = TextStream(text, request.prompt, () if request.stop.stop else request.generated)
@@ -51,7 +54,9 @@ class Sequence:
         """The last token: committed, and in no page yet. What the next step starts from."""
         assert self.tables is not None
         position = len(self.tokens) - 1
-        return Anchor(self.tokens[-1], position, self.tables, self.request.sampling, self.context_from)
+        return Anchor(
+            self.tokens[-1], position, self.tables, self.request.sampling, self.context_from, self.drafter_row
+        )
 
     @property
     def most_drafts(self) -> int:

@@ -36,6 +36,12 @@ class Accepted:
     num_drafts_R: Tensor
     lengths: tuple[int, ...]
 
+    @property
+    def last_row_R(self) -> Tensor:
+        """The row of logits that each request's last token was drawn from."""
+        length_R = torch.tensor(self.lengths, dtype=torch.int64).to(self.num_drafts_R.device)
+        return (length_R + 1).cumsum(0) - length_R - 1 + self.num_drafts_R
+
     def drawn(self) -> list[list[Drawn]]:
         """The step's one copy to the host: the tokens of each request, never none."""
         rows, tokens, start = self.draws.drawn(), [], 0

@@ -86,10 +86,12 @@ class Slots:
 
 @dataclass(frozen=True)
 class Batch:
-    """Everything one forward needs, on the device. `logits_index` is in the order of the rows given."""
+    """Everything one forward needs, on the device. `start_R`, where each row begins, and `logits_index` are in the
+    order of the rows given."""
 
     token_ids_T: Tensor
     positions_T: Tensor
+    start_R: Tensor
     logits_index: Tensor
     slots: dict[str, Slots]
     segments: tuple[Segment, ...]
@@ -118,6 +120,7 @@ class Batch:
         return cls(
             _tensor([t for row in ordered for t in row.tokens], device),
             _tensor(positions, device),
+            _tensor([starts[id(row)] for row in rows], device),
             _tensor(logits, device),
             slots,
             tuple(segments),

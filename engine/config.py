@@ -13,6 +13,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, mo
 from engine.errors import ConfigError
 
 SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny-mla"
+SHIPPED_DRAFTER = SHIPPED_MODEL.with_name("tiny-mla-dspark")
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 PoolName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
@@ -33,8 +34,11 @@ class ModelConfig(Section):
     """Weights, arithmetic and cache."""
     page_tokens: Annotated[int, Field(ge=16, le=1024)] = 64
     """Tokens in a page; the same in both pools."""
-    drafter: Path | None = None
-    """A DSpark drafter for this model: config.json and *.safetensors in DeepSpec's format. None: no speculation."""
+    drafter: Literal["mtp"] | Path | None = None
+    """A DSpark drafter for this model (a directory: config.json and *.safetensors in DeepSpec's format), or `mtp`: the
+    next-token layer of the checkpoint itself. None: no speculation."""
+    mtp_drafts: Annotated[int, Field(ge=1, le=16)] = 1
+    """Tokens that `drafter: mtp` drafts in a step, one after the other."""
 
     @property
     def served_name(self) -> str:
@@ -202,7 +206,7 @@ class Config(Section):
         if not isinstance(content, dict):
             raise ConfigError(f"{file}: holds a {type(content).__name__}, not a mapping of sections")
         config = cls.parse(content, str(file))
-        paths = {key: path for key in ("path", "drafter") if (path := getattr(config.model, key)) is not None}
+        paths = {k: path for k in ("path", "drafter") if isinstance(path := getattr(config.model, k), Path)}
         beside = {key: (file.parent / path).resolve() for key, path in paths.items()}  # an absolute one stays
         return config.model_copy(update={"model": config.model.model_copy(update=beside)})
 

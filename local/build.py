@@ -13,7 +13,6 @@ from engine.backend import Backend, TorchBackend
 from engine.clock import Clock, MonotonicClock
 from engine.config import Config, DecodeConfig, EngineConfig
 from engine.drafters import Drafter, NoDrafter
-from engine.drafters.dspark import DSpark
 from engine.drafters.load import load_drafter
 from engine.errors import ConfigError
 from engine.facts import ModelFacts
@@ -34,8 +33,8 @@ class Builder:
         self.config = config
         device = _device(section)
         self.model = model or load_model(config.model.path, config.model.torch_dtype, device)
-        path = config.model.drafter
-        self.drafter = load_drafter(path, self.model) if path is not None and section.drafting else None
+        source, drafts = config.model.drafter, config.model.mtp_drafts
+        self.drafter = load_drafter(source, self.model, drafts) if source is not None and section.drafting else None
         entries = [*self.model.entries, *(self.drafter.entries if self.drafter else ())]
         self.layout = CacheLayout.of(entries, config.model.page_tokens)
         self.fingerprint = {**self.model.fingerprint, "layout": self.layout.fingerprint("target")}
@@ -101,7 +100,7 @@ class Builder:
     @property
     def block_length(self) -> int:
         """Drafts of a block."""
-        return self.drafter.model.config.block_size if self.drafter else 0
+        return self.drafter.block_length if self.drafter else 0
 
     @property
     def drafter_fingerprint(self) -> dict[str, str] | None:
@@ -110,7 +109,7 @@ class Builder:
         return {**self.drafter.fingerprint, "layout": self.layout.fingerprint("drafter")}
 
     def _drafter(self, pages: Pages) -> Drafter:
-        return DSpark(self.drafter, pages.store) if self.drafter else NoDrafter()
+        return self.drafter.over(pages.store) if self.drafter else NoDrafter()
 
     def _planner(self, section: DecodeConfig, pages: Pages, backend: Backend, drafter: Drafter) -> Planner:
         if section.planner == "fixed" or not drafter.block_length:

@@ -5,6 +5,7 @@ It receives its parts and never builds them, asks the clock for `now()` only, an
 
 import secrets
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from engine.backend import Backend
 from engine.batch import Batch
 from engine.clock import Clock
 from engine.config import PrefillConfig
-from engine.drafters import Drafter
+from engine.drafters import Drafter, row_bytes
 from engine.edits import Draw, Edits
 from engine.errors import DeadlineExceeded, DoesNotFit, HandoffLost, ModelFailure, Overloaded
 from engine.facts import Counters, ReplicaStats
@@ -53,7 +54,9 @@ class Prefiller:
         self._drafter_fingerprint = drafter_fingerprint
         self._eos_token_ids = eos_token_ids
         self._counters = Counters()
-        self._schedule = PromptSchedule(pages, config.chunk_tokens, config.max_requests, self._counters)
+        self._schedule = PromptSchedule(
+            pages, config.chunk_tokens, config.max_requests, self._counters, drafter.keeps_rows
+        )
         self._leases = LeaseTable(config.lease_seconds)
 
     def add(self, request: Request) -> None:
@@ -84,7 +87,7 @@ class Prefiller:
             return events
         batch = Batch.of([chunk.row for chunk in chunks], self._pages.layout, self._pages.store.device)
         output = self._backend.forward(batch)
-        self._drafter.absorb(batch, output.taps)
+        self._absorb(chunks, batch, output.taps)
         return events + self._advance(chunks, output.logits)
 
     def warm_up(self) -> None:
@@ -166,6 +169,14 @@ class Prefiller:
         if prompt.tables is not None:
             self._pages.release(prompt.tables)
 
+    def _absorb(self, chunks: list[PromptChunk], batch: Batch, taps: dict[int, Tensor]) -> None:
+        """The drafter's context of these tokens, and what it keeps of the last one of each chunk."""
+        ends = list(accumulate(chunk.num_logits for chunk in chunks))
+        last_R = batch.logits_index[[end - 1 for end in ends]]
+        rows = self._drafter.absorb(batch, taps, [chunk.prompt.drafter_row for chunk in chunks], last_R)
+        for chunk, row in zip(chunks, rows, strict=True):
+            chunk.prompt.drafter_row = row
+
     def _advance(self, chunks: list[PromptChunk], logits: Tensor) -> list[Event]:
         """Count the chunks as computed, let others find their pages, and offer what is complete."""
         self._counters.steps += 1
@@ -224,6 +235,7 @@ class Prefiller:
             timings=PrefillTimings(queue_seconds=prompt.started - prompt.arrived, prefill_seconds=now - prompt.started),
             prompt_logprobs=tuple(prompt.logprobs),
             cached_tokens=prompt.known,
+            drafter_row=row_bytes(prompt.drafter_row),
         )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import merge
 
+from torch import Tensor
+
 from engine.batch import Row
 from engine.facts import Counters
 from engine.pages import Pages, Tables
@@ -18,7 +20,8 @@ from engine.types import Request
 
 @dataclass(eq=False)
 class Prompt:
-    """A request on its way through the model. Its first `computed` tokens are in pages, `known` were there before."""
+    """A request on its way through the model. Its first `computed` tokens are in pages, `known` were there before.
+    `drafter_row` is what the drafter keeps of the last of them."""
 
     request: Request
     arrived: float
@@ -27,6 +30,7 @@ class Prompt:
     started: float | None = None
     tables: Tables | None = None
     logprobs: list[float] = field(default_factory=list)
+    drafter_row: Tensor | None = None
 
     @property
     def remaining(self) -> int:
@@ -71,8 +75,11 @@ class PromptChunk:
 class PromptSchedule:
     """Prompts that wait and prompts that run, each in the order of precedence."""
 
-    def __init__(self, pages: Pages, chunk_tokens: int, max_requests: int, counters: Counters) -> None:
+    def __init__(
+        self, pages: Pages, chunk_tokens: int, max_requests: int, counters: Counters, keeps_rows: bool
+    ) -> None:
         self._pages = pages
+        self._keeps_rows = keeps_rows
         self.chunk_tokens = chunk_tokens
         self._max_requests = max_requests
         self._counters = counters
@@ -136,17 +143,20 @@ class PromptSchedule:
         return True
 
     def _begun(self, request: Request) -> tuple[Tables, int]:
-        """Tables that begin with known pages, and the tokens in them: never all, or nobody could say what follows."""
+        """Tables that begin with known pages, and the tokens in them: never all, or nobody could say what follows.
+
+        A drafter that keeps rows needs the last known token's, which is not in its page: that one is computed again.
+        """
         tables = self._pages.open(request.id, request.cache_salt)
         if request.prompt_logprobs:
             return tables, 0
         known = self._pages.reuse(tables, request.tokens)
-        if known < request.num_tokens:
+        if known < request.num_tokens and not (known and self._keeps_rows):
             return tables, known
         if self._pages.own_last_page(tables):
             return tables, known - 1
         self._pages.release(tables)
-        return tables, self._pages.reuse(tables, request.tokens[:-1])
+        return tables, 0 if self._keeps_rows else self._pages.reuse(tables, request.tokens[:-1])
 
     def _needed(self, prompt: Prompt, tables: Tables) -> dict[str, int]:
         """Pages that a prompt may take yet."""
@@ -168,7 +178,7 @@ class PromptSchedule:
     def _restart(self, prompt: Prompt) -> None:
         assert prompt.tables is not None
         self._pages.release(prompt.tables)
-        prompt.tables, prompt.computed, prompt.logprobs = None, 0, []
+        prompt.tables, prompt.computed, prompt.logprobs, prompt.drafter_row = None, 0, [], None
         self.running.remove(prompt)
         self.add(prompt)
         self._counters.preempted += 1

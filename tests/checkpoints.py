@@ -1,9 +1,12 @@
 """Random checkpoints in published formats, with every parameter and buffer randomised: zeros and ones hide errors."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV2Config,
@@ -13,6 +16,11 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
+
+from engine.drafters.mtp import MTPLayer
+from train.mtp import published_names
+
+Module = TypeVar("Module", bound=nn.Module)
 
 VOCAB = 300
 EOS = 256
@@ -115,18 +123,28 @@ QWEN3_SLIDING = Qwen3Config.from_dict(
 
 
 def save_random(config: PretrainedConfig, path: Path, seed: int = 0) -> Path:
-    """Write a checkpoint directory: config.json, model.safetensors, and a tokenizer of single bytes."""
+    """Write a checkpoint directory: config.json, model.safetensors, and a tokenizer of single bytes. DeepSeek-V3's has
+    a next-token layer too, as published."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    for tensor in model.parameters():
-        spread = 1.0 if tensor.ndim == 1 else 1.5 * tensor.shape[-1] ** -0.5
-        tensor.data = torch.randn_like(tensor) * spread
-    for name, buffer in model.named_buffers():
-        if "inv_freq" not in name:  # derived from the configuration, not part of a checkpoint
-            buffer.data = torch.randn_like(buffer) * 0.2
+    model = randomised(AutoModelForCausalLM.from_config(config, dtype=torch.float32)).eval()
     model.save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
+    if isinstance(config, DeepseekV3Config):
+        layer = dict(published_names(randomised(MTPLayer(config, config.num_hidden_layers))))
+        file = path / "model.safetensors"
+        save_file({n: t.contiguous() for n, t in (load_file(file) | layer).items()}, file, metadata={"format": "pt"})
     return path
+
+
+def randomised(module: Module) -> Module:
+    """The same module with other parameters and buffers."""
+    for tensor in module.parameters():
+        spread = 1.0 if tensor.ndim == 1 else 1.5 * tensor.shape[-1] ** -0.5
+        tensor.data = torch.randn_like(tensor) * spread
+    for name, buffer in module.named_buffers():
+        if "inv_freq" not in name:  # derived from the configuration, not part of a checkpoint
+            buffer.data = torch.randn_like(buffer) * 0.2
+    return module
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

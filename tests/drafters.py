@@ -10,9 +10,13 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from engine.batch import Batch
-from engine.drafters import Anchor, DraftBlock
+from engine.config import Config
+from engine.drafters import Anchor, DraftBlock, Drafter, Rows
 from engine.drafters.config import DrafterConfig
 from engine.drafters.dspark import DSparkModel
+from engine.models import LoadedModel
+from engine.pages import Pages
+from local import Builder
 
 BLOCK = 5
 ARCHITECTURES = {"qwen3": "Qwen3DSparkModel", "deepseek_v3": "DeepseekV3DSparkModel"}
@@ -64,6 +68,7 @@ class OracleDrafter:
     """
 
     tap_layers: tuple[int, ...] = ()
+    keeps_rows = False
 
     def __init__(self, answers: Sequence[Sequence[int]], block_length: int, error_every: int, vocab: int) -> None:
         self.block_length = block_length
@@ -71,8 +76,8 @@ class OracleDrafter:
         self._error_every = error_every
         self._vocab = vocab
 
-    def absorb(self, batch: Batch, taps: dict[int, Tensor]) -> None:
-        pass
+    def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:
+        return before
 
     def propose(self, anchors: Sequence[Anchor]) -> DraftBlock:
         blocks = [self._draft(anchor) for anchor in anchors]
@@ -81,7 +86,7 @@ class OracleDrafter:
         return DraftBlock(token_RK, confidence_RK=sure)
 
     def _draft(self, anchor: Anchor) -> list[int]:
-        answer = next(a for a in self._answers if self._is_at(a, anchor))
+        answer = next((a for a in self._answers if self._is_at(a, anchor)), ())
         after = [*answer[anchor.position + 1 :], *[0] * self.block_length][: self.block_length]
         wrong = (anchor.position + 1 + i for i in range(self.block_length))
         return [
@@ -91,3 +96,20 @@ class OracleDrafter:
 
     def _is_at(self, answer: tuple[int, ...], anchor: Anchor) -> bool:
         return len(answer) > anchor.position and answer[anchor.position] == anchor.token
+
+
+class KnowingBuilder(Builder):
+    """Builds engines whose drafter knows the answers, but for an error in every so many tokens."""
+
+    def __init__(
+        self, config: Config, answers: list[list[int]], error_every: int, model: LoadedModel | None = None
+    ) -> None:
+        super().__init__(config, config.prefill, model)
+        self._knows = OracleDrafter(answers, 5, error_every, self.facts.vocab_size)
+
+    @property
+    def block_length(self) -> int:
+        return self._knows.block_length
+
+    def _drafter(self, pages: Pages) -> Drafter:
+        return self._knows

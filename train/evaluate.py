@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 
+from engine.drafters.mtp import MTPLayer
 from train.attention import ATTENTION
 from train.baselines import Bigram, Unigram
 from train.batches import packed
 from train.corpus import Corpus, Document, digest
-from train.mtp import MtpLayer, load_mtp, mtp_states
+from train.mtp import load_mtp, mtp_states
 from train.tokenizer import END, VOCAB_SIZE, encode
 
 BUCKETS = (0, 64, 256, 512, 1024, 2048, 4096, 8192)
@@ -39,7 +40,7 @@ class Checkpoint:
     """An exported model as it is shipped (bfloat16 weights), computed in float32."""
 
     model: DeepseekV3ForCausalLM
-    mtp: MtpLayer
+    mtp: MTPLayer
     tokenizer: PreTrainedTokenizerFast
 
     @classmethod

@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DeepseekV3ForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
-from train.mtp import MtpLayer, published_names
+from engine.drafters.mtp import MTPLayer
+from train.mtp import published_names
 
 LOCAL_KEYS = ("is_local", "local_files_only")
 ROUTER_BIAS = "e_score_correction_bias"
 
 
-def export(model: DeepseekV3ForCausalLM, mtp: MtpLayer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def export(model: DeepseekV3ForCausalLM, mtp: MTPLayer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Replaces the files in `folder` one by one, so that a reader sees each file old or new, never half.
 
     Weights are bfloat16; the routers' selection bias stays float32, as in the published checkpoint. Embedding and

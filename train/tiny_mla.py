@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
+from engine.drafters.mtp import MTPLayer
 from train.attention import ATTENTION
 from train.balance import ExpertBalance
 from train.batches import Batches
-from train.mtp import MtpLayer, mtp_states
+from train.mtp import initialise, mtp_states
 from train.muon import Muon
 from train.tokenizer import VOCAB_SIZE
 
@@ -163,8 +164,8 @@ class Trainer:
         self.model = DeepseekV3ForCausalLM._from_config(
             config, attn_implementation=ATTENTION, experts_implementation="grouped_mm", dtype=torch.float32
         ).to(self.device)
-        self.mtp = MtpLayer(self.model.config)
-        self.mtp.initialise(config.initializer_range)
+        self.mtp = MTPLayer(self.model.config, self.model.config.num_hidden_layers)
+        initialise(self.mtp, config.initializer_range)
         self.mtp.to(self.device)
         self.modules = nn.ModuleDict({"model": self.model, "mtp": self.mtp}).train()
         self.balance = ExpertBalance(self.modules)

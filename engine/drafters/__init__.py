@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.batch import Batch
-from engine.pages import Tables
+from engine.pages import Entry, PageStore, Tables
 from engine.types import Sampling
 
 
@@ -33,7 +33,8 @@ class DraftBlock:
 class Anchor:
     """Where a request stands: its last committed `token`, at `position`, which the target has not seen yet.
 
-    The drafter's context of it begins at `context_from`: 0 unless the pages came without the drafter's part.
+    The drafter's context of it begins at `context_from`: 0 unless the pages came without the drafter's part. `row` is
+    what the drafter kept of the token before (`Drafter.absorb`), if it keeps rows.
     """
 
     token: int
@@ -41,6 +42,21 @@ class Anchor:
     tables: Tables
     sampling: Sampling
     context_from: int = 0
+    row: Tensor | None = None
+
+
+Rows = Sequence[Tensor | None]
+"""What a drafter keeps of each request's last token until the next step: a hidden state, or nothing."""
+
+
+def row_bytes(row: Tensor | None) -> bytes | None:
+    """A row on its way to another process: float32, which holds every dtype of ours."""
+    return None if row is None else row.float().cpu().numpy().tobytes()
+
+
+def row_from(content: bytes | None) -> Tensor | None:
+    """The row that `row_bytes` made."""
+    return None if content is None else torch.frombuffer(bytearray(content), dtype=torch.float32)
 
 
 class Drafter(Protocol):
@@ -48,13 +64,39 @@ class Drafter(Protocol):
     """Decoder layers of the target whose output `absorb` needs."""
     block_length: int
     """The most tokens a block has."""
+    keeps_rows: bool
+    """Whether a step needs the row of the step before: then the last token of a prefix hit is computed again."""
 
     def propose(self, anchors: Sequence[Anchor]) -> DraftBlock:
         """A block for each request; its pages reach `block_length` positions from the anchor on."""
         ...
 
-    def absorb(self, batch: Batch, taps: dict[int, Tensor]) -> None:
-        """Write the drafter's context for the tokens of a target step into the drafter part of their pages."""
+    def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:
+        """Write the drafter's context for the tokens of a target step into the drafter part of their pages.
+
+        `before` are the rows of the step before; `last_R` is the last token of each request that counts, as an index
+        into the batch. Returns the rows of these.
+        """
+        ...
+
+
+class LoadedDrafter(Protocol):
+    """A drafter's weights. Holds no cache: several engines can share one."""
+
+    @property
+    def block_length(self) -> int: ...
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What it keeps in pages."""
+        ...
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What two pools must agree on, or the drafter part of a handoff is not read."""
+        ...
+
+    def over(self, store: PageStore) -> Drafter:
+        """The drafter of one engine, with pages of its own."""
         ...
 
 
@@ -63,9 +105,10 @@ class NoDrafter:
 
     tap_layers: tuple[int, ...] = ()
     block_length = 0
+    keeps_rows = False
 
     def propose(self, anchors: Sequence[Anchor]) -> DraftBlock:
         return DraftBlock(torch.empty(len(anchors), 0, dtype=torch.int64))
 
-    def absorb(self, batch: Batch, taps: dict[int, Tensor]) -> None:
-        pass
+    def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:
+        return before

@@ -24,7 +24,7 @@ from transformers import PretrainedConfig
 
 from engine.attention import FAMILIES, PagedAttention
 from engine.batch import Batch, Row
-from engine.drafters import Anchor, DraftBlock
+from engine.drafters import Anchor, DraftBlock, Rows
 from engine.drafters.config import DrafterConfig
 from engine.drafters.heads import MARKOV_HEADS, ConfidenceHead
 from engine.pages import Entry, PageStore
@@ -79,9 +79,8 @@ class DSparkModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class LoadedDrafter:
-    """A drafter's weights with paged attention, beside the target's embedding and head. Holds no cache: several
-    engines can share one."""
+class LoadedDSpark:
+    """The weights with paged attention, beside the target's embedding and head."""
 
     model: DSparkModel
     embedding: nn.Module
@@ -89,25 +88,35 @@ class LoadedDrafter:
     entries: tuple[Entry, ...]
     fingerprint: dict[str, str]
 
+    @property
+    def block_length(self) -> int:
+        return self.model.config.block_size
+
+    def over(self, store: PageStore) -> "DSpark":
+        return DSpark(self, store)
+
 
 class DSpark:
     """The drafter of one engine: weights shared, pages its engine's own."""
 
-    def __init__(self, loaded: LoadedDrafter, store: PageStore) -> None:
+    keeps_rows = False
+
+    def __init__(self, loaded: LoadedDSpark, store: PageStore) -> None:
         self._model = loaded.model
         self._embedding = loaded.embedding
         self._head = loaded.head
         self._store = store
         self.tap_layers = tuple(loaded.model.config.target_layer_ids)
-        self.block_length = loaded.model.config.block_size
+        self.block_length = loaded.block_length
 
     @torch.inference_mode()
-    def absorb(self, batch: Batch, taps: dict[int, Tensor]) -> None:
+    def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:
         """Write the entries of a target step's tokens."""
         context_TD = self._model.context(taps)
         positions = self._model.rotary_emb(context_TD[None], batch.positions_T[None])
         for attention in self._model.attentions:
             attention.remember(context_TD, positions, batch, self._store)
+        return before
 
     @torch.inference_mode()
     def propose(self, anchors: Sequence[Anchor]) -> DraftBlock:

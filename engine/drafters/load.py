@@ -1,25 +1,41 @@
-"""Loading a drafter for a target: published files as they are, with or without copies of embedding and head."""
+"""Loading a drafter for a target: published files as they are, with or without copies of embedding and head.
+
+DSpark has a directory of its own, MTP is a layer in the target's checkpoint that transformers does not load.
+"""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from engine.attention import FAMILIES, PagedAttention
+from engine.drafters import LoadedDrafter
 from engine.drafters.config import DrafterConfig
-from engine.drafters.dspark import DSparkModel, LoadedDrafter, attach_backbone
+from engine.drafters.dspark import DSparkModel, LoadedDSpark, attach_backbone
+from engine.drafters.mtp import LoadedMTP, MTPLayer
 from engine.errors import CheckpointRefused
 from engine.kernels import pack_linears
 from engine.models import LoadedModel
+from engine.models.fp8 import dequantised_state
 
 COPIES = {"embed_tokens.weight": "get_input_embeddings", "lm_head.weight": "get_output_embeddings"}
 
 
-def load_drafter(path: Path, target: LoadedModel) -> LoadedDrafter:
+def load_drafter(source: Path | Literal["mtp"], target: LoadedModel, mtp_drafts: int = 1) -> LoadedDrafter:
+    """The drafter of a directory, or the target's own layer with `mtp_drafts` tokens a block.
+
+    Raises CheckpointRefused with the key or the tensor at fault.
+    """
+    return load_mtp(target, mtp_drafts) if source == "mtp" else load_dspark(source, target)
+
+
+def load_dspark(path: Path, target: LoadedModel) -> LoadedDSpark:
     """Check, load, attach. Raises CheckpointRefused with the key or the tensor at fault."""
     config, raw = DrafterConfig.load(path)
     _check_target(path, config, target)
@@ -36,9 +52,67 @@ def load_drafter(path: Path, target: LoadedModel) -> LoadedDrafter:
     entries = attach_backbone(model.eval().requires_grad_(False))
     pack_linears(model)
     fingerprint = {"architecture": config.architecture, "weights": digest}
-    return LoadedDrafter(
+    return LoadedDSpark(
         model, module.get_input_embeddings(), module.get_output_embeddings(), tuple(entries), fingerprint
     )
+
+
+def load_mtp(target: LoadedModel, block_length: int) -> LoadedMTP:
+    """The first next-token layer of the target's checkpoint. Raises CheckpointRefused if none is there, and whole."""
+    module: Any = target.module
+    number = target.config.num_hidden_layers
+    prefix, where = f"model.layers.{number}.", target.files[0].parent
+    if target.architecture != "DeepseekV3ForCausalLM":
+        raise CheckpointRefused(f"model.drafter: mtp: {target.architecture} has no next-token layer that is known here")
+    state = dequantised_state(target.files, target.fp8_block, target.dtype, prefix)
+    state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    if not state:
+        raise CheckpointRefused(f"model.drafter: mtp: {where} has no tensor {prefix}*: no next-token layer in it")
+    for name, own in (
+        ("embed_tokens.weight", module.get_input_embeddings()),
+        ("shared_head.head.weight", module.get_output_embeddings()),
+    ):
+        _check_copy(where, prefix + name, state.pop(name, None), own.weight)
+    state = fused_experts(state)
+    with torch.device(target.device):
+        layer = MTPLayer(module.config, number).to(target.dtype)
+    _check_names(where, layer, state)
+    wide = tuple(module._keep_in_fp32_modules_strict or ())
+    dtypes = {name: torch.float32 if name.endswith(wide) else target.dtype for name in state}
+    layer.load_state_dict({n: t.to(target.device, dtypes[n]) for n, t in state.items()}, assign=True)
+    layer.eval().requires_grad_(False)
+    attention: PagedAttention = FAMILIES[type(layer.self_attn).__name__](layer.self_attn, part="drafter")
+    layer.self_attn = attention
+    pack_linears(layer)
+    decoder = module.get_decoder()
+    return LoadedMTP(
+        layer=layer,
+        last_layer=number - 1,
+        final_norm=decoder.norm,
+        rotary=decoder.rotary_emb,
+        embedding=module.get_input_embeddings(),
+        head=module.get_output_embeddings(),
+        entries=tuple(attention.entries),
+        fingerprint={"architecture": "DeepseekV3MTP", "weights": target.fingerprint["weights"]},
+        block_length=block_length,
+    )
+
+
+def fused_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published experts, a matrix each, as transformers keeps them: one tensor for all. Changes nothing else."""
+    found = [re.fullmatch(r"mlp\.experts\.(\d+)\.gate_proj\.weight", name) for name in state]
+    numbers = sorted(int(match[1]) for match in found if match)
+    if not numbers:
+        return state
+    wanted = {n: [f"mlp.experts.{n}.{half}_proj.weight" for half in ("gate", "up", "down")] for n in numbers}
+    absent = [name for names in wanted.values() for name in names if name not in state]
+    if absent:
+        raise CheckpointRefused(f"next-token layer: lacks {len(absent)} tensors: {', '.join(absent[:3])}")
+    gate_up = torch.stack([torch.cat([state[names[0]], state[names[1]]]) for names in wanted.values()])
+    down = torch.stack([state[names[2]] for names in wanted.values()])
+    taken = {name for names in wanted.values() for name in names}
+    rest = {name: tensor for name, tensor in state.items() if name not in taken}
+    return {**rest, "mlp.experts.gate_up_proj": gate_up, "mlp.experts.down_proj": down}
 
 
 def _without(raw: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ or column perhaps partial. transformers 5.24 splits the weight evenly into as ma
 is wrong, or an error, when a side is no multiple of 128 (DeepSeek-V3's `kv_a_proj_with_mqa` has 576 rows).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,15 +22,18 @@ def dequantise(weight_NK: Tensor, scale: Tensor, block: tuple[int, int]) -> Tens
     return weight_NK.float() * scale_NK
 
 
-def dequantised_state(files: tuple[Path, ...], block: tuple[int, int], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint at `dtype`; scales are folded into their weights, whichever file they are in."""
+def dequantised_state(
+    files: Sequence[Path], block: tuple[int, int] | None, dtype: torch.dtype, prefix: str = ""
+) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint whose name begins with `prefix`; scales are folded into their weights, whichever
+    file they are in, and the product is at `dtype`. All others are as stored. Without scales, `block` is None."""
     raw: dict[str, Tensor] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:  # type: ignore[no-untyped-call]
-            raw.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118 - no mapping
+            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118 - no mapping
+            raw.update({name: tensors.get_tensor(name) for name in names})
     state = {}
     for name in [name for name in raw if not name.endswith(SCALE)]:
         tensor, scale = raw.pop(name), raw.get(name + SCALE)
-        whole = tensor if scale is None else dequantise(tensor, scale, block)
-        state[name] = whole.to(dtype) if whole.is_floating_point() else whole
+        state[name] = tensor if scale is None or block is None else dequantise(tensor, scale, block).to(dtype)
     return state

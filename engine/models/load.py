@@ -28,7 +28,8 @@ def _never_called(*_args: object, **_kwargs: object) -> None:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A transformers model whose attention is ours. Holds no cache: several stores can share one."""
+    """A transformers model whose attention is ours. Holds no cache: several stores can share one. `files` and
+    `fp8_block` say where more of its checkpoint can be read, and how."""
 
     module: nn.Module
     config: PretrainedConfig
@@ -39,6 +40,8 @@ class LoadedModel:
     num_parameters: int
     device: torch.device
     dtype: torch.dtype
+    files: tuple[Path, ...]
+    fp8_block: tuple[int, int] | None
 
 
 def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
@@ -78,6 +81,8 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
         num_parameters=num_parameters,
         device=device,
         dtype=dtype,
+        files=looked.files,
+        fp8_block=looked.fp8_block,
     )
 
 

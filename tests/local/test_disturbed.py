@@ -1,4 +1,4 @@
-"""Every disturbance at once, on every family: nobody can tell from its tokens.
+"""Every disturbance at once, on every family and with every drafter: nobody can tell from its tokens.
 
 Sixteen requests with a common beginning come in two waves over few pages: prompts go in chunks, pages are shared,
 evicted and found again, the wire stalls, others are cancelled, and decode runs out of pages.
@@ -6,15 +6,17 @@ evicted and found again, the wire stalls, others are cancelled, and decode runs 
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from engine.config import SHIPPED_MODEL, Config
+from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL, Config
 from engine.models import LoadedModel, load_model
 from engine.types import Request, Sampling, StopRules
 from local import Builder, Pair
 from tests.checkpoints import DEEPSEEK_V2, DEEPSEEK_V3, LLAMA, QWEN3, QWEN3_SLIDING, save_random
+from tests.drafters import KnowingBuilder, save_random_drafter
 from tests.local.rig import MIB
 from tests.oracle import Oracle, assert_same
 
@@ -30,10 +32,13 @@ PAGE, WHOLE_ANSWER = 16, 40
 PAGES = 36  # of 16 tokens in decode; all sixteen at their longest need 150, the longest alone 12
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module")
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = FAMILIES[request.param]
     return SHIPPED_MODEL if config is None else save_random(config, tmp_path_factory.mktemp(request.param), seed=21)
+
+
+everywhere = pytest.mark.parametrize("checkpoint", FAMILIES, indirect=True)
 
 
 def requests() -> list[Request]:
@@ -56,16 +61,23 @@ def requests() -> list[Request]:
     return asked
 
 
-def pair(path: Path, model: LoadedModel, decode_pages: int | None, sharing: bool) -> Pair:
-    """Ample pages, or `decode_pages` of each group."""
-    engine = {"prefix_caching": sharing, "cache_bytes": 16 * MIB}
-    content = {"model": {"path": path, "page_tokens": PAGE}, "prefill": {**engine, "chunk_tokens": 24}}
-    config = Config.parse({**content, "decode": {"default": engine}})
-    if decode_pages is not None:
-        groups = Builder(config, config.prefill, model).layout.groups.values()
-        engine["cache_bytes"] = (decode_pages + 1) * sum(group.page_bytes for group in groups)
-        config = Config.parse({**content, "decode": {"default": engine}})
+def quiet(path: Path, model: LoadedModel) -> Pair:
+    """Ample pages, nothing shared, no speculation."""
+    engine = {"prefix_caching": False, "cache_bytes": 16 * MIB}
+    config = Config.parse({"model": {"path": path}, "prefill": engine, "decode": {"default": engine}})
     return Pair(config, builder=Builder(config, config.prefill, model))
+
+
+def tight(model: LoadedModel, drafting: dict[str, Any], decode: dict[str, Any]) -> Config:
+    """`PAGES` of each group in decode."""
+    content = {
+        "model": {"path": model.files[0].parent, "page_tokens": PAGE, **drafting},
+        "prefill": {"cache_bytes": 16 * MIB, "chunk_tokens": 24},
+    }
+    config = Config.parse(content)
+    groups = Builder(config, config.prefill, model).layout.groups.values()
+    cache_bytes = (PAGES + 1) * sum(group.page_bytes for group in groups)
+    return Config.parse({**content, "decode": {"default": {"cache_bytes": cache_bytes, **decode}}})
 
 
 def disturbed(engines: Pair, asked: list[Request]) -> None:
@@ -89,18 +101,62 @@ def tokens(engines: Pair, one: Request) -> list[int]:
     return [token for chunk in engines.chunks[one.id] for token in chunk.tokens]
 
 
-def test_disturbed_requests_get_the_tokens_of_undisturbed_ones(checkpoint: Path) -> None:
-    model = load_model(checkpoint, torch.float32, torch.device("cpu"))
-    asked = requests()
-
-    engines = pair(checkpoint, model, PAGES, sharing=True)
+def assert_nobody_can_tell(engines: Pair, asked: list[Request], expected: dict[str, list[int]]) -> None:
+    """The scenario, that it disturbed, and the tokens of an undisturbed run without speculation."""
     disturbed(engines, asked)
 
     prefill, decode = engines.prefiller.stats(), engines.decoder.stats()
     assert min(decode.preempted, prefill.prefix_hit_tokens, decode.prefix_hit_tokens) > 0
-    oracle, quiet = Oracle(checkpoint), pair(checkpoint, model, None, sharing=False)
+    assert {one.id: tokens(engines, one) for one in asked} == expected
+
+
+@everywhere
+def test_disturbed_requests_get_the_tokens_of_undisturbed_ones(checkpoint: Path) -> None:
+    model, asked = load_model(checkpoint, torch.float32, torch.device("cpu")), requests()
+    expected = quiet(checkpoint, model).generate(asked)
+    config = tight(model, {}, {})
+
+    assert_nobody_can_tell(Pair(config, builder=Builder(config, config.prefill, model)), asked, expected)
+
+    oracle = Oracle(checkpoint)
     for one in asked:
         if one.sampling.greedy:
-            assert assert_same(tokens(engines, one), *oracle.greedy(one.prompt, one.stop.max_tokens, eos=False)) == 0
-        else:
-            assert tokens(engines, one) == quiet.generate([one])[one.id]
+            assert assert_same(expected[one.id], *oracle.greedy(one.prompt, one.stop.max_tokens, eos=False)) == 0
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "drafter", "decode"),
+    [
+        ("shipped", "shipped", {"planner": "causal"}),
+        ("shipped", "shipped", {"planner": "fixed", "fixed_drafts": 7}),
+        ("shipped", "mtp", {"planner": "lagged"}),
+        ("deepseek_v3", "random", {"planner": "lagged"}),
+        ("deepseek_v3", "mtp", {"planner": "fixed"}),
+        ("deepseek_v3", "knowing", {"planner": "causal"}),
+        ("qwen3", "random", {"planner": "fixed"}),
+        ("qwen3", "knowing", {"planner": "fixed", "fixed_drafts": 5}),
+        ("qwen3_sliding", "random", {"planner": "causal"}),
+        ("qwen3_sliding", "knowing", {"planner": "lagged"}),
+    ],
+    ids=str,
+    indirect=["checkpoint"],
+)
+def test_with_speculation_too(checkpoint: Path, drafter: str, decode: dict[str, Any], tmp_path: Path) -> None:
+    model, asked = load_model(checkpoint, torch.float32, torch.device("cpu")), requests()
+    expected = quiet(checkpoint, model).generate(asked)
+    if drafter == "knowing":
+        answers = [[*one.prompt, *expected[one.id]] for one in asked]
+        config = tight(model, {}, decode)
+        builder: Builder = KnowingBuilder(config, answers, error_every=3, model=model)
+    else:
+        source: Any = {"shipped": SHIPPED_DRAFTER, "mtp": "mtp"}.get(drafter)
+        source = source or save_random_drafter(checkpoint, tmp_path)
+        config = tight(model, {"drafter": source, "mtp_drafts": 3}, decode)
+        builder = Builder(config, config.prefill, model)
+    engines = Pair(config, builder=builder)
+
+    assert_nobody_can_tell(engines, asked, expected)
+
+    stats = engines.decoder.stats()
+    assert stats.drafted >= stats.verified >= stats.accepted
+    assert drafter == "random" or stats.accepted > 50, "nothing was gained, so nothing was tried"

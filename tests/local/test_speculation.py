@@ -1,17 +1,18 @@
 """Whatever is drafted and however much of it is verified, greedy and seeded tokens are those without speculation."""
 
+import inspect
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.config import Config
-from engine.drafters import Drafter
-from engine.pages import Pages
-from engine.types import Request, Sampling
-from local import Builder, Pair
-from tests.drafters import OracleDrafter, save_random_drafter
+from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL, Config
+from engine.text import Text
+from engine.types import Request, Sampling, StopRules
+from local import Pair
+from tests.drafters import KnowingBuilder, save_random_drafter
 from tests.local.rig import MIB, request
 
 LENGTHS = [1, 2, 63, 64, 65, 130, 200, 33]
@@ -24,18 +25,22 @@ def target(request: pytest.FixtureRequest) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def drafter(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_random_drafter(target, tmp_path_factory.mktemp("drafter"))
+@pytest.fixture(scope="module", params=["dspark", "mtp"])
+def drafter(request: pytest.FixtureRequest, target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path | str:
+    if request.param == "dspark":
+        return save_random_drafter(target, tmp_path_factory.mktemp("drafter"))
+    if "qwen3" in target.name:
+        pytest.skip("Qwen3 checkpoints have no next-token layer")
+    return "mtp"
 
 
-def pair(path: Path, drafter: Path | None, decode: dict[str, Any] | None = None, **prefill: Any) -> Pair:
+def pair(path: Path, drafter: Path | str | None, decode: dict[str, Any] | None = None, **prefill: Any) -> Pair:
     return Pair(pair_config(path, drafter, decode, **prefill))
 
 
-def pair_config(path: Path, drafter: Path | None, decode: dict[str, Any] | None = None, **prefill: Any) -> Config:
+def pair_config(path: Path, drafter: Path | str | None, decode: dict[str, Any] | None = None, **prefill: Any) -> Config:
     config = {
-        "model": {"path": path, "drafter": drafter},
+        "model": {"path": path, "drafter": drafter, "mtp_drafts": 4},
         "prefill": {"cache_bytes": 8 * MIB, "chunk_tokens": 96, **prefill},
         "decode": {"default": {"cache_bytes": 8 * MIB, "planner": "fixed", **(decode or {})}},
     }
@@ -53,32 +58,17 @@ def asked(sampling: Sampling) -> list[Request]:
     ids=str,
 )
 def test_tokens_are_those_without_speculation(
-    target: Path, drafter: Path, sampling: Sampling, decode: dict[str, Any]
+    target: Path, drafter: Path | str, sampling: Sampling, decode: dict[str, Any]
 ) -> None:
     plain = pair(target, None).generate(asked(sampling))
 
     assert pair(target, drafter, decode).generate(asked(sampling)) == plain
 
 
-def test_a_prefill_pool_without_the_drafter_is_served_too(target: Path, drafter: Path) -> None:
+def test_a_prefill_pool_without_the_drafter_is_served_too(target: Path, drafter: Path | str) -> None:
     plain = pair(target, None).generate(asked(Sampling()))
 
     assert pair(target, drafter, {"fixed_drafts": 5}, drafting=False).generate(asked(Sampling())) == plain
-
-
-class KnowingBuilder(Builder):
-    """Builds engines whose drafter knows the answers, but for an error in every so many tokens."""
-
-    def __init__(self, config: Config, answers: list[list[int]], error_every: int) -> None:
-        super().__init__(config, config.prefill)
-        self._knows = OracleDrafter(answers, 5, error_every, self.facts.vocab_size)
-
-    @property
-    def block_length(self) -> int:
-        return self._knows.block_length
-
-    def _drafter(self, pages: Pages) -> Drafter:
-        return self._knows
 
 
 @pytest.mark.parametrize("error_every", [1, 2, 3, 7, 1000])
@@ -107,3 +97,30 @@ def rounds(position: int, max_tokens: int, error_every: int) -> int:
         good = next((i for i in range(drafts) if (position + i) % error_every == 0), drafts)
         position, left, steps = position + good + 1, left - good - 1, steps + 1
     return steps
+
+
+@pytest.mark.parametrize("drafter", [SHIPPED_DRAFTER, "mtp"], ids=str)
+def test_a_prefix_hit_drafts_as_well(drafter: Path | str) -> None:
+    """Step by step the same tokens are accepted, whether the prompt's pages were computed or found, all or some."""
+    text = Text.load(SHIPPED_MODEL).encode(inspect.getsource(json.decoder))
+    stop = StopRules(max_tokens=48, ignore_eos=True)
+    asked = [
+        Request(id=f"r{i}", prompt=tuple(text[:n]), sampling=Sampling(), stop=stop)
+        for i, n in enumerate((150, 192, 65, 300, 256))
+    ]
+    engines = pair(SHIPPED_MODEL, drafter, {"fixed_drafts": 4})
+
+    def steps(name: str, salt: str) -> list[list[int]]:
+        for one in asked:
+            engines.add(replace(one, id=name + one.id, cache_salt=salt or one.id))
+            engines.run()
+        return [[len(chunk.tokens) for chunk in engines.chunks[name + one.id]] for one in asked]
+
+    alone = steps("alone", "")
+    assert engines.prefiller.stats().prefix_hit_tokens == 0
+    together = steps("first", "shared") + steps("again", "shared")
+    assert engines.prefiller.stats().prefix_hit_tokens > 1500
+    assert engines.decoder.stats().prefix_hit_tokens > 1500
+
+    assert together == alone + alone
+    assert sum(map(len, alone)) < 0.75 * 48 * len(asked), "hardly anything was accepted"

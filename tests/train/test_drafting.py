@@ -15,7 +15,7 @@ from engine.batch import Batch, Row
 from engine.drafters import Anchor
 from engine.drafters.config import DrafterConfig
 from engine.drafters.dspark import DSpark
-from engine.drafters.load import load_drafter
+from engine.drafters.load import load_dspark
 from engine.models import load_model
 from engine.pages import CacheLayout, Pages, PageStore
 from engine.types import Sampling
@@ -32,7 +32,7 @@ class Engine:
 
     def __init__(self, target: Path, drafter: Path, prompts: list[Tensor]) -> None:
         model = load_model(target, torch.float32, CPU)
-        loaded = load_drafter(drafter, model)
+        loaded = load_dspark(drafter, model)
         self.layout = CacheLayout.of([*model.entries, *loaded.entries], 16)
         self.pages = Pages(self.layout, PageStore(self.layout, dict.fromkeys(self.layout.groups, 50), CPU))
         self.dspark = DSpark(loaded, self.pages.store)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.drafters.load import load_drafter
+from engine.drafters.load import load_dspark
 from engine.models import load_model
 from train.drafter_loss import losses
 from train.drafting import FrozenTarget, draft
@@ -71,7 +71,7 @@ def test_engine_loads_what_is_written(family: str, request: pytest.FixtureReques
     one.step()
     export_drafter(one.model, one.config, tmp_path / "drafter")
 
-    loaded = load_drafter(tmp_path / "drafter", load_model(target, torch.float32, torch.device("cpu")))
+    loaded = load_dspark(tmp_path / "drafter", load_model(target, torch.float32, torch.device("cpu")))
 
     names = {name for name, _ in loaded.model.named_parameters()}
     assert not any("embed_tokens" in name or "lm_head" in name for name in names)

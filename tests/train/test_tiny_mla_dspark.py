@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from engine.drafters.load import load_drafter
+from engine.drafters.load import load_dspark
 from engine.models import load_model
 from tests.train.test_tiny_mla import HELD_OUT, library_text
 from train.drafter_card import drafter_card
@@ -33,7 +33,7 @@ def test_folder_is_small_and_every_weight_is_finite_and_bfloat16() -> None:
 
 
 def test_engine_loads_it() -> None:
-    loaded = load_drafter(FOLDER, load_model(TARGET, torch.float32, torch.device("cpu")))
+    loaded = load_dspark(FOLDER, load_model(TARGET, torch.float32, torch.device("cpu")))
     assert loaded.fingerprint["architecture"] == "DeepseekV3DSparkModel"
 
 

@@ -8,20 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.backend import TorchBackend
 from engine.batch import Batch, Row
 from engine.drafters import Anchor
-from engine.drafters.dspark import DSpark
-from engine.drafters.load import load_drafter
+from engine.drafters.load import load_dspark
 from engine.errors import CheckpointRefused
 from engine.models import LoadedModel, load_model
-from engine.pages import CacheLayout, Pages, PageStore
 from engine.types import Sampling
 from tests.drafters import drafter_config, save_random_drafter
 from tests.engine.drafters.reference import Reference
+from tests.engine.drafters.rig import CPU, PAGE, Bench, some_tokens
 
-CPU = torch.device("cpu")
-PAGE = 16
 HEADS = [
     {"markov_head_type": "vanilla"},
     {"markov_head_type": "gated"},
@@ -39,41 +35,12 @@ def target(request: pytest.FixtureRequest) -> Target:
     return path, load_model(path, torch.float32, CPU)
 
 
-class Bench:
-    """A drafter over its target, fed by hand."""
-
-    def __init__(self, model: LoadedModel, drafter: Path) -> None:
-        loaded = load_drafter(drafter, model)
-        self.layout = CacheLayout.of([*model.entries, *loaded.entries], PAGE)
-        store = PageStore(self.layout, dict.fromkeys(self.layout.groups, 60), CPU)
-        self.pages = Pages(self.layout, store)
-        self.drafter = DSpark(loaded, store)
-        self.backend = TorchBackend(model.module, store, self.drafter.tap_layers)
-
-    def seen(self, name: str, tokens: list[int], chunks: list[int]) -> Anchor:
-        """The target sees all tokens but the last in such chunks; the drafter absorbs them."""
-        tables = self.pages.open(name)
-        assert self.pages.extend(tables, len(tokens) + self.drafter.block_length)
-        start = 0
-        for size in [*chunks, len(tokens)]:
-            part = tokens[start : min(start + size, len(tokens) - 1)]
-            if part:
-                batch = Batch.of([Row(part, start, tables, 1)], self.layout, CPU)
-                self.drafter.absorb(batch, self.backend.forward(batch).taps)
-            start += len(part)
-        return Anchor(tokens[-1], len(tokens) - 1, tables, Sampling())
-
-
-def some_tokens(seed: int, count: int) -> list[int]:
-    return torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_a_block_is_the_one_of_the_formulas(target: Target, tmp_path: Path, head: dict[str, object]) -> None:
     """Several requests at once, contexts of any length in any chunks."""
     path, model = target
     drafter = save_random_drafter(path, tmp_path, **head)
-    bench = Bench(model, drafter)
+    bench = Bench(model, load_dspark(drafter, model))
     prompts = [some_tokens(1, 1), some_tokens(2, 2), some_tokens(3, PAGE + 1), some_tokens(4, 75)]
     chunks: list[list[int]] = [[], [1], [5, 7], [40, 1, 1, 20]]
     anchors = [bench.seen(f"r{i}", p, c) for i, (p, c) in enumerate(zip(prompts, chunks, strict=True))]
@@ -94,13 +61,13 @@ def test_a_block_is_the_one_of_the_formulas(target: Target, tmp_path: Path, head
 def test_what_was_drafted_in_vain_leaves_nothing_behind(target: Target, tmp_path: Path) -> None:
     """A block writes its own entries where the next tokens will be; the target's features overwrite them."""
     path, model = target
-    bench = Bench(model, save_random_drafter(path, tmp_path))
+    bench = Bench(model, load_dspark(save_random_drafter(path, tmp_path), model))
     tokens = some_tokens(5, 40)
     once = bench.seen("once", tokens, [])
     first = bench.seen("twice", tokens[:30], [])
     bench.drafter.propose([first])
     batch = Batch.of([Row(tokens[29:39], 29, first.tables, 1)], bench.layout, CPU)
-    bench.drafter.absorb(batch, bench.backend.forward(batch).taps)
+    bench.absorb(batch, [None])
     twice = Anchor(tokens[-1], 39, first.tables, Sampling())
 
     alone, after = bench.drafter._block([once]), bench.drafter._block([twice])
@@ -110,7 +77,7 @@ def test_what_was_drafted_in_vain_leaves_nothing_behind(target: Target, tmp_path
 
 def test_a_context_that_did_not_come_is_not_seen(target: Target, tmp_path: Path) -> None:
     path, model = target
-    bench = Bench(model, save_random_drafter(path, tmp_path))
+    bench = Bench(model, load_dspark(save_random_drafter(path, tmp_path), model))
     anchor = bench.seen("r", some_tokens(6, 50), [])
     late = Anchor(anchor.token, anchor.position, anchor.tables, anchor.sampling, context_from=30)
     seen = bench.drafter._block([anchor])
@@ -143,7 +110,7 @@ def test_weights_that_do_not_fit_are_named(target: Target, tmp_path: Path, chang
     save_file(tensors, drafter / "model.safetensors")
 
     with pytest.raises(CheckpointRefused, match=says):
-        load_drafter(drafter, model)
+        load_dspark(drafter, model)
 
 
 @pytest.mark.parametrize(
@@ -169,21 +136,21 @@ def test_a_configuration_that_does_not_fit_names_its_key(
     (drafter / "config.json").write_text(json.dumps(drafter_config(path, **change)))
 
     with pytest.raises(CheckpointRefused, match=says):
-        load_drafter(drafter, model)
+        load_dspark(drafter, model)
 
 
 def test_copies_of_the_targets_matrices_are_taken_for_what_they_are(target: Target, tmp_path: Path) -> None:
     """As in the published files."""
     path, model = target
     drafter = save_random_drafter(path, tmp_path)
-    plain = load_drafter(drafter, model)
+    plain = load_dspark(drafter, model)
     own = {name: t for name, t in plain.model.state_dict().items() if "self_attn" not in name}
     tensors = load_file(drafter / "model.safetensors")
     tensors["embed_tokens.weight"] = model.module.get_input_embeddings().weight.clone()
     tensors["lm_head.weight"] = model.module.get_output_embeddings().weight.clone()
     save_file(tensors, drafter / "model.safetensors")
 
-    copied = load_drafter(drafter, model)
+    copied = load_dspark(drafter, model)
 
     assert all(torch.equal(copied.model.state_dict()[name], tensor) for name, tensor in own.items())
     assert copied.embedding is model.module.get_input_embeddings()

@@ -1,0 +1,142 @@
+"""Drafts of the checkpoint's next-token layer against transformers' own, and what is refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import MtpModel
+
+from engine.batch import Batch, Row
+from engine.drafters import Anchor
+from engine.drafters.load import fused_experts, load_drafter
+from engine.errors import CheckpointRefused
+from engine.models import LoadedModel, load_model
+from engine.types import Sampling
+from tests.engine.drafters.rig import CPU, PAGE, Bench, some_tokens
+
+DRAFTS = 3
+
+
+class Reference:
+    """transformers' layer over the whole sequence, its weights given by hand: its own loader knows layer 61 only."""
+
+    def __init__(self, path: Path) -> None:
+        self.main = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        layers = self.main.config.num_hidden_layers
+        self.mtp = MtpModel(self.main, 1).eval()
+        prefix = f"model.layers.{layers}."
+        tensors = load_file(path / "model.safetensors")
+        state = fused_experts({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        outside = {"enorm.weight", "hnorm.weight", "eh_proj.weight"}
+        for name, tensor in state.items():
+            own = name if name in outside else f"mtp_block.{name}"
+            own = "post_norm.weight" if name == "shared_head.norm.weight" else own
+            self.mtp.layers[0].get_parameter(own) if "bias" not in own else None
+            target = dict([*self.mtp.layers[0].named_parameters(), *self.mtp.layers[0].named_buffers()])[own]
+            target.data.copy_(tensor)
+
+    @torch.no_grad()
+    def draft(self, tokens: list[int], count: int) -> tuple[list[int], list[float]]:
+        """What follows `tokens`, of which the target has not seen the last, and how sure the layer is."""
+        ids = list(tokens)
+        hidden = self.main.model(torch.tensor([tokens[:-1]]), use_cache=False).last_hidden_state
+        drafts, confidences = [], []
+        for _ in range(count):
+            state = self._state(hidden, ids)
+            probabilities: Tensor = self.main.lm_head(state[0, -1]).softmax(-1)
+            drafts.append(int(probabilities.argmax()))
+            confidences.append(float(probabilities.max()))
+            hidden, ids = torch.cat([hidden, state[:, -1:]], dim=1), [*ids, drafts[-1]]
+        return drafts, confidences
+
+    def _state(self, hidden: Tensor, ids: list[int]) -> Tensor:
+        positions = torch.arange(1, len(ids))[None]
+        state: Tensor = self.mtp.forward_layer(0, hidden, positions, None, input_ids=torch.tensor([ids[1:]]))
+        return state
+
+
+@pytest.fixture(scope="module")
+def target(deepseek_v3: Path) -> tuple[Path, LoadedModel]:
+    return deepseek_v3, load_model(deepseek_v3, torch.float32, CPU)
+
+
+def test_drafts_are_those_of_transformers(target: tuple[Path, LoadedModel]) -> None:
+    """Several requests at once, contexts of any length in any chunks."""
+    path, model = target
+    bench = Bench(model, load_drafter("mtp", model, DRAFTS))
+    prompts = [some_tokens(1, 2), some_tokens(2, 3), some_tokens(3, PAGE + 1), some_tokens(4, 75)]
+    chunks: list[list[int]] = [[], [1], [5, 7], [40, 1, 1, 20]]
+    anchors = [bench.seen(f"r{i}", p, c) for i, (p, c) in enumerate(zip(prompts, chunks, strict=True))]
+
+    block = bench.drafter.propose(anchors)
+
+    reference = Reference(path)
+    for r, prompt in enumerate(prompts):
+        drafts, confidences = reference.draft(prompt, DRAFTS)
+        assert block.token_RK[r].tolist() == drafts
+        assert block.confidence_RK is not None
+        assert torch.allclose(block.confidence_RK[r], torch.tensor(confidences), atol=1e-5)
+
+
+def test_what_was_drafted_in_vain_leaves_nothing_behind(target: tuple[Path, LoadedModel]) -> None:
+    """Entries made from drafts are overwritten with the target's own states, however many of them were accepted."""
+    _, model = target
+    bench = Bench(model, load_drafter("mtp", model, DRAFTS))
+    tokens = some_tokens(5, 40)
+    once = bench.seen("once", tokens, [])
+    twice = bench.seen("twice", tokens[:30], [])
+    bench.drafter.propose([twice])
+    for start, end in ((29, 33), (33, 34), (34, 39)):
+        batch = Batch.of([Row([*tokens[start:end], 7, 7], start, twice.tables, 3)], bench.layout, CPU)
+        output = bench.backend.forward(batch)
+        rows = bench.drafter.absorb(batch, output.taps, [twice.row], batch.logits_index[:1])
+        twice = Anchor(tokens[end], end, twice.tables, Sampling(), row=rows[0])
+        bench.drafter.propose([twice])
+
+    alone, after = bench.drafter.propose([once]), bench.drafter.propose([twice])
+
+    assert torch.equal(alone.token_RK, after.token_RK)
+    assert torch.allclose(alone.confidence_RK, after.confidence_RK, atol=1e-5)
+
+
+def changed(path: Path, copy: Path, drop: str = "", **other: Tensor) -> LoadedModel:
+    """The target of a copy of the checkpoint, without some tensors, with some others."""
+    shutil.copytree(path, copy, dirs_exist_ok=True)
+    stored = load_file(copy / "model.safetensors")
+    kept = {name: tensor for name, tensor in stored.items() if not drop or drop not in name}
+    save_file(kept | other, copy / "model.safetensors", metadata={"format": "pt"})
+    return load_model(copy, torch.float32, CPU)
+
+
+@pytest.mark.parametrize(
+    ("drop", "reason"),
+    [
+        (".layers.3.", r"no tensor model\.layers\.3\.\*"),
+        (".layers.3.eh_proj", "lacks 1 tensors: eh_proj.weight"),
+        (".layers.3.mlp.experts.5.up_proj", "lacks 1 tensors: mlp.experts.5.up_proj.weight"),
+    ],
+)
+def test_a_layer_that_is_not_whole_is_refused(deepseek_v3: Path, tmp_path: Path, drop: str, reason: str) -> None:
+    model = changed(deepseek_v3, tmp_path, drop)
+
+    with pytest.raises(CheckpointRefused, match=reason):
+        load_drafter("mtp", model)
+
+
+def test_a_copy_of_the_embedding_is_fine_and_another_one_is_not(deepseek_v3: Path, tmp_path: Path) -> None:
+    own = load_file(deepseek_v3 / "model.safetensors")["model.embed_tokens.weight"]
+    name = "model.layers.3.embed_tokens.weight"
+
+    load_drafter("mtp", changed(deepseek_v3, tmp_path / "same", **{name: own.clone()}))
+
+    with pytest.raises(CheckpointRefused, match=f"{name} is not the target's own"):
+        load_drafter("mtp", changed(deepseek_v3, tmp_path / "other", **{name: own + 1}))
+
+
+def test_a_model_without_such_layers_is_refused(qwen3: Path) -> None:
+    with pytest.raises(CheckpointRefused, match="Qwen3ForCausalLM has no next-token layer"):
+        load_drafter("mtp", load_model(qwen3, torch.float32, CPU))
