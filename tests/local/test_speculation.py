@@ -1,5 +1,6 @@
 """Whatever is drafted and however much of it is verified, greedy and seeded tokens are those without speculation."""
 
+import argparse
 import inspect
 import json
 from dataclasses import replace
@@ -13,6 +14,7 @@ from engine.text import Text
 from engine.types import Request, Sampling, StopRules
 from local import Pair
 from tests.drafters import KnowingBuilder, save_random_drafter
+from tests.engine.drafters.reference import MTPReference, Reference
 from tests.local.rig import MIB, request
 
 LENGTHS = [1, 2, 63, 64, 65, 130, 200, 33]
@@ -124,3 +126,31 @@ def test_a_prefix_hit_drafts_as_well(drafter: Path | str) -> None:
 
     assert together == alone + alone
     assert sum(map(len, alone)) < 0.75 * 48 * len(asked), "hardly anything was accepted"
+
+
+@pytest.mark.parametrize("drafter", [SHIPPED_DRAFTER, "mtp"], ids=str)
+def test_every_step_accepts_what_the_formulas_would(drafter: Path | str) -> None:
+    """Drafts of the reference after everything that was said so far, up to the first that the target would not say."""
+    text = Text.load(SHIPPED_MODEL).encode(inspect.getsource(argparse))
+    stop = StopRules(max_tokens=30, ignore_eos=True)
+    asked = [
+        Request(id=str(at), prompt=tuple(text[at : at + 70]), sampling=Sampling(), stop=stop)
+        for at in range(1000, 5000, 1000)
+    ]
+    engines = pair(SHIPPED_MODEL, drafter, {"fixed_drafts": 4})
+    answers = engines.generate(asked)
+    if drafter == "mtp":
+        mtp = MTPReference(SHIPPED_MODEL)
+    else:
+        raw = json.loads((SHIPPED_DRAFTER / "config.json").read_text())
+        dspark = Reference(SHIPPED_MODEL, SHIPPED_DRAFTER, raw)
+
+    for one in asked:
+        answer, said, expected = answers[one.id], 1, [1]
+        while said < len(answer):
+            so_far, left = [*one.prompt, *answer[:said]], answer[said:]
+            drafts = mtp.draft(so_far, 4)[0] if drafter == "mtp" else dspark.draft(so_far).tokens[:4]
+            good = next((i for i, (d, a) in enumerate(zip(drafts, left, strict=False)) if d != a), len(drafts))
+            expected.append(min(good + 1, len(left)))
+            said += expected[-1]
+        assert [len(chunk.tokens) for chunk in engines.chunks[one.id]] == expected

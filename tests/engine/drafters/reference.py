@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_layers import MtpModel
+
+from engine.drafters.load import fused_experts
 
 
 @dataclass
@@ -22,10 +25,14 @@ class Drafted:
 
 
 class Reference:
+    """DSpark, weights by their published names."""
+
     def __init__(self, target: Path, drafter: Path, config: dict[str, Any]) -> None:
         self.target = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
-        self.weights = load_file(drafter / "model.safetensors")
+        self.weights = {name: tensor.float() for name, tensor in load_file(drafter / "model.safetensors").items()}
         self.config = config
+        own = AutoConfig.for_model(**{key: config[key] for key in config if key != "architectures"})
+        self.rotary = type(self.target.model.rotary_emb)(own)
 
     @torch.inference_mode()
     def draft(self, tokens: list[int]) -> Drafted:
@@ -94,10 +101,10 @@ class Reference:
         return self.project(f"{name}.o_proj", torch.cat(out, dim=-1))
 
     def turned(self, x: Tensor, start: int, pairs: bool) -> Tensor:
-        """[S, heads, P] turned by position; angles and their scale are the target's own. Only dot products matter, so
+        """[S, heads, P] turned by position; angles and their scale are transformers'. Only dot products matter, so
         the order in which pairs come out does not."""
         positions = torch.arange(start, start + len(x))[None]
-        cos, sin = (a[0, :, None] for a in self.target.model.rotary_emb(x, positions))
+        cos, sin = (a[0, :, None] for a in self.rotary(x, positions))
         if pairs:
             x = torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1)
         half = x.shape[-1] // 2
@@ -132,3 +139,40 @@ class Reference:
 
 def softmaxed(scores: Tensor) -> Tensor:
     return scores.softmax(dim=-1)
+
+
+class MTPReference:
+    """transformers' layer over the whole sequence, its weights given by hand: its own loader knows layer 61 only."""
+
+    def __init__(self, path: Path) -> None:
+        self.main = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        layers = self.main.config.num_hidden_layers
+        self.mtp = MtpModel(self.main, 1).eval()
+        prefix = f"model.layers.{layers}."
+        tensors = load_file(path / "model.safetensors")
+        state = fused_experts({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+        known = dict([*self.mtp.layers[0].named_parameters(), *self.mtp.layers[0].named_buffers()])
+        outside = {"enorm.weight", "hnorm.weight", "eh_proj.weight"}
+        for name, tensor in state.items():
+            own = name if name in outside else f"mtp_block.{name}"
+            own = "post_norm.weight" if name == "shared_head.norm.weight" else own
+            known[own].data.copy_(tensor)
+
+    @torch.no_grad()
+    def draft(self, tokens: list[int], count: int) -> tuple[list[int], list[float]]:
+        """What follows `tokens`, of which the target has not seen the last, and how sure the layer is."""
+        ids = list(tokens)
+        hidden = self.main.model(torch.tensor([tokens[:-1]]), use_cache=False).last_hidden_state
+        drafts, confidences = [], []
+        for _ in range(count):
+            state = self._state(hidden, ids)
+            probabilities: Tensor = self.main.lm_head(state[0, -1]).softmax(-1)
+            drafts.append(int(probabilities.argmax()))
+            confidences.append(float(probabilities.max()))
+            hidden, ids = torch.cat([hidden, state[:, -1:]], dim=1), [*ids, drafts[-1]]
+        return drafts, confidences
+
+    def _state(self, hidden: Tensor, ids: list[int]) -> Tensor:
+        positions = torch.arange(1, len(ids))[None]
+        state: Tensor = self.mtp.forward_layer(0, hidden, positions, None, input_ids=torch.tensor([ids[1:]]))
+        return state

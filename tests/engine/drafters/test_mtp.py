@@ -7,56 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
-from transformers.modeling_layers import MtpModel
 
 from engine.batch import Batch, Row
 from engine.drafters import Anchor
-from engine.drafters.load import fused_experts, load_drafter
+from engine.drafters.load import load_drafter
 from engine.errors import CheckpointRefused
 from engine.models import LoadedModel, load_model
 from engine.types import Sampling
+from tests.engine.drafters.reference import MTPReference
 from tests.engine.drafters.rig import CPU, PAGE, Bench, some_tokens
 
 DRAFTS = 3
-
-
-class Reference:
-    """transformers' layer over the whole sequence, its weights given by hand: its own loader knows layer 61 only."""
-
-    def __init__(self, path: Path) -> None:
-        self.main = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        layers = self.main.config.num_hidden_layers
-        self.mtp = MtpModel(self.main, 1).eval()
-        prefix = f"model.layers.{layers}."
-        tensors = load_file(path / "model.safetensors")
-        state = fused_experts({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
-        outside = {"enorm.weight", "hnorm.weight", "eh_proj.weight"}
-        for name, tensor in state.items():
-            own = name if name in outside else f"mtp_block.{name}"
-            own = "post_norm.weight" if name == "shared_head.norm.weight" else own
-            self.mtp.layers[0].get_parameter(own) if "bias" not in own else None
-            target = dict([*self.mtp.layers[0].named_parameters(), *self.mtp.layers[0].named_buffers()])[own]
-            target.data.copy_(tensor)
-
-    @torch.no_grad()
-    def draft(self, tokens: list[int], count: int) -> tuple[list[int], list[float]]:
-        """What follows `tokens`, of which the target has not seen the last, and how sure the layer is."""
-        ids = list(tokens)
-        hidden = self.main.model(torch.tensor([tokens[:-1]]), use_cache=False).last_hidden_state
-        drafts, confidences = [], []
-        for _ in range(count):
-            state = self._state(hidden, ids)
-            probabilities: Tensor = self.main.lm_head(state[0, -1]).softmax(-1)
-            drafts.append(int(probabilities.argmax()))
-            confidences.append(float(probabilities.max()))
-            hidden, ids = torch.cat([hidden, state[:, -1:]], dim=1), [*ids, drafts[-1]]
-        return drafts, confidences
-
-    def _state(self, hidden: Tensor, ids: list[int]) -> Tensor:
-        positions = torch.arange(1, len(ids))[None]
-        state: Tensor = self.mtp.forward_layer(0, hidden, positions, None, input_ids=torch.tensor([ids[1:]]))
-        return state
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +35,7 @@ def test_drafts_are_those_of_transformers(target: tuple[Path, LoadedModel]) -> N
 
     block = bench.drafter.propose(anchors)
 
-    reference = Reference(path)
+    reference = MTPReference(path)
     for r, prompt in enumerate(prompts):
         drafts, confidences = reference.draft(prompt, DRAFTS)
         assert block.token_RK[r].tolist() == drafts
@@ -101,6 +62,25 @@ def test_what_was_drafted_in_vain_leaves_nothing_behind(target: tuple[Path, Load
 
     assert torch.equal(alone.token_RK, after.token_RK)
     assert torch.allclose(alone.confidence_RK, after.confidence_RK, atol=1e-5)
+
+
+def test_an_entry_that_is_there_is_not_written_from_an_unknown_state(target: tuple[Path, LoadedModel]) -> None:
+    """As after a prefix hit, whose last token is computed again."""
+    _, model = target
+    bench = Bench(model, load_drafter("mtp", model, DRAFTS))
+    tokens = some_tokens(6, 20)
+    anchor = bench.seen("r", tokens, [])
+    pages = anchor.tables.groups["full"].page_ids
+    before = bench.pages.store.records["full"][pages].clone()
+
+    batch = Batch.of([Row(tokens[18:19], 18, anchor.tables, 1)], bench.layout, CPU)
+    (row,) = bench.absorb(batch, [None])
+
+    target_bytes = bench.layout.groups["full"].target_bytes
+    after = bench.pages.store.records["full"][pages]
+    assert torch.equal(after[:, target_bytes:], before[:, target_bytes:])
+    assert anchor.row is not None and row is not None
+    assert torch.allclose(row, anchor.row, atol=1e-5)
 
 
 def changed(path: Path, copy: Path, drop: str = "", **other: Tensor) -> LoadedModel:
