@@ -46,11 +46,18 @@ class Pair:
 
     def step(self) -> list[Event]:
         """One step of each engine."""
+        return self.step_prefill() + self.take(self.decoder.step())
+
+    def step_prefill(self) -> list[Event]:
+        """One step of prefill; what it hands over waits in decode."""
         events = self.prefiller.step()
         for event in events:
             if isinstance(event, Handoff) and event.request_id in self.requests:
                 self._carry(event)
-        events += self.decoder.step()
+        return self.take(events)
+
+    def take(self, events: list[Event]) -> list[Event]:
+        """Note what an engine says of requests, and send those that gave up their pages through prefill again."""
         for event in events:
             if isinstance(event, Chunk):
                 self.chunks[event.request_id].append(event)

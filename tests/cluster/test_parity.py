@@ -5,25 +5,29 @@ import json
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
-import torch
+from transformers import PretrainedConfig
 
-from engine.config import SHIPPED_MODEL, Config
-from engine.models import load_model
-from engine.pages import CacheLayout
+from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL, Config
 from engine.text import Text
+from local import Builder
 from tests.checkpoints import DEEPSEEK_V2, DEEPSEEK_V3, LLAMA, QWEN3, QWEN3_SLIDING, save_random
 from tests.cluster.conftest import Deploy, Service, tokens
+from tests.drafters import save_random_drafter
 from tests.oracle import Oracle, assert_same
 
-MODELS = {
-    "shipped": None,
-    "deepseek_v2": DEEPSEEK_V2,
-    "deepseek_v3": DEEPSEEK_V3,
-    "llama": LLAMA,
-    "qwen3": QWEN3,
-    "qwen3_sliding": QWEN3_SLIDING,
+MODELS: dict[str, tuple[PretrainedConfig | None, Path | str | None]] = {  # with its drafter
+    "shipped": (None, None),
+    "shipped-dspark": (None, SHIPPED_DRAFTER),
+    "deepseek_v2": (DEEPSEEK_V2, None),
+    "deepseek_v3": (DEEPSEEK_V3, None),
+    "deepseek_v3-mtp": (DEEPSEEK_V3, "mtp"),
+    "llama": (LLAMA, None),
+    "qwen3": (QWEN3, None),
+    "qwen3-dspark": (QWEN3, "random"),
+    "qwen3_sliding": (QWEN3_SLIDING, None),
 }
 PAGE_TOKENS, DECODE_PAGES = 16, 28
 LENGTHS = [1, 15, 16, 17, 100, 230, 90, 64, 33, 150, 128, 111, 2, 200, 97, 48]
@@ -35,17 +39,19 @@ def tight(
     request: pytest.FixtureRequest, deploy: Deploy, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     """A model over so few decode pages that requests which were admitted together cannot all stay."""
-    config = MODELS[request.param]
+    config, drafter = MODELS[request.param]
     path = save_random(config, tmp_path_factory.mktemp(request.param)) if config else SHIPPED_MODEL
-    layout = CacheLayout.of(load_model(path, torch.float32, torch.device("cpu")).entries, PAGE_TOKENS)
+    if drafter == "random":
+        drafter = save_random_drafter(path, tmp_path_factory.mktemp("drafter"))
+    content = {
+        "model": {"path": str(path), "drafter": drafter, "mtp_drafts": 3, "page_tokens": PAGE_TOKENS},
+        "prefill": {"threads": 1, "cache_bytes": "16MiB", "chunk_tokens": 96},
+    }
+    ample = Config.parse(content)
+    layout = Builder(ample, ample.prefill).layout
     page_bytes = sum(group.page_bytes for group in layout.groups.values())
-    settings = Config.parse(
-        {
-            "model": {"path": str(path), "page_tokens": PAGE_TOKENS},
-            "prefill": {"threads": 1, "cache_bytes": "16MiB", "chunk_tokens": 96},
-            "decode": {"default": {"threads": 1, "cache_bytes": (DECODE_PAGES + 1) * page_bytes}},
-        }
-    )
+    decode = {"threads": 1, "cache_bytes": (DECODE_PAGES + 1) * page_bytes}
+    settings = Config.parse({**content, "decode": {"default": decode}})
     with deploy(f"tight-{request.param}", settings) as service:
         yield service
 
@@ -73,6 +79,7 @@ def test_sixteen_at_once_answer_as_transformers_does(tight: Service) -> None:
     assert decode.preempted == stats.front.preemptions > 0
     assert decode.prefix_hit_tokens > SHARED
     assert prefill.prefix_hit_tokens > SHARED
+    assert (decode.drafted > 0) == (tight.config.model.drafter is not None)
     assert max(map(len, prompts)) > tight.config.prefill.chunk_tokens
 
 
