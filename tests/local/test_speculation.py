@@ -9,6 +9,7 @@ import pytest
 from engine.config import Config
 from engine.drafters import Drafter
 from engine.pages import Pages
+from engine.transfer import new_agent_name
 from engine.types import Request, Sampling
 from local import Builder, Pair
 from tests.drafters import OracleDrafter, save_random_drafter
@@ -42,6 +43,13 @@ def pair_config(path: Path, drafter: Path | None, decode: dict[str, Any] | None 
     return Config.parse(config)
 
 
+def with_other_prefill(config: Config, prefill: Config) -> Pair:
+    """A pair whose prefill replica was built from another configuration."""
+    mixed = Pair(config)
+    mixed.prefiller = Builder(prefill, prefill.prefill).prefiller(new_agent_name("prefill"), mixed._join, mixed.clock)
+    return mixed
+
+
 def asked(sampling: Sampling) -> list[Request]:
     return [replace(request(f"r{i}", tokens=n, max_tokens=40), sampling=sampling) for i, n in enumerate(LENGTHS)]
 
@@ -63,7 +71,10 @@ def test_tokens_are_those_without_speculation(
 def test_a_prefill_pool_without_the_drafter_is_served_too(target: Path, drafter: Path) -> None:
     plain = pair(target, None).generate(asked(Sampling()))
 
-    assert pair(target, drafter, {"fixed_drafts": 5}, drafting=False).generate(asked(Sampling())) == plain
+    mixed = with_other_prefill(pair_config(target, drafter, {"fixed_drafts": 5}), pair_config(target, None))
+
+    assert mixed.generate(asked(Sampling())) == plain
+    assert mixed.decoder.stats().drafted > 0
 
 
 class KnowingBuilder(Builder):
