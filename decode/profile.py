@@ -40,9 +40,7 @@ def kept(folder: Path, key: dict[str, str], measure: Callable[[], ProfiledTimes]
     return times
 
 
-def profiled(
-    pages: Pages, backend: Backend, drafter: Drafter, max_requests: int, key: dict[str, str]
-) -> ProfiledTimes:
+def profiled(pages: Pages, backend: Backend, drafter: Drafter, max_requests: int, key: dict[str, str]) -> ProfiledTimes:
     """Medians of a few steps for 1, 2, 4, ... requests, each verifying none, half and all of a block.
 
     Requests stand after a context of CONTEXT_PAGES pages, or fewer if the replica has too few for all of them. `key`

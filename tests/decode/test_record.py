@@ -2,6 +2,7 @@
 
 import json
 import threading
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -178,7 +179,7 @@ def test_a_replica_records_every_step_it_takes(qwen3: Path, tmp_path: Path) -> N
         mine = [(one, one.requests.index(name)) for one in records if name in one.requests]
         first, i = mine[0]
         assert first.positions[i] == 20 + int(name[1])
-        for (one, a), (after, b) in zip(mine, mine[1:], strict=False):
+        for (one, a), (after, b) in pairwise(mine):
             assert after.positions[b] == one.positions[a] + one.accepted[a] + 1
             assert len(one.confidence[a]) == len(one.survival[a]) == 5
 
