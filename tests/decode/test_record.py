@@ -126,10 +126,11 @@ def test_a_disk_that_stands_still_costs_records_and_says_how_many(
     while recorder._waiting.qsize():
         pass
     recorder.record(step(9.0))
+    recorder.record(step(10.0))
     recorder.close()
 
     _, steps = read(tmp_path / "a.jsonl")
-    assert [(one.began, one.lost) for one in steps][-4:] == [(1.0, 0), (2.0, 0), (3.0, 0), (9.0, 5)]
+    assert [(one.began, one.lost) for one in steps][-4:] == [(2.0, 0), (3.0, 0), (9.0, 5), (10.0, 0)]
 
 
 class SlowFile:
