@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import torch
 
-from train.machine import cpu_model
+from engine.machine import cpu_model
 
 PACKAGES = ("torch", "transformers", "nixl", "ray")
 

@@ -47,30 +47,38 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | None = None,
+    no_speculation: Annotated[bool, typer.Option("--no-speculation", help="one token per step")] = False,
+    max_drafts: Annotated[int | None, typer.Option(help="drafts verified in a step, at most")] = None,
 ) -> None:
     """Stream the continuation of PROMPT."""
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    most = 0 if no_speculation else max_drafts
     if local:
-        _generate_local(prompt, config, max_tokens, options)
+        _generate_local(prompt, config, max_tokens, most, options)
     else:
-        _generate_remote(prompt, address, application, max_tokens, options)
+        _generate_remote(prompt, address, application, max_tokens, most, options)
 
 
 @app.command()
 def stats(address: Address = DEFAULT_ADDRESS, application: Application = DEFAULT_APPLICATION) -> None:
-    """Show every replica of both pools: queues, pages, leases, transfers."""
+    """Show every replica of both pools: queues, pages, leases, transfers, speculation."""
     import grpc
     from rich.console import Console
 
     from cluster.client import Client
-    from cluster.tables import replica_table
+    from cluster.tables import replica_table, speculation_table, warnings
 
     with Client(address, application) as client:
         try:
             found = client.stats()
         except grpc.RpcError as error:
             _fail(f"{address}: {error.code().name}: {error.details()}")
-    Console().print(replica_table(found))
+    console = Console()
+    console.print(replica_table(found))
+    if table := speculation_table(found):
+        console.print(table)
+    for warning in warnings(found):
+        console.print(warning, style="bold red", soft_wrap=True)
 
 
 @app.command()
@@ -116,6 +124,8 @@ def bench(
     Rates: over the time from the first sending to the last end.
 
     KV bandwidth: bytes read by decode replicas, over the sum of the reads' times.
+
+    Accepted length: tokens that a decode step gives a request, in the mean.
     """
     import grpc
     from rich.console import Console
@@ -200,9 +210,16 @@ def _deploy_config(settings: "Config") -> dict[str, Any]:
         _fail(str(error))
 
 
-def _generate_local(prompt: str, config: Path | None, max_tokens: int, options: dict[str, float | int | None]) -> None:
+def _generate_local(
+    prompt: str,
+    config: Path | None,
+    max_tokens: int,
+    max_drafts: int | None,
+    options: dict[str, float | int | None],
+) -> None:
     from engine.errors import SparkpoolError
-    from engine.types import Request, Sampling, StopRules
+    from engine.facts import SYNTHETIC_WARNING
+    from engine.types import NO_LIMIT, Request, Sampling, StopRules
     from local import Pair
     from local.build import set_threads
 
@@ -222,36 +239,52 @@ def _generate_local(prompt: str, config: Path | None, max_tokens: int, options: 
                 seeded=seed is not None,
             ),
             stop=StopRules(max_tokens=max_tokens),
+            max_drafts=NO_LIMIT if max_drafts is None else max_drafts,
         )
         typer.echo(prompt, nl=False)
         for chunk in pair.stream(request):
             typer.echo(chunk.text, nl=False)
         typer.echo()
+        if chunk.acceptance is not None and chunk.acceptance.synthetic:
+            typer.echo(SYNTHETIC_WARNING, err=True)
     except SparkpoolError as error:
         _fail(str(error))
 
 
 def _generate_remote(
-    prompt: str, address: str, application: str, max_tokens: int, options: dict[str, float | int | None]
+    prompt: str,
+    address: str,
+    application: str,
+    max_tokens: int,
+    max_drafts: int | None,
+    options: dict[str, float | int | None],
 ) -> None:
     import grpc
 
     from cluster.client import Client, generate_request
+    from cluster.proto import sparkpool_pb2 as pb
+    from engine.facts import SYNTHETIC_WARNING
 
+    speculation = None if max_drafts is None else pb.Speculation(max_tokens=max_drafts)
+    request = generate_request(prompt, max_tokens=max_tokens, speculation=speculation, **options)
     with Client(address, application) as client:
         try:
             typer.echo(prompt, nl=False)
-            for reply in client.generate(generate_request(prompt, max_tokens=max_tokens, **options)):
+            for reply in client.generate(request):
                 typer.echo(reply.text, nl=False)
         except grpc.RpcError as error:
             _fail(f"\n{address}: {error.code().name}: {error.details()}")
     typer.echo()
-    timings, tokens = reply.timings, reply.usage.completion_tokens
+    timings, tokens, acceptance = reply.timings, reply.usage.completion_tokens, reply.acceptance
+    length = 1 + acceptance.accepted / max(1, acceptance.steps)
     typer.echo(
         f"[{tokens} tokens, first after {timings.first_token_seconds * 1e3:.0f} ms, "
-        f"{timings.moved_pages} pages, {timings.moved_bytes} bytes moved]",
+        f"{timings.moved_pages} pages, {timings.moved_bytes} bytes moved"
+        + (f", accepted length {length:.2f}]" if acceptance.drafted else "]"),
         err=True,
     )
+    if acceptance.synthetic:
+        typer.echo(SYNTHETIC_WARNING, err=True)
 
 
 def _load(file: Path | None) -> "Config":

@@ -13,7 +13,7 @@ from engine.config import GatewayConfig
 from engine.errors import BadRequest, UnknownModel
 from engine.facts import ModelFacts, PageCounts, ReplicaStats
 from engine.text import Text
-from engine.types import Chunk, FinishReason, Request, Sampling, StopRules
+from engine.types import NO_LIMIT, Chunk, FinishReason, Request, Sampling, StopRules
 
 FINISH_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 REQUEST_ID = re.compile(r"[\w.:-]{0,64}", re.ASCII)
@@ -43,6 +43,7 @@ def request_of(proto: pb.GenerateRequest, text: Text, model: ModelFacts, gateway
         seconds_left=_seconds_of(proto, gateway),
         cache_salt=proto.cache_salt,
         prompt_logprobs=proto.prompt_logprobs,
+        max_drafts=_max_drafts_of(proto.speculation),
     )
     request.check(model)
     return request
@@ -71,6 +72,11 @@ def _seconds_of(proto: pb.GenerateRequest, gateway: GatewayConfig) -> float:
     return min(proto.deadline_seconds, gateway.request_seconds)
 
 
+def _max_drafts_of(proto: pb.Speculation) -> int:
+    most = proto.max_tokens if proto.HasField("max_tokens") else NO_LIMIT
+    return min(most, 0) if proto.off else most
+
+
 def prompt_of(proto: pb.GenerateRequest | pb.TokenizeRequest, text: Text) -> tuple[int, ...]:
     """The tokens of whichever input is set. Raises BadRequest."""
     match proto.WhichOneof("input"):
@@ -88,16 +94,18 @@ def prompt_of(proto: pb.GenerateRequest | pb.TokenizeRequest, text: Text) -> tup
 
 
 def reply_of(chunk: Chunk, journey: Journey) -> pb.GenerateReply:
-    """One streamed reply; the last has usage and timings."""
+    """One streamed reply; the last has usage, timings and acceptance."""
     reply = pb.GenerateReply(text=chunk.text, token_ids=chunk.tokens, logprobs=chunk.logprobs, index=journey.index)
     for top in chunk.top:
         reply.top_logprobs.add(token_ids=[token for token, _ in top], logprobs=[logprob for _, logprob in top])
     if len(journey.tokens) == len(chunk.tokens):
         reply.prompt_logprobs.extend(journey.prompt_logprobs)
     if chunk.finish is not None:
+        assert chunk.acceptance is not None
         reply.finish_reason = FINISH_REASONS[chunk.finish]
         reply.usage.CopyFrom(_usage_of(journey))
         reply.timings.CopyFrom(_timings_of(chunk, journey))
+        reply.acceptance.CopyFrom(pb.Acceptance(**vars(chunk.acceptance)))
     return reply
 
 

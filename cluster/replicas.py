@@ -32,6 +32,7 @@ class EngineReplica:
         self._pool = pool
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._facts = builder.facts
+        logging.getLogger("sparkpool").parent = logger  # the engine's own words go where Serve's do
         agent = new_agent_name(f"{pool}-{self._replica}")
         self._thread = EngineThread(lambda: build(agent), f"{pool} engine", _die, stream_interval)
         if section.warm_up:

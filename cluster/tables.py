@@ -1,8 +1,11 @@
 """Tables for the terminal."""
 
+from collections.abc import Iterable
+
 from rich.table import Table
 
 from cluster.proto import sparkpool_pb2 as pb
+from engine.facts import SYNTHETIC_WARNING
 
 
 def replica_table(stats: pb.Stats) -> Table:
@@ -27,6 +30,47 @@ def replica_table(stats: pb.Stats) -> Table:
             size(replica.moved_bytes) if replica.role == "decode" else "-",
         )
     return table
+
+
+def speculation_table(stats: pb.Stats) -> Table | None:
+    """One row for each decode replica that has drafted; None if there is none. Means are over its own steps."""
+    replicas = [replica for replica in stats.replicas if replica.drafted]
+    if not replicas:
+        return None
+    table = Table(title="speculation")
+    columns = ("pool", "replica", "steps", "ms a step: draft+plan+verify", "verified a step", "accepted length")
+    for column in (*columns, "acceptance by place", "without context"):
+        table.add_column(column, justify="left" if column in ("pool", "replica") else "right")
+    for replica in replicas:
+        seconds = (replica.draft_seconds, replica.plan_seconds, replica.verify_seconds)
+        table.add_row(
+            replica.pool,
+            replica.replica,
+            str(replica.steps),
+            "+".join(f"{value / replica.steps * 1e3:.1f}" for value in seconds),
+            f"{replica.verified / replica.steps:.1f}",
+            f"{accepted_length(replica):.2f}",
+            by_place(replica.accepted_at, replica.verified_at),
+            str(replica.handoffs_without_context),
+        )
+    return table
+
+
+def accepted_length(replica: pb.Replica) -> float:
+    """Tokens that a step gave a request, in the mean. The first token of each request came with its handoff."""
+    stepped = replica.tokens - replica.requests
+    return stepped / max(1, stepped - replica.accepted)
+
+
+def by_place(accepted_at: Iterable[int], verified_at: Iterable[int]) -> str:
+    """The acceptance at each place of a block, first to last."""
+    return " ".join(f"{a / v:.0%}" if v else "-" for a, v in zip(accepted_at, verified_at, strict=True))
+
+
+def warnings(stats: pb.Stats) -> list[str]:
+    """What nobody should overlook."""
+    pools = sorted({replica.pool for replica in stats.replicas if replica.synthetic})
+    return [f"{SYNTHETIC_WARNING} (pool {', '.join(pools)})"] if pools else []
 
 
 def size(num_bytes: int) -> str:

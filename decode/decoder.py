@@ -3,24 +3,28 @@
 It receives its parts and never builds them, asks the clock for `now()` only, and never sleeps.
 """
 
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import asdict, dataclass, replace
 
 from decode.inbox import Inbox
 from decode.plan import Planner
 from decode.reads import Incoming
-from decode.schedule import DecodeBatch, DecodeSchedule
+from decode.record import Recorder
+from decode.schedule import DecodeBatch, DecodeSchedule, Laps, Step
 from decode.sequence import Sequence
-from decode.verify import Exact
+from decode.verify import Acceptor
 from engine.backend import Backend
 from engine.clock import Clock
 from engine.config import DecodeConfig
 from engine.drafters import Drafter, row_from
 from engine.errors import DeadlineExceeded, DoesNotFit, HandoffRefused, Overloaded, Preempted
-from engine.facts import Counters, ReplicaStats
+from engine.facts import Acceptance, Counters, ReplicaStats
 from engine.pages import Pages
 from engine.text import Text
 from engine.transfer import Transfer
 from engine.types import Chunk, DecodeTimings, Drawn, Ended, Event, Handoff, Request, Sampling, StopRules
+
+logger = logging.getLogger("sparkpool")
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Decoder:
         backend: Backend,
         drafter: Drafter,
         planner: Planner,
-        acceptor: Exact,
+        acceptor: Acceptor,
+        recorder: Recorder,
         transfer: Transfer,
         clock: Clock,
         text: Text,
@@ -66,6 +71,7 @@ class Decoder:
         self._drafter = drafter
         self._planner = planner
         self._acceptor = acceptor
+        self._recorder = recorder
         self._transfer = transfer
         self._clock = clock
         self._text = text
@@ -80,6 +86,7 @@ class Decoder:
         self._schedule = DecodeSchedule(pages, config, self._step_tokens, eos_token_ids)
         self._arrivals: dict[str, Arrival] = {}
         self._first_chunks: list[Chunk] = []
+        self._strangers: list[dict[str, str] | None] = []
 
     def add(self, request: Request, handoff: Handoff) -> None:
         """Take over a request whose prompt is in a prefill replica's pages. Its first token goes out at once.
@@ -101,6 +108,7 @@ class Decoder:
             deadline=now + handoff.lease_seconds,
             with_drafter=self._has_drafter_part(handoff),
         )
+        self._note_context(handoff)
         self._counters.requests += 1
         self._counters.tokens += 1
         chunk = sequence.commit([handoff.first])
@@ -113,6 +121,7 @@ class Decoder:
                 timings=DecodeTimings(
                     wait_seconds=0.0, transfer_seconds=0.0, decode_seconds=0.0, moved_bytes=0, moved_pages=0
                 ),
+                acceptance=Acceptance(),
             )
         self._first_chunks.append(chunk)
 
@@ -124,21 +133,25 @@ class Decoder:
             self._counters.cancelled += 1
 
     def step(self) -> list[Event]:
-        """Admit what has arrived, then one token for every running request."""
+        """Admit what has arrived, then one token for every running request, and more where drafts are accepted."""
         events = self.admit() + self._make_room()
         batch = self._schedule.next()
         if not batch:
             return events
+        began = self._clock.now()
         block = self._drafter.propose(batch.anchors)
+        drafted = self._clock.now()
         lengths = self._planner.plan(block, batch.demand)
-        self._counters.drafted += len(batch) * block.length
-        self._counters.verified += sum(lengths)
+        planned = self._clock.now()
         trial = batch.trial(block, lengths)
         target = trial.target
         output = self._backend.forward(target)
         accepted = self._acceptor(output.logits, block, lengths, trial.options, trial.edits)
         batch.keep(self._drafter.absorb(target, output.taps, batch.rows, target.logits_index[accepted.last_row_R]))
-        return events + self._timed(self._schedule.commit(batch, accepted))
+        drawn = accepted.drawn()
+        step = Step(batch, block, lengths, drawn, Laps(began, drafted, planned, self._clock.now()))
+        self._recorder.record(step)
+        return events + self._counted(step, self._schedule.commit(step))
 
     def admit(self) -> list[Event]:
         """First tokens of new requests, requests that lost their pages or time; what was read joins the running."""
@@ -185,7 +198,8 @@ class Decoder:
             agent=self._transfer.entry.name,
             waiting=len(inbox),
             running=len(self._schedule.running),
-            **vars(self._counters),
+            **asdict(self._counters),
+            synthetic=self._acceptor.synthetic,
             pages=self._pages.counts(),
             reads=inbox.reads,
             reads_lost=inbox.reads_lost,
@@ -235,19 +249,43 @@ class Decoder:
         reason = f"{sequence.id} was not finished {sequence.request.seconds_left} s after it came to decode"
         return Ended(request_id=sequence.id, error=DeadlineExceeded(reason))
 
-    def _timed(self, events: list[Chunk | Ended]) -> list[Event]:
-        """Count the step; whoever has ended leaves, a finished one with its timings."""
+    def _counted(self, step: Step, events: list[Chunk | Ended]) -> list[Event]:
+        """Count the step; whoever has ended leaves, a finished one with its timings and what became of its drafts."""
         self._counters.steps += 1
-        now = self._clock.now()
-        timed: list[Event] = []
-        for event in events:
+        self._counters.draft_seconds += step.laps.draft_seconds
+        self._counters.plan_seconds += step.laps.plan_seconds
+        self._counters.verify_seconds += step.laps.verify_seconds
+        told: list[Event] = []
+        for sequence, verified, event in zip(step.batch.sequences, step.lengths, events, strict=True):
+            accepted = len(event.tokens) - 1 if isinstance(event, Chunk) else 0
+            self._counters.count(step.block.length, verified, accepted)
+            sequence.acceptance.count(step.block.length, verified, accepted)
             if isinstance(event, Ended):
                 self._counters.failed += 1
-                del self._arrivals[event.request_id]
+                del self._arrivals[sequence.id]
             else:
                 self._counters.tokens += len(event.tokens)
-                self._counters.accepted += len(event.tokens) - 1
                 if event.finish is not None:
-                    event = replace(event, timings=self._arrivals.pop(event.request_id).timings(now))
-            timed.append(event)
-        return timed
+                    event = self._closed(event, sequence, step.laps.verified)
+            told.append(event)
+        return told
+
+    def _closed(self, last: Chunk, sequence: Sequence, now: float) -> Chunk:
+        """The last chunk of a request, with its account."""
+        acceptance = replace(sequence.acceptance, synthetic=self._acceptor.synthetic)
+        return replace(last, timings=self._arrivals.pop(sequence.id).timings(now), acceptance=acceptance)
+
+    def _note_context(self, handoff: Handoff) -> None:
+        """Count a handoff whose pages lack this drafter's part, and log it once for each drafter that a peer has."""
+        ours, theirs = self._drafter_fingerprint, handoff.drafter_fingerprint
+        if ours is None or theirs == ours:
+            return
+        self._counters.handoffs_without_context += 1
+        if theirs in self._strangers:
+            return
+        self._strangers.append(theirs)
+        has = "no drafter" if theirs is None else f"another drafter ({theirs}; here it is {ours})"
+        logger.warning(
+            f"{handoff.agents[0].name} has {has}: its pages come without the context of this one, which drafts over "
+            "what is decoded here alone, and worse for it. Give both pools the same model.drafter, and drafting: true"
+        )

@@ -1,9 +1,13 @@
 """Measuring what a decode step costs on this machine, once at start: drafting, and all that follows it."""
 
+import hashlib
+import json
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from engine.backend import Backend
 from engine.batch import Batch, Row
@@ -12,14 +16,35 @@ from engine.pages import Pages, Tables
 from engine.steptime import Curve, ProfiledTimes
 from engine.types import Sampling
 
+logger = logging.getLogger("sparkpool")
 REPEATS = 3
 CONTEXT_PAGES = 2
 
 
-def profiled(pages: Pages, backend: Backend, drafter: Drafter, max_requests: int) -> ProfiledTimes:
+def kept(folder: Path, key: dict[str, str], measure: Callable[[], ProfiledTimes]) -> ProfiledTimes:
+    """The folder's table for `key`. If there is none, or none that can be read, it is measured and left there."""
+    file = folder / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
+    try:
+        times = ProfiledTimes.load(file, key)
+    except (OSError, ValueError) as error:
+        logger.warning(f"step times are measured again: {error}")
+        times = None
+    if times is not None:
+        logger.info(f"step times are those of {file}")
+        return times
+    times = measure()
+    try:
+        times.save(file)
+    except OSError as error:
+        logger.warning(f"step times are not kept for the next start (decode.POOL.step_times): {error}")
+    return times
+
+
+def profiled(pages: Pages, backend: Backend, drafter: Drafter, max_requests: int, key: dict[str, str]) -> ProfiledTimes:
     """Medians of a few steps for 1, 2, 4, ... requests, each verifying none, half and all of a block.
 
-    Requests stand after a context of CONTEXT_PAGES pages, or fewer if the replica has too few for all of them.
+    Requests stand after a context of CONTEXT_PAGES pages, or fewer if the replica has too few for all of them. `key`
+    says what was measured.
     """
     context = CONTEXT_PAGES * pages.layout.page_tokens
     tables = list(_opened(pages, max_requests, context + 1 + drafter.block_length))
@@ -34,7 +59,7 @@ def profiled(pages: Pages, backend: Backend, drafter: Drafter, max_requests: int
         verify[count] = Curve.fitted([count * (1 + length) for length in lengths], steps)
     for one in tables:
         pages.release(one)
-    return ProfiledTimes({}, context, Curve.fitted(counts, draft), verify)
+    return ProfiledTimes(key, context, Curve.fitted(counts, draft), verify)
 
 
 def _opened(pages: Pages, most: int, num_tokens: int) -> Iterator[Tables]:

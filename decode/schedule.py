@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from decode.plan import Demand
 from decode.sequence import Sequence
-from decode.verify import Accepted
 from engine.batch import Batch, Row
 from engine.config import DecodeConfig
 from engine.drafters import Anchor, DraftBlock, Rows
@@ -13,7 +12,7 @@ from engine.edits import Draw, Edits
 from engine.errors import ModelFailure
 from engine.pages import Pages
 from engine.sampling import NO_TOKEN, SamplingBatch
-from engine.types import Chunk, Ended
+from engine.types import Chunk, Drawn, Ended
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,44 @@ class Trial:
             yield from ((sequence, count, drafts) for count in range(len(drafts) + 1))
 
 
+@dataclass(frozen=True)
+class Laps:
+    """Moments of one step on the engine's clock: its beginning, and when it had its drafts, its plan and its tokens.
+
+    On CUDA drafting only queues work, and so do forward and acceptance. Whoever reads from the device first waits for
+    it: the causal planner for the drafts, and always the step's one copy to the host, which ends verification.
+    """
+
+    began: float
+    drafted: float
+    planned: float
+    verified: float
+
+    @property
+    def draft_seconds(self) -> float:
+        return self.drafted - self.began
+
+    @property
+    def plan_seconds(self) -> float:
+        return self.planned - self.drafted
+
+    @property
+    def verify_seconds(self) -> float:
+        """From the plan to the tokens on the host; the drafter's context of them is written meanwhile."""
+        return self.verified - self.planned
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step drafted, planned and drew, before any request has taken its tokens."""
+
+    batch: DecodeBatch
+    block: DraftBlock
+    lengths: list[int]
+    drawn: list[list[Drawn]]
+    laps: Laps
+
+
 class DecodeSchedule:
     """The requests that are decoding, in the order of precedence.
 
@@ -131,10 +168,10 @@ class DecodeSchedule:
         ready = tuple(sequence for sequence in self.running.values() if not self._lacks_pages(sequence))
         return DecodeBatch(ready, self._pages, self._eos_token_ids)
 
-    def commit(self, batch: DecodeBatch, accepted: Accepted) -> list[Chunk | Ended]:
-        """Give every request its tokens (the step's one copy to the host). What has ended gives its pages back."""
+    def commit(self, step: Step) -> list[Chunk | Ended]:
+        """Give every request its tokens, in the order of the batch. What has ended gives its pages back."""
         events: list[Chunk | Ended] = []
-        for sequence, drawn in zip(batch.sequences, accepted.drawn(), strict=True):
+        for sequence, drawn in zip(step.batch.sequences, step.drawn, strict=True):
             if any(draw.token == NO_TOKEN for draw in drawn):
                 events.append(self._broken(sequence))
                 continue

@@ -7,6 +7,7 @@ prompt ++ generated            tokens below `num_cached` are in pages;
 from torch import Tensor
 
 from engine.drafters import Anchor
+from engine.facts import Acceptance
 from engine.pages import Tables
 from engine.text import StopStrings, Text, TextStream
 from engine.types import Chunk, Drawn, FinishReason, Request
@@ -23,6 +24,7 @@ class Sequence:
         self.num_cached = request.num_tokens
         self.context_from = 0
         self.drafter_row: Tensor | None = None
+        self.acceptance = Acceptance()
         self.finish: FinishReason | None = None
         self._stop_strings = StopStrings(request.stop.stop)
         self._text = TextStream(text, request.prompt, () if request.stop.stop else request.generated)

@@ -11,11 +11,14 @@ L + 1 rows. p_j is the processed distribution of row j, q_j the one that x_{j+1}
 
 Both draw what follows with the noise of its position, so that with no drafts they are one and the same.
 
+For benchmarks there is `Synthetic`, which accepts at given rates and is not exact at all.
+
 N = rows of logits of all requests, R = requests, K = drafts of a block, V = vocabulary
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -72,8 +75,26 @@ class Places:
         return values_RK[self.request_N, self.offset_N.clamp(max=values_RK.shape[1] - 1)]
 
 
+class Acceptor(Protocol):
+    synthetic: bool
+    """Whether the output is not the target's own."""
+
+    def __call__(
+        self,
+        logits_NV: Tensor,
+        block: DraftBlock,
+        lengths: Sequence[int],
+        options: SamplingBatch,
+        edits: Edits | None,
+    ) -> Accepted:
+        """`options` and `edits` are for the N rows; their positions are those of the tokens that follow."""
+        ...
+
+
 class Exact:
     """The output is what the target alone would have drawn, or is distributed so: the two rules above, row by row."""
+
+    synthetic = False
 
     @torch.inference_mode()
     def __call__(
@@ -84,7 +105,6 @@ class Exact:
         options: SamplingBatch,
         edits: Edits | None,
     ) -> Accepted:
-        """`options` and `edits` are for the N rows; their positions are those of the tokens that follow."""
         changed_NV = logits_NV if edits is None else edits.applied(logits_NV)
         log_p_NV = changed_NV if options.all_greedy else log_probs(changed_NV, options)
         places = Places.of(lengths, logits_NV.device)
@@ -102,9 +122,7 @@ class Exact:
             survives_N = torch.where(
                 options.coupled_R, own_N == draft_N, _is_accepted(log_p_NV, log_q_NV, draft_N, options)
             )
-        accepted_R = _leading(survives_N & places.drafted_N, places, lengths)
-        token_N = torch.where(places.offset_N < accepted_R[places.request_N], draft_N, own_N)
-        return Accepted(told(logits_NV, token_N, options), accepted_R, tuple(lengths))
+        return _committed(logits_NV, draft_N, own_N, survives_N, places, lengths, options)
 
     def _log_q(self, block: DraftBlock, places: Places, draft_N: Tensor, log_p_NV: Tensor) -> Tensor:
         """log q at each row; where no draft comes next nothing was drafted, and q is 0."""
@@ -113,6 +131,51 @@ class Exact:
         else:
             certain_NV = places.of_block(block.log_probs_RKV)
         return certain_NV.masked_fill(~places.drafted_N[:, None], -torch.inf)
+
+
+class Synthetic:
+    """For benchmarks on random weights: the draft at place j is accepted at `rates[j]` if those before it were, and
+    beyond `rates` never; then comes a token of the target's own. The noise of each position decides: with the same
+    seeds and lengths, the same drafts are accepted."""
+
+    synthetic = True
+
+    def __init__(self, rates: Sequence[float]) -> None:
+        self._rates = tuple(rates)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        logits_NV: Tensor,
+        block: DraftBlock,
+        lengths: Sequence[int],
+        options: SamplingBatch,
+        edits: Edits | None,
+    ) -> Accepted:
+        changed_NV = logits_NV if edits is None else edits.applied(logits_NV)
+        own_N = draw(changed_NV, changed_NV if options.all_greedy else log_probs(changed_NV, options), options)
+        if not any(lengths):
+            return Accepted(told(logits_NV, own_N, options), torch.zeros_like(own_N), tuple(lengths))
+        places = Places.of(lengths, logits_NV.device)
+        rates = (*self._rates, *[0.0] * block.length)[: block.length]
+        rate_N = places.of_block(torch.tensor([rates] * len(lengths)).to(logits_NV.device))
+        u_N = uniform(options.seed_R, options.position_R, ACCEPT_NOISE, 1)[:, 0]
+        return _committed(logits_NV, places.of_block(block.token_RK), own_N, u_N < rate_N, places, lengths, options)
+
+
+def _committed(
+    logits_NV: Tensor,
+    draft_N: Tensor,
+    own_N: Tensor,
+    survives_N: Tensor,
+    places: Places,
+    lengths: Sequence[int],
+    options: SamplingBatch,
+) -> Accepted:
+    """The drafts of each request before the first that does not survive, and then its own token."""
+    accepted_R = _leading(survives_N & places.drafted_N, places, lengths)
+    token_N = torch.where(places.offset_N < accepted_R[places.request_N], draft_N, own_N)
+    return Accepted(told(logits_NV, token_N, options), accepted_R, tuple(lengths))
 
 
 def _log_residual(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:

@@ -16,11 +16,17 @@ SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny-mla"
 SHIPPED_DRAFTER = SHIPPED_MODEL.with_name("tiny-mla-dspark")
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 PoolName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def beside(self, folder: Path) -> Self:
+        """The same, with its relative paths begun at `folder`."""
+        paths = {name: (folder / value).resolve() for name, value in self if isinstance(value, Path)}
+        return self.model_copy(update=paths)
 
 
 class ModelConfig(Section):
@@ -122,6 +128,15 @@ class DecodeConfig(EngineConfig):
     """How many drafts are verified: by confidence and measured step times (causal, lagged), or `fixed_drafts`."""
     fixed_drafts: Annotated[int, Field(ge=0)] = 3
     """Drafts of each request that `planner: fixed` verifies."""
+    synthetic_acceptance: Annotated[tuple[Probability, ...], Field(min_length=1)] | None = None
+    """For benchmarks on random weights, never for serving: how often the draft at each place is accepted if those
+    before it were, whatever the model thinks of it; beyond the list none is. None: the exact rules."""
+    step_times: Path | None = None
+    """A directory where the step times that a planner needs are kept from one start to the next, by model, drafter,
+    device, dtype, threads and `max_requests`. None: they are measured at every start."""
+    record: Path | None = None
+    """A directory where each replica writes a file of what every step drafted, verified, accepted and took
+    (decode/record.py). None: nothing is written."""
     answer_seconds: Seconds = 10.0
     """How long a release may go unanswered before the handoff counts as lost."""
     read_seconds: Seconds = 60.0
@@ -172,6 +187,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _synthetic_acceptance_has_drafts(self) -> Self:
+        for pool, section in self.decode.items():
+            if section.synthetic_acceptance is not None and (self.model.drafter is None or not section.drafting):
+                raise ValueError(
+                    f"decode.{pool}.synthetic_acceptance: nothing is drafted without model.drafter and "
+                    f"decode.{pool}.drafting"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         if self.gateway.grpc_port == self.gateway.http_port:
             raise ValueError("gateway.grpc_port and gateway.http_port are the same port")
@@ -191,7 +216,7 @@ class Config(Section):
     def load(cls, file: Path | None) -> "Config":
         """Read and check a YAML file; None gives the defaults. Raises ConfigError that names the key.
 
-        A relative `model.path` or `model.drafter` is looked for beside the file.
+        Relative paths in it start at the file's own directory.
         """
         if file is None:
             return cls()
@@ -206,9 +231,8 @@ class Config(Section):
         if not isinstance(content, dict):
             raise ConfigError(f"{file}: holds a {type(content).__name__}, not a mapping of sections")
         config = cls.parse(content, str(file))
-        paths = {k: path for k in ("path", "drafter") if isinstance(path := getattr(config.model, k), Path)}
-        beside = {key: (file.parent / path).resolve() for key, path in paths.items()}  # an absolute one stays
-        return config.model_copy(update={"model": config.model.model_copy(update=beside)})
+        decode = {pool: section.beside(file.parent) for pool, section in config.decode.items()}
+        return config.model_copy(update={"model": config.model.beside(file.parent), "decode": decode})
 
     @classmethod
     def parse(cls, content: dict[str, object], source: str = "configuration") -> "Config":

@@ -1,6 +1,11 @@
 """Facts that cross processes: about a model, about a replica. No torch here: policies import this."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+SYNTHETIC_WARNING = (
+    "SYNTHETIC ACCEPTANCE: drafts are accepted at given rates (decode.POOL.synthetic_acceptance), whatever the model "
+    "thinks of them; times mean something, tokens do not"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +36,53 @@ class PageCounts:
 
 
 @dataclass
-class Counters:
-    """What an engine has done since it started. Of `prompt_tokens`, `prefix_hit_tokens` were in its pages already."""
+class Drafts:
+    """What became of drafted tokens: those `verified` were put before the target, those `accepted` became part of an
+    answer besides the one token that a step gives anyway.
+
+    `verified_at[j]` and `accepted_at[j]` count the drafts at place j of their block: their ratio is the acceptance
+    there. A draft beyond the end of its answer was verified and is not accepted.
+    """
+
+    drafted: int = 0
+    verified: int = 0
+    accepted: int = 0
+    verified_at: list[int] = field(default_factory=list)
+    accepted_at: list[int] = field(default_factory=list)
+
+    def count(self, drafted: int, verified: int, accepted: int) -> None:
+        """One more step of one request: of its drafts the first `verified`, and of those the first `accepted`."""
+        self.drafted += drafted
+        self.verified += verified
+        self.accepted += accepted
+        new = [0] * (verified - len(self.verified_at))
+        self.verified_at += new
+        self.accepted_at += new
+        for place in range(verified):
+            self.verified_at[place] += 1
+            self.accepted_at[place] += place < accepted
+
+
+@dataclass
+class Acceptance(Drafts):
+    """What became of one request's drafts in a decode replica, in its `steps` there: it said steps + accepted tokens
+    after the first, so 1 + accepted / steps is its accepted length. `synthetic`: see SYNTHETIC_WARNING."""
+
+    steps: int = 0
+    synthetic: bool = False
+
+    def count(self, drafted: int, verified: int, accepted: int) -> None:
+        super().count(drafted, verified, accepted)
+        self.steps += 1
+
+
+@dataclass
+class Counters(Drafts):
+    """What an engine has done since it started. Of `prompt_tokens`, `prefix_hit_tokens` were in its pages already.
+
+    The seconds are sums over steps: `draft_seconds`, `plan_seconds` and `verify_seconds` of decode/schedule.py: Laps.
+    `handoffs_without_context` came without the drafter's part of their pages, to an engine that drafts.
+    """
 
     steps: int = 0
     tokens: int = 0
@@ -42,9 +92,10 @@ class Counters:
     preempted: int = 0
     prompt_tokens: int = 0
     prefix_hit_tokens: int = 0
-    drafted: int = 0
-    verified: int = 0
-    accepted: int = 0
+    handoffs_without_context: int = 0
+    draft_seconds: float = 0.0
+    plan_seconds: float = 0.0
+    verify_seconds: float = 0.0
 
     def reset(self) -> None:
         """Forget what a warm-up did."""
@@ -53,7 +104,8 @@ class Counters:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaStats:
-    """One replica, now. Counters only ever grow; the rest are levels. `role` is "prefill" or "decode"."""
+    """One replica, now. Counters only ever grow; the rest are levels. `role` is "prefill" or "decode"; `synthetic` says
+    that it accepts drafts as SYNTHETIC_WARNING has it."""
 
     role: str
     replica: str = ""
@@ -72,6 +124,13 @@ class ReplicaStats:
     drafted: int
     verified: int
     accepted: int
+    verified_at: list[int]
+    accepted_at: list[int]
+    handoffs_without_context: int
+    draft_seconds: float
+    plan_seconds: float
+    verify_seconds: float
+    synthetic: bool = False
     pages: dict[str, PageCounts]
     leases_held: int = 0
     leases_expired: int = 0

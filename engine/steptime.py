@@ -5,6 +5,8 @@ request included: tokens = requests + drafts. `context` is the mean number of to
 """
 
 import json
+import math
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -67,23 +69,37 @@ class ProfiledTimes:
         return low + min(max(share, 0.0), 1.0) * (high - low)
 
     def save(self, file: Path) -> None:
+        """Write the table whole or not at all: another replica may read it meanwhile."""
         file.parent.mkdir(parents=True, exist_ok=True)
         content = asdict(self)
         content["verify"] = {str(requests): curve for requests, curve in content["verify"].items()}
-        file.write_text(json.dumps(content, indent=1) + "\n")
+        unfinished = file.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(content, indent=1) + "\n")
+        unfinished.replace(file)
 
     @classmethod
     def load(cls, file: Path, key: dict[str, str]) -> "ProfiledTimes | None":
-        """The table of a file, or None if there is none for this very key: another model, device or thread count."""
+        """The table of a file, or None if there is none for this very key: another model, device or thread count.
+
+        Raises OSError if the file cannot be read, and ValueError, naming it, if it holds no table.
+        """
+        if not file.exists():
+            return None
         try:
             content = json.loads(file.read_text())
-        except (OSError, ValueError):
-            return None
-        if not isinstance(content, dict) or content.get("key") != key:
-            return None
-        verify = {int(requests): _curve(curve) for requests, curve in content["verify"].items()}
-        return cls(key, content["context"], _curve(content["draft"]), verify)
+            if content["key"] != key:
+                return None
+            verify = {int(requests): _curve(curve) for requests, curve in content["verify"].items()}
+            if not verify:
+                raise ValueError("nothing was measured")
+            return cls(key, int(content["context"]), _curve(content["draft"]), verify)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} holds no table of step times ({type(error).__name__}: {error})") from error
 
 
 def _curve(content: dict[str, list[float]]) -> Curve:
-    return Curve(tuple(int(count) for count in content["counts"]), tuple(content["seconds"]))
+    curve = Curve(tuple(int(count) for count in content["counts"]), tuple(float(value) for value in content["seconds"]))
+    rises = [*curve.counts] == sorted(set(curve.counts)) and [*curve.seconds] == sorted(curve.seconds)
+    if not (rises and len(curve.counts) == len(curve.seconds) > 0 and math.isfinite(sum(curve.seconds))):
+        raise ValueError(f"{content} is no curve that rises")
+    return curve

@@ -13,9 +13,10 @@ from itertools import chain, groupby
 from typing import Any
 
 from engine.errors import BadRequest, SparkpoolError
-from engine.facts import ModelFacts
+from engine.facts import Acceptance, ModelFacts
 
 MAX_TOP_LOGPROBS = 20
+NO_LIMIT = 2**31
 
 
 class FinishReason(enum.StrEnum):
@@ -121,7 +122,7 @@ class Request:
     seconds_left: float = math.inf
     cache_salt: str = ""
     prompt_logprobs: bool = False
-    max_drafts: int = 2**31
+    max_drafts: int = NO_LIMIT
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -170,6 +171,8 @@ class Request:
             )
         if not all(self.stop.stop):
             raise BadRequest("stop", "holds an empty string, which every text contains")
+        if self.max_drafts < 0:
+            raise BadRequest("speculation.max_tokens", f"must not be negative, is {self.max_drafts}")
         self.sampling.check()
         check_tokens("logit_bias", [token for token, _ in self.sampling.logit_bias], model.vocab_size)
         check_tokens("bad_words", [t for word in self.sampling.bad_words for t in word], model.vocab_size)
@@ -267,7 +270,7 @@ class DecodeTimings:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """What one step gave one request, or several steps. The last one has `finish` and `timings`.
+    """What one step gave one request, or several steps. The last one has `finish`, `timings` and `acceptance`.
 
     A field that holds a tuple has one entry for each token; `top` may be empty instead, if nobody asked.
     """
@@ -279,6 +282,7 @@ class Chunk:
     top: tuple[Alternatives, ...] = ()
     finish: FinishReason | None = None
     timings: DecodeTimings | None = None
+    acceptance: Acceptance | None = None
 
     @classmethod
     def joined(cls, chunks: Sequence["Chunk"]) -> "Chunk":

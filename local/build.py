@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
 
 import torch
 
 from decode.decoder import Decoder
 from decode.plan import Causal, Fixed, Lagged, Planner
-from decode.profile import profiled
-from decode.verify import Exact
+from decode.profile import kept, profiled
+from decode.record import FileRecorder, Header, NoRecorder, Recorder
+from decode.verify import Acceptor, Exact, Synthetic
 from engine.backend import Backend, TorchBackend
 from engine.clock import Clock, MonotonicClock
 from engine.config import Config, DecodeConfig, EngineConfig
@@ -16,9 +19,11 @@ from engine.drafters import Drafter, NoDrafter
 from engine.drafters.load import load_drafter
 from engine.errors import ConfigError
 from engine.facts import ModelFacts
+from engine.machine import device_name
 from engine.models import LoadedModel, load_model
 from engine.models.preflight import free_memory, gib
 from engine.pages import CacheLayout, Pages, PageStore
+from engine.steptime import ProfiledTimes
 from engine.text import Text
 from engine.transfer import Transfer
 from prefill.prefiller import Prefiller
@@ -77,16 +82,19 @@ class Builder:
         self, name: str, transfer: MakeTransfer, text: Text, clock: Clock | None = None, pool: str | None = None
     ) -> Decoder:
         """A decode engine of `pool` (or the default one) with pages of its own. `name` is the transfer agent's."""
-        section = self.config.decode[pool or self.config.default_pool]
+        pool = pool or self.config.default_pool
+        section = self.config.decode[pool]
         pages = self._pages(section, step_tokens=1 + self.block_length)
         drafter = self._drafter(pages)
         backend = TorchBackend(self.model.module, pages.store, drafter.tap_layers)
+        acceptor = _acceptor(section)
         return Decoder(
             pages=pages,
             backend=backend,
             drafter=drafter,
             planner=self._planner(section, pages, backend, drafter),
-            acceptor=Exact(),
+            acceptor=acceptor,
+            recorder=self._recorder(section, pool, name, acceptor),
             transfer=transfer(name, pages.store),
             clock=clock or MonotonicClock(),
             text=text,
@@ -114,12 +122,61 @@ class Builder:
     def _planner(self, section: DecodeConfig, pages: Pages, backend: Backend, drafter: Drafter) -> Planner:
         if section.planner == "fixed" or not drafter.block_length:
             return Fixed(section.fixed_drafts)
-        times = profiled(pages, backend, drafter, section.max_requests)
+        times = self._step_times(section, pages, backend, drafter)
         return Causal(times) if section.planner == "causal" else Lagged(times)
+
+    def step_times(self, section: DecodeConfig) -> ProfiledTimes:
+        """What the steps of a decode engine cost here, as its planner knows it."""
+        pages = self._pages(section, step_tokens=1 + self.block_length)
+        drafter = self._drafter(pages)
+        backend = TorchBackend(self.model.module, pages.store, drafter.tap_layers)
+        return self._step_times(section, pages, backend, drafter)
+
+    def _step_times(self, section: DecodeConfig, pages: Pages, backend: Backend, drafter: Drafter) -> ProfiledTimes:
+        key = self._times_key(section)
+        measure = partial(profiled, pages, backend, drafter, section.max_requests, key)
+        return kept(section.step_times, key, measure) if section.step_times else measure()
+
+    def _times_key(self, section: DecodeConfig) -> dict[str, str]:
+        """What step times depend on."""
+        parts = {"target": self.fingerprint, "drafter": self.drafter_fingerprint or {}}
+        return {
+            **{f"{part}.{name}": value for part, names in parts.items() for name, value in names.items()},
+            "device": device_name(self.model.device),
+            "dtype": self.config.model.dtype,
+            "threads": str(torch.get_num_threads()),
+            "block_length": str(self.block_length),
+            "max_requests": str(section.max_requests),
+            "torch": str(torch.__version__),
+        }
+
+    def _recorder(self, section: DecodeConfig, pool: str, agent: str, acceptor: Acceptor) -> Recorder:
+        if section.record is None:
+            return NoRecorder()
+        header = Header(
+            pool=pool,
+            agent=agent,
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            device=device_name(self.model.device),
+            threads=torch.get_num_threads(),
+            planner=section.planner,
+            block_length=self.block_length,
+            synthetic=acceptor.synthetic,
+            target=self.fingerprint,
+            drafter=self.drafter_fingerprint,
+        )
+        try:
+            return FileRecorder(section.record / f"{agent}.jsonl", header)
+        except OSError as error:
+            raise ConfigError(f"decode.{pool}.record: {error}") from None
 
     def _pages(self, section: EngineConfig, step_tokens: int) -> Pages:
         counts = num_pages(self.layout, section, self.model.device, step_tokens)
         return Pages(self.layout, PageStore(self.layout, counts, self.model.device), section.prefix_caching)
+
+
+def _acceptor(section: DecodeConfig) -> Acceptor:
+    return Exact() if section.synthetic_acceptance is None else Synthetic(section.synthetic_acceptance)
 
 
 def num_pages(layout: CacheLayout, section: EngineConfig, device: torch.device, step_tokens: int) -> dict[str, int]:

@@ -6,9 +6,10 @@ import ctypes
 import os
 import platform
 import sys
-from pathlib import Path
 
 import torch
+
+from engine.machine import cpu_model
 
 
 def keep_freed_memory() -> None:
@@ -25,11 +26,3 @@ def machine() -> str:
         return torch.cuda.get_device_name()
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{os.cpu_count()} cores of a shared CPU machine ({cpu_model()}, {capability}), no GPU"
-
-
-def cpu_model() -> str:
-    """The processor's own name, as far as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

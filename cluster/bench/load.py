@@ -11,8 +11,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import grpc
+from google.protobuf.json_format import MessageToDict
 
 from cluster.bench.workload import Job
 from cluster.proto import sparkpool_pb2 as pb
@@ -40,6 +42,8 @@ class Record:
     prompt_tokens: int = 0
     timings: dict[str, float] = field(default_factory=dict)
     """The last reply's `Timings`."""
+    acceptance: dict[str, Any] = field(default_factory=dict)
+    """The last reply's `Acceptance`, if it has one."""
 
     @property
     def ok(self) -> bool:
@@ -148,3 +152,7 @@ def _close(record: Record, last: pb.GenerateReply) -> None:
     record.finish_reason = pb.FinishReason.Name(last.finish_reason)
     record.prompt_tokens = last.usage.prompt_tokens
     record.timings = {field.name: getattr(last.timings, field.name) for field in last.timings.DESCRIPTOR.fields}
+    if last.HasField("acceptance"):
+        record.acceptance = MessageToDict(
+            last.acceptance, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )

@@ -8,19 +8,21 @@ The JSON file, for other programs (times are seconds from the start of the run u
     requests  one `cluster.bench.load.Record` each, in the order of sending:
         index, scheduled (null in a closed loop), sent, messages [[time, tokens], ...], ended,
         status (OK or a gRPC status), details, finish_reason, prompt_tokens,
-        timings (the last reply's `Timings`, as cluster/proto/sparkpool.proto explains them)
+        timings, acceptance (the last reply's, as cluster/proto/sparkpool.proto explains them; {} if it had none)
 """
 
 import statistics
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import zip_longest
 from typing import Any
 
 from rich.table import Table
 
 from cluster.bench.load import Record
-from cluster.tables import size
+from cluster.tables import by_place, size
+from engine.facts import SYNTHETIC_WARNING
 
 LATE_SECONDS = 0.01  # more than this, and the client rather than the service has shaped the load
 Summary = dict[str, Any]
@@ -74,7 +76,27 @@ def summary(records: list[Record], client_cpu_seconds: float = 0.0) -> Summary:
         "moved_bytes": moved_bytes,
         "transfer_seconds": transfer_seconds,
         "transfer_bytes_per_second": _ratio(moved_bytes, transfer_seconds),
+        "speculation": _speculation(good),
         "client_cpu_seconds": client_cpu_seconds,
+    }
+
+
+def _speculation(records: list[Record]) -> Summary | None:
+    """Sums over the answers that something was drafted for, and what follows from them; None if there are none."""
+    found = [record.acceptance for record in records if record.acceptance.get("drafted")]
+    if not found:
+        return None
+    sums = {name: sum(one[name] for one in found) for name in ("steps", "drafted", "verified", "accepted")}
+    places = {
+        name: [sum(counts) for counts in zip_longest(*(one[name] for one in found), fillvalue=0)]
+        for name in ("verified_at", "accepted_at")
+    }
+    return {
+        **sums,
+        **places,
+        "accepted_length": 1 + sums["accepted"] / sums["steps"],
+        "verified_per_step": sums["verified"] / sums["steps"],
+        "synthetic": any(one["synthetic"] for one in found),
     }
 
 
@@ -123,6 +145,12 @@ def lines(figures: Summary) -> list[str]:
         f"KV moved: {size(f['moved_bytes'])}, {size(int(f['transfer_bytes_per_second']))}/s while reading",
         f"this client was busy {_ratio(f['client_cpu_seconds'], f['seconds']):.0%} of one core",
     ]
+    if (s := f["speculation"]) is not None:
+        said.append(
+            f"accepted length {s['accepted_length']:.2f}, {s['verified_per_step']:.2f} drafts verified per request and "
+            f"step; acceptance by place {by_place(s['accepted_at'], s['verified_at']) or '-'}"
+        )
+        said += [SYNTHETIC_WARNING] if s["synthetic"] else []
     late = f["latency"]["late"]
     if late and late["p99"] > LATE_SECONDS:
         said.append(

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+from engine.facts import Acceptance
 from engine.types import (
     Chunk,
     DecodeTimings,
@@ -88,6 +89,6 @@ def handoff(request: Request) -> Handoff:
 
 def chunk(*tokens: int, finish: FinishReason | None = None) -> Chunk:
     text = "".join(f"<{token}>" for token in tokens)
-    timings = NO_TIME if finish else None
+    account = {"timings": NO_TIME, "acceptance": Acceptance()} if finish else {}
     logprobs = (0.0,) * len(tokens)
-    return Chunk(request_id="any", tokens=tokens, logprobs=logprobs, text=text, finish=finish, timings=timings)
+    return Chunk(request_id="any", tokens=tokens, logprobs=logprobs, text=text, finish=finish, **account)

@@ -26,6 +26,7 @@ def test_replies_stream_and_the_last_one_accounts_for_the_request(shipped: Servi
     assert last.finish_reason in (pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_STOP)
     assert last.usage.completion_tokens == len(tokens(replies)) == sum(len(reply.logprobs) for reply in replies)
     assert last.usage.prompt_tokens == len(shipped_tokens(shipped, PROMPT))
+    assert last.acceptance == pb.Acceptance(steps=last.usage.completion_tokens - 1), "no drafter, no drafts"
     timings = last.timings
     assert timings.prefills == 1
     assert timings.moved_pages == 1
@@ -127,6 +128,7 @@ def test_every_option_reaches_the_engine(shipped: Service) -> None:
         ({"prompt": "x", "deadline_seconds": 0}, "INVALID_ARGUMENT", "deadline_seconds"),
         ({"prompt": "x", "deadline_seconds": float("nan")}, "INVALID_ARGUMENT", "deadline_seconds"),
         ({"prompt": "x", "decode_pool": "gpu"}, "INVALID_ARGUMENT", "decode_pool"),
+        ({"prompt": "x", "speculation": pb.Speculation(max_tokens=-1)}, "INVALID_ARGUMENT", "speculation.max_tokens"),
     ],
 )
 def test_bad_input_gets_a_status_that_names_the_field(

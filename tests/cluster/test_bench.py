@@ -61,6 +61,8 @@ def test_the_summary_follows_from_the_raw_times(shipped: Service, tmp_path: Path
     again = summary(records, content["summary"]["client_cpu_seconds"])
 
     assert json.loads(json.dumps(again)) == content["summary"]
+    assert content["summary"]["speculation"] is None, "nothing drafts here"
+    assert {r.acceptance["steps"] for r in records} == {5}
     for name in ("TTFT", "TPOT", "ITL", "end to end", "output tok/s", "KV moved"):
         assert name in done.output
 

@@ -41,7 +41,7 @@ def test_generate_and_stats_talk_to_a_service(shipped: Service) -> None:
     """The service is one of several on its cluster, so the command has to name it."""
     address = ["--address", f"127.0.0.1:{shipped.port}", "--application", shipped.name]
 
-    generated = sparkpool("generate", "import os", "--max-tokens", "8", *address)
+    generated = sparkpool("generate", "import os", "--max-tokens", "8", "--no-speculation", *address)
     local = sparkpool("generate", "import os", "--max-tokens", "8", "--local")
     stats = sparkpool("stats", *address)
 
@@ -58,6 +58,7 @@ def test_generate_and_stats_talk_to_a_service(shipped: Service) -> None:
         (["generate", "--local", ""], "prompt: is empty"),
         (["generate", "--local", "x", "--max-tokens", "-1"], "max_tokens: must be at least 1"),
         (["generate", "--local", "x", "--top-p", "0"], "top_p: must be in (0, 1]"),
+        (["generate", "--local", "x", "--max-drafts", "-1"], "speculation.max_tokens: must not be negative"),
         (["generate", "--local", "x", "--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["generate", "x", "--address", "127.0.0.1:1"], "UNAVAILABLE"),
         (["stats", "--address", "127.0.0.1:1"], "UNAVAILABLE"),

@@ -88,8 +88,46 @@ def test_a_summary_counts_what_ended_well_and_names_what_did_not() -> None:
     assert figures["transfer_bytes_per_second"] == pytest.approx(200 / 1.0)
 
 
+def drafted(**changes: object) -> dict[str, object]:
+    """What the last reply of an answer told."""
+    counts = {"steps": 4, "drafted": 20, "verified": 12, "accepted": 6}
+    return {**counts, "verified_at": [4, 4, 4], "accepted_at": [4, 2, 0], "synthetic": False, **changes}
+
+
+def test_a_summary_adds_up_what_became_of_drafts() -> None:
+    short = drafted(steps=2, drafted=10, verified=2, accepted=1, verified_at=[2], accepted_at=[1])
+    nothing = drafted(steps=9, drafted=0, verified=0, accepted=0, verified_at=[], accepted_at=[])
+    records = [record(0.0, [(1.0, 5)], 1.0, acceptance=one) for one in (drafted(), short, nothing, {})]
+    records.append(record(0.0, [(1.0, 5)], 1.0, acceptance=drafted(), status="UNAVAILABLE"))
+
+    figures = summary(records)
+
+    assert figures["speculation"] == {
+        "steps": 6,
+        "drafted": 30,
+        "verified": 14,
+        "accepted": 7,
+        "verified_at": [6, 4, 4],
+        "accepted_at": [5, 2, 0],
+        "accepted_length": 1 + 7 / 6,
+        "verified_per_step": 14 / 6,
+        "synthetic": False,
+    }
+    (line,) = [line for line in lines(figures) if "accepted length" in line]
+    assert "accepted length 2.17, 2.33 drafts verified" in line
+    assert line.endswith("acceptance by place 83% 50% 0%")
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_a_run_over_synthetic_acceptance_says_so(synthetic: bool) -> None:
+    figures = summary([record(0.0, [(1.0, 5)], 1.0, acceptance=drafted(synthetic=synthetic))])
+
+    assert any(line.startswith("SYNTHETIC ACCEPTANCE") for line in lines(figures)) == synthetic
+
+
 def test_a_summary_of_nothing_has_no_figures_and_does_not_fail() -> None:
     assert summary([])["latency"]["ttft"] is None
+    assert summary([])["speculation"] is None
     assert lines(summary([]))
 
 

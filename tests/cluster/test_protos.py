@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,9 +12,18 @@ from cluster.proto import sparkpool_pb2 as pb
 from cluster.protos import answers_of, joined, replica_of, reply_of, request_of
 from engine.config import GatewayConfig
 from engine.errors import BadRequest, UnknownModel
-from engine.facts import PageCounts, ReplicaStats
+from engine.facts import Acceptance, PageCounts, ReplicaStats
 from engine.text import Text
-from engine.types import Chunk, DecodeTimings, FinishReason, PrefillTimings, Request, Sampling, StopRules
+from engine.types import (
+    NO_LIMIT,
+    Chunk,
+    DecodeTimings,
+    FinishReason,
+    PrefillTimings,
+    Request,
+    Sampling,
+    StopRules,
+)
 from tests.checkpoints import byte_tokenizer
 from tests.cluster.doubles import handoff
 from tests.engine.test_types import MODEL as SMALL
@@ -53,6 +63,7 @@ def test_every_field_of_a_request_arrives() -> None:
         deadline_seconds=7.5,
         cache_salt="tenant",
         prompt_logprobs=True,
+        speculation=pb.Speculation(max_tokens=3),
         request_id="mine",
     )
 
@@ -78,6 +89,7 @@ def test_every_field_of_a_request_arrives() -> None:
         seconds_left=7.5,
         cache_salt="tenant",
         prompt_logprobs=True,
+        max_drafts=3,
     )
     assert request.id.startswith("mine-")
 
@@ -125,6 +137,8 @@ def test_other_answers_differ_in_name_and_seed_alone() -> None:
         (BadRequest, "token_ids", {"token_ids": pb.TokenIds()}),
         (BadRequest, "prompt", {"token_ids": None}),
         (BadRequest, "request_id", {"request_id": "a/b"}),
+        (BadRequest, "speculation.max_tokens", {"speculation": pb.Speculation(max_tokens=-1)}),
+        (BadRequest, "speculation.max_tokens", {"speculation": pb.Speculation(max_tokens=-1, off=True)}),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_field(error: type, field: str, fields: dict[str, object]) -> None:
@@ -132,6 +146,19 @@ def test_what_cannot_be_served_is_refused_by_field(error: type, field: str, fiel
 
     with pytest.raises(error, match=f"^{field}: "):
         asked(**fields)
+
+
+@pytest.mark.parametrize(
+    ("speculation", "most"),
+    [
+        (pb.Speculation(), NO_LIMIT),
+        (pb.Speculation(max_tokens=0), 0),
+        (pb.Speculation(off=True), 0),
+        (pb.Speculation(off=True, max_tokens=5), 0),
+    ],
+)
+def test_speculation_can_be_limited_or_off(speculation: pb.Speculation, most: int) -> None:
+    assert asked(speculation=speculation).max_drafts == most
 
 
 def test_there_are_one_to_sixty_four_answers_and_only_one_that_is_greedy() -> None:
@@ -152,9 +179,11 @@ def test_a_reply_says_what_its_chunk_says_and_the_last_one_accounts_for_all() ->
     journey.first_token_at = journey.arrived + 1.0
     took = DecodeTimings(wait_seconds=1, transfer_seconds=2, decode_seconds=4, moved_bytes=8, moved_pages=16)
     top = (((9, -0.5), (4, -1.5)),)
+    became = Acceptance(10, 7, 5, [4, 3], [3, 2], steps=4, synthetic=True)
+    end = {"finish": FinishReason.STOP, "timings": took, "acceptance": became}
     chunks = [
         Chunk(request_id="r", tokens=(9,), logprobs=(-0.5,), text="x", top=top),
-        Chunk(request_id="r", tokens=(4,), logprobs=(-0.25,), text="y", finish=FinishReason.STOP, timings=took),
+        Chunk(request_id="r", tokens=(4,), logprobs=(-0.25,), text="y", **end),
     ]
 
     replies = []
@@ -167,6 +196,10 @@ def test_a_reply_says_what_its_chunk_says_and_the_last_one_accounts_for_all() ->
     said = {"text": "x", "token_ids": [9], "logprobs": [-0.5], "index": 2}
     assert first == pb.GenerateReply(**said, top_logprobs=told_top, prompt_logprobs=[-1.0, -2.0])
     assert (last.finish_reason, last.index, [*last.prompt_logprobs]) == (pb.FINISH_REASON_STOP, 2, [])
+    assert not first.HasField("acceptance")
+    assert last.acceptance == pb.Acceptance(
+        steps=4, drafted=10, verified=7, accepted=5, verified_at=[4, 3], accepted_at=[3, 2], synthetic=True
+    )
     assert last.usage == pb.Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=2)
     measured = last.timings
     assert 5.0 <= measured.total_seconds < 60.0
@@ -204,14 +237,14 @@ def test_replies_are_joined_answer_by_answer() -> None:
 
 
 def test_every_fact_of_a_replica_is_told() -> None:
-    names = [
-        name for name in ReplicaStats.__dataclass_fields__ if name not in ("role", "replica", "pool", "agent", "pages")
-    ]
-    counted = {name: i for i, name in enumerate(names, start=1)}
+    apart = ("role", "replica", "pool", "agent", "pages", "verified_at", "accepted_at", "synthetic")
+    names = [name for name in ReplicaStats.__dataclass_fields__ if name not in apart]
+    counted: dict[str, Any] = {name: i for i, name in enumerate(names, start=1)}
+    counted |= {"verified_at": [5, 3], "accepted_at": [4, 1], "synthetic": True}
     pages = {"full": PageCounts(total=9, free=4, held=3, quarantined=2, cached=1)}
 
     replica = replica_of(ReplicaStats(role="decode", replica="r", pool="p", agent="a", pages=pages, **counted))
 
-    assert {name: getattr(replica, name) for name in names} == counted
+    assert {name: getattr(replica, name) for name in counted} == counted
     assert (replica.role, replica.replica, replica.pool, replica.agent) == ("decode", "r", "p", "a")
     assert replica.pages["full"] == pb.Pages(total=9, free=4, held=3, quarantined=2, cached=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from decode.plan import Causal, Demand, Fixed, Lagged, Planner, theta, top
-from decode.verify import Exact
+from decode.verify import Exact, Synthetic
 from engine.drafters import DraftBlock
 from engine.drafters.dspark import drafted
 from engine.edits import Draw, Edits
@@ -227,3 +227,58 @@ def test_no_drafts_are_the_plain_draw() -> None:
     accepted = Exact()(logits, DraftBlock(torch.empty(6, 0, dtype=torch.int64)), [0] * 6, options, None)
 
     assert [drawn for (drawn,) in accepted.drawn()] == sample(logits, options).drawn()
+
+
+def synthetic(
+    rates: tuple[float, ...], lengths: list[int], seed: int = 0
+) -> tuple[list[list[int]], torch.Tensor, list[int]]:
+    """The tokens of requests with seeds of their own, one length each; their drafts; and the target's own tokens."""
+    torch.manual_seed(seed)
+    block = DraftBlock(torch.randint(VOCAB, (len(lengths), BLOCK)))
+    rows = [(replace(FREE, seed=r), 7 + n) for r, length in enumerate(lengths) for n in range(length + 1)]
+    logits, options = torch.randn(len(rows), VOCAB), SamplingBatch.of(rows, CPU)
+    accepted = Synthetic(rates)(logits, block, lengths, options, None)
+    own = [draw.token for draw in sample(logits, options).drawn()]
+    return [[draw.token for draw in drawn] for drawn in accepted.drawn()], block.token_RK, own
+
+
+def test_synthetic_acceptance_has_the_given_rate_at_each_place_of_those_that_got_there() -> None:
+    count = 20_000
+
+    said, _, _ = synthetic((0.8, 0.3), [BLOCK] * count)
+
+    reached = [sum(len(tokens) > n for tokens in said) for n in range(BLOCK + 1)]
+    assert reached[0] == count
+    assert reached[1] / reached[0] == pytest.approx(0.8, abs=0.015)
+    assert reached[2] / reached[1] == pytest.approx(0.3, abs=0.015)
+    assert reached[3] == 0, "beyond the list nothing is accepted"
+
+
+def test_synthetic_answers_are_drafts_and_then_a_token_of_the_targets_own() -> None:
+    lengths = [r % (BLOCK + 1) for r in range(60)]
+
+    said, drafts, own = synthetic((0.9, 0.7, 0.5), lengths)
+
+    start = 0
+    for r, (tokens, length) in enumerate(zip(said, lengths, strict=True)):
+        *accepted, last = tokens
+        assert accepted == drafts[r, : len(accepted)].tolist()
+        assert last == own[start + len(accepted)]
+        assert len(accepted) <= length
+        start += length + 1
+
+
+def test_synthetic_acceptance_depends_on_seed_and_position_alone() -> None:
+    together, _, _ = synthetic((0.5, 0.5, 0.5), [BLOCK] * 50, seed=1)
+    others, _, _ = synthetic((0.5, 0.5, 0.5), [BLOCK] * 30, seed=2)
+
+    assert [len(tokens) for tokens in together][:30] == [len(tokens) for tokens in others]
+    assert len({len(tokens) for tokens in together}) == BLOCK + 1
+
+
+@pytest.mark.parametrize(("rate", "tokens"), [(0.0, 1), (1.0, BLOCK + 1)])
+def test_certain_rates_are_certain(rate: float, tokens: int) -> None:
+    said, _, _ = synthetic((rate,) * BLOCK, [BLOCK] * 5000)
+
+    assert {len(one) for one in said} == {tokens}
+    assert synthetic((rate,), [0] * 3)[0] == [[token] for token in synthetic((rate,), [0] * 3)[2]]

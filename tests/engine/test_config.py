@@ -30,6 +30,15 @@ def written(folder: Path, text: str) -> Path:
         ("prefill: {cache_bytes: 5 apples}", "prefill.cache_bytes: "),
         ("prefill: 7", "prefill: "),
         ("model: {dtype: float8}", "model.dtype: Input should be 'float32', 'bfloat16' or 'float16'"),
+        ("decode: {gpu: {synthetic_acceptance: [0.5, 1.1]}}", "decode.gpu.synthetic_acceptance.1: Input should"),
+        ("decode: {gpu: {synthetic_acceptance: [-0.1]}}", "decode.gpu.synthetic_acceptance.0: Input should be greater"),
+        ("decode: {gpu: {synthetic_acceptance: [.nan]}}", "decode.gpu.synthetic_acceptance.0: Input should be"),
+        ("decode: {gpu: {synthetic_acceptance: []}}", "decode.gpu.synthetic_acceptance: Tuple should have at least 1"),
+        ("decode: {gpu: {synthetic_acceptance: [0.5]}}", "decode.gpu.synthetic_acceptance: nothing is drafted without"),
+        (
+            "model: {drafter: d}\ndecode: {gpu: {synthetic_acceptance: [0.5], drafting: false}}",
+            "decode.gpu.synthetic_acceptance: nothing is drafted without model.drafter and decode.gpu.drafting",
+        ),
         ("gateway: {grpc_port: 8000}", "gateway.grpc_port and gateway.http_port are the same port"),
         ("[1, 2]", "holds a list, not a mapping"),
         ("a: b: c", "not YAML"),
@@ -67,6 +76,24 @@ def test_a_relative_model_path_is_looked_for_beside_the_file(tmp_path: Path) -> 
 
     assert config.model.path == (tmp_path.parent / "models" / "mine").resolve()
     assert config.model.served_name == "mine"
+
+
+def test_every_relative_path_starts_at_the_file(tmp_path: Path) -> None:
+    text = "model: {drafter: d}\ndecode: {gpu: {record: steps, step_times: ./times}, other: {record: /var/steps}}"
+    config = Config.load(written(tmp_path, text))
+
+    assert config.model.drafter == tmp_path.resolve() / "d"
+    assert config.decode["gpu"].record == tmp_path.resolve() / "steps"
+    assert config.decode["gpu"].step_times == tmp_path.resolve() / "times"
+    assert (config.decode["other"].record, config.decode["other"].step_times) == (Path("/var/steps"), None)
+
+
+def test_synthetic_acceptance_survives_the_way_through_serve(tmp_path: Path) -> None:
+    text = "model: {drafter: d}\ndecode: {gpu: {synthetic_acceptance: [0.9, 0, 1], record: steps}}"
+    config = Config.load(written(tmp_path, text))
+
+    assert config.decode["gpu"].synthetic_acceptance == (0.9, 0.0, 1.0)
+    assert Config.parse(config.model_dump(mode="json", exclude_unset=True)) == config
 
 
 def test_an_empty_file_and_no_file_give_the_defaults(tmp_path: Path) -> None:

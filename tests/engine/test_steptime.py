@@ -50,5 +50,33 @@ def test_a_table_is_read_back_for_its_own_key_alone(tmp_path: Path) -> None:
 
     assert ProfiledTimes.load(file, TABLE.key) == TABLE
     assert ProfiledTimes.load(file, {"model": "other"}) is None
-    file.write_text("not json")
-    assert ProfiledTimes.load(file, TABLE.key) is None
+    assert [*file.parent.iterdir()] == [file]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "not json",
+        "[]",
+        "{}",
+        '{"key": {"model": "m"}}',
+        '{"key": {"model": "m"}, "context": 1, "draft": {"counts": [1], "seconds": [1.0]}, "verify": {}}',
+        '{"key": {"model": "m"}, "context": 1, "draft": {"counts": [1, 2], "seconds": [1.0]}, "verify": {}}',
+        *(
+            f'{{"key": {{"model": "m"}}, "context": 1, "draft": {curve}, "verify": {{"1": {curve}}}}}'
+            for curve in (
+                '{"counts": [], "seconds": []}',
+                '{"counts": [2, 1], "seconds": [1.0, 2.0]}',
+                '{"counts": [1, 2], "seconds": [2.0, 1.0]}',
+                '{"counts": [1, 2], "seconds": [1.0, NaN]}',
+                '{"counts": [1], "seconds": ["soon"]}',
+            )
+        ),
+    ],
+)
+def test_a_file_that_holds_no_table_is_named(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "times.json"
+    file.write_text(content)
+
+    with pytest.raises(ValueError, match=r"times\.json holds no table of step times \("):
+        ProfiledTimes.load(file, TABLE.key)

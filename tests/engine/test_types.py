@@ -46,6 +46,7 @@ GOOD = Request(id="r", prompt=(5, 6, 7), sampling=Sampling(), stop=StopRules(max
         ("seed", {"sampling": Sampling(seed=3, seeded=True)}),
         ("temperature", {"sampling": Sampling(top_k=5)}),
         ("temperature", {"sampling": Sampling(top_p=0.5)}),
+        ("speculation.max_tokens", {"max_drafts": -1}),
     ],
 )
 def test_a_request_that_cannot_be_served_is_refused_by_field(field: str, change: dict[str, object]) -> None:
@@ -64,6 +65,7 @@ def test_a_request_that_cannot_be_served_is_refused_by_field(field: str, change:
         {"stop": StopRules(max_tokens=29, stop_token_ids=(0, 99))},
         {"sampling": Sampling(temperature=100.0, top_k=10**6, top_p=1e-6, seed=2**63 - 1, seeded=True)},
         {"sampling": Sampling(top_k=1)},
+        {"max_drafts": 0},
     ],
 )
 def test_the_limits_themselves_are_allowed(change: dict[str, object]) -> None:

@@ -1,16 +1,21 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from decode.profile import profiled
 from engine.config import Config, DecodeConfig, PrefillConfig
 from engine.errors import ConfigError
 from engine.pages import CacheLayout, Entry
-from local import Builder
+from engine.steptime import ProfiledTimes
+from local import Builder, Pair
 from local.build import num_pages
+from tests.drafters import save_random_drafter
 from tests.local.conftest import MakeRig
 from tests.local.rig import config
+from tests.local.test_speculation import pair_config
 
 CPU = torch.device("cpu")
 LAYOUT = CacheLayout.of(
@@ -87,3 +92,95 @@ def test_a_model_can_be_shared_and_its_fingerprint_with_it(qwen3: Path) -> None:
     assert replace(second.facts, fingerprint={}, page_tokens=64, page_bytes={}) == replace(
         first.facts, fingerprint={}, page_bytes={}
     )
+
+
+@dataclass
+class Profiler:
+    """Builds decoders of one configuration and counts how often step times were measured for them."""
+
+    config: Config
+    monkeypatch: pytest.MonkeyPatch
+    measured: int = 0
+
+    def build(self, **decode: object) -> ProfiledTimes:
+        """The table that the planner of a new decoder has."""
+        section = self.config.decode["default"].model_copy(update=decode)
+        settings = self.config.model_copy(update={"decode": {"default": section}})
+        with self.monkeypatch.context() as patch:
+            patch.setattr("local.build.profiled", self._profiled)
+            planner: Any = Pair(settings).decoder._planner
+        times: ProfiledTimes = planner._times
+        return times
+
+    def _profiled(self, *args: Any) -> ProfiledTimes:
+        self.measured += 1
+        return profiled(*args)
+
+
+@pytest.fixture
+def profiler(qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profiler:
+    drafter = save_random_drafter(qwen3, tmp_path / "drafter")
+    decode = {"step_times": tmp_path / "times", "max_requests": 2}
+    return Profiler(pair_config(qwen3, drafter, {**decode, "planner": "causal"}), monkeypatch)
+
+
+def test_step_times_are_measured_once_for_the_same_thing(profiler: Profiler) -> None:
+    first = profiler.build()
+
+    assert profiler.build(planner="lagged", read_seconds=9.0) == first
+    assert profiler.measured == 1
+    assert {"target.weights", "drafter.weights", "device", "dtype", "threads", "max_requests"} <= first.key.keys()
+
+
+@pytest.mark.parametrize("change", ["max_requests", "drafter", "threads", "target"])
+def test_step_times_of_something_else_are_not_used(
+    profiler: Profiler, change: str, qwen3: Path, tmp_path: Path
+) -> None:
+    profiler.build()
+    model = profiler.config.model
+    if change == "max_requests":
+        profiler.build(max_requests=3)
+    elif change == "threads":
+        profiler.monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+        profiler.build()
+    else:
+        changed = {"drafter": save_random_drafter(qwen3, tmp_path / "other", seed=1)} if change == "drafter" else {}
+        model = model.model_copy(update=changed or {"page_tokens": 32})
+        profiler.config = profiler.config.model_copy(update={"model": model})
+        profiler.build()
+
+    assert profiler.measured == 2
+    assert len([*(tmp_path / "times").iterdir()]) == 2
+
+
+def test_without_a_directory_step_times_are_measured_at_every_start(profiler: Profiler) -> None:
+    profiler.build(step_times=None)
+    profiler.build(step_times=None)
+
+    assert profiler.measured == 2
+
+
+def test_a_table_that_cannot_be_read_is_logged_and_measured_anew(
+    profiler: Profiler, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    profiler.build()
+    (file,) = (tmp_path / "times").iterdir()
+    file.write_text('{"key": ')
+
+    times = profiler.build()
+
+    assert profiler.measured == 2
+    (message,) = [record.message for record in caplog.records]
+    assert message.startswith(f"step times are measured again: {file} holds no table")
+    assert ProfiledTimes.load(file, times.key) == times
+
+
+def test_a_directory_that_cannot_be_written_costs_a_line_in_the_log(
+    profiler: Profiler, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "times").write_text("a file")
+
+    profiler.build()
+
+    assert profiler.measured == 1
+    assert any("decode.POOL.step_times" in record.message for record in caplog.records)

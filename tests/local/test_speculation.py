@@ -11,8 +11,9 @@ import pytest
 
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL, Config
 from engine.text import Text
+from engine.transfer import new_agent_name
 from engine.types import Request, Sampling, StopRules
-from local import Pair
+from local import Builder, Pair
 from tests.drafters import KnowingBuilder, save_random_drafter
 from tests.engine.drafters.reference import MTPReference, Reference
 from tests.local.rig import MIB, request
@@ -49,6 +50,13 @@ def pair_config(path: Path, drafter: Path | str | None, decode: dict[str, Any] |
     return Config.parse(config)
 
 
+def with_other_prefill(config: Config, prefill: Config) -> Pair:
+    """A pair whose prefill replica was built from another configuration."""
+    mixed = Pair(config)
+    mixed.prefiller = Builder(prefill, prefill.prefill).prefiller(new_agent_name("prefill"), mixed._join, mixed.clock)
+    return mixed
+
+
 def asked(sampling: Sampling) -> list[Request]:
     return [replace(request(f"r{i}", tokens=n, max_tokens=40), sampling=sampling) for i, n in enumerate(LENGTHS)]
 
@@ -70,7 +78,10 @@ def test_tokens_are_those_without_speculation(
 def test_a_prefill_pool_without_the_drafter_is_served_too(target: Path, drafter: Path | str) -> None:
     plain = pair(target, None).generate(asked(Sampling()))
 
-    assert pair(target, drafter, {"fixed_drafts": 5}, drafting=False).generate(asked(Sampling())) == plain
+    mixed = with_other_prefill(pair_config(target, drafter, {"fixed_drafts": 5}), pair_config(target, None))
+
+    assert mixed.generate(asked(Sampling())) == plain
+    assert mixed.decoder.stats().drafted > 0
 
 
 @pytest.mark.parametrize("error_every", [1, 2, 3, 7, 1000])
