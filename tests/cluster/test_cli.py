@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from cluster.demo import free_ports
+from decode.record import read
+from engine.config import SHIPPED_DRAFTER
 from tests.cluster.conftest import Service
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +85,9 @@ def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     grpc_port, http_port = free_ports(2)
     config = tmp_path / "service.yaml"
     config.write_text(
-        f"prefill: {{cache_bytes: 16MiB}}\ndecode: {{default: {{cache_bytes: 16MiB}}}}\n"
+        f"model: {{drafter: {SHIPPED_DRAFTER}}}\n"
+        "prefill: {cache_bytes: 16MiB}\n"
+        "decode: {default: {cache_bytes: 16MiB, planner: fixed, record: steps}}\n"
         f"gateway: {{grpc_port: {grpc_port}, http_port: {http_port}}}\n"
     )
     log = tmp_path / "serve.log"
@@ -93,14 +97,20 @@ def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         )
     try:
         wait_for(lambda: "Ready" in log.read_text() or server.poll() is not None, seconds=120)
-        answer = sparkpool("generate", "import os", "--max-tokens", "4", "--address", f"127.0.0.1:{grpc_port}")
+        address = ("--address", f"127.0.0.1:{grpc_port}")
+        answer = sparkpool("generate", "import os", "--max-tokens", "9", *address)
+        stats = sparkpool("stats", *address)
         children = descendants(server.pid)
     finally:
         server.send_signal(signal.SIGTERM)
         status = server.wait(60)
 
     assert status == 0, log.read_text()
-    assert "[4 tokens" in answer.stderr, log.read_text() + answer.stderr
+    assert "[9 tokens" in answer.stderr, log.read_text() + answer.stderr
+    assert "accepted length" in answer.stderr
+    assert "acceptance by place" in stats.stdout
+    (recorded,) = (tmp_path / "steps").iterdir()
+    assert sum(one.accepted[0] + 1 for one in read(recorded)[1]) == 8, "the first token came from prefill"
     assert children
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), seconds=20)
 

@@ -12,9 +12,9 @@ from engine.clock import ManualClock
 from engine.facts import Acceptance
 from engine.types import Request, Sampling
 from local import Pair
-from tests.drafters import save_random_drafter
+from tests.drafters import KnowingBuilder, save_random_drafter
 from tests.local.rig import request
-from tests.local.test_speculation import KnowingBuilder, pair_config, with_other_prefill
+from tests.local.test_speculation import pair_config, with_other_prefill
 
 BLOCK = 5
 
