@@ -18,7 +18,7 @@ SLIDING = replace(FULL, layer=1, window=WINDOW)
 def schedule(num_pages: int = 50, max_requests: int = 10) -> PromptSchedule:
     layout = CacheLayout.of([FULL], PAGE_TOKENS)
     pages = Pages(layout, PageStore(layout, {"full": num_pages}, torch.device("cpu")))
-    return PromptSchedule(pages, chunk_tokens=40, max_requests=max_requests, counters=Counters())
+    return PromptSchedule(pages, chunk_tokens=40, max_requests=max_requests, counters=Counters(), keeps_rows=False)
 
 
 def prompt(name: str, tokens: int, last: int = 1, arrived: float = 0.0) -> Prompt:
@@ -110,7 +110,7 @@ def few_window_pages() -> PromptSchedule:
     assert pages.extend(tables, 128)
     pages.publish(tables, (1,) * 128, 128)
     pages.release(tables)
-    return PromptSchedule(pages, chunk_tokens=16, max_requests=10, counters=Counters())
+    return PromptSchedule(pages, chunk_tokens=16, max_requests=10, counters=Counters(), keeps_rows=False)
 
 
 def test_the_last_in_line_starts_again_when_window_pages_that_it_shares_come_back_too_late() -> None:
