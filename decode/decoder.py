@@ -16,7 +16,7 @@ from decode.verify import Acceptor
 from engine.backend import Backend
 from engine.clock import Clock
 from engine.config import DecodeConfig
-from engine.drafters import Drafter, row_from
+from engine.drafters import DraftBlock, Drafter, row_from
 from engine.errors import DeadlineExceeded, DoesNotFit, HandoffRefused, Overloaded, Preempted
 from engine.facts import Acceptance, Counters, ReplicaStats
 from engine.pages import Pages
@@ -139,9 +139,11 @@ class Decoder:
         if not batch:
             return events
         began = self._clock.now()
-        block = self._drafter.propose(batch.anchors)
+        demand = batch.demand
+        drafts = self._planner.drafts(demand)
+        block = self._drafter.propose(batch.anchors) if drafts else DraftBlock.empty(len(batch))
         drafted = self._clock.now()
-        lengths = self._planner.plan(block, batch.demand)
+        lengths = self._planner.plan(block, demand) if drafts else [0] * len(batch)
         planned = self._clock.now()
         trial = batch.trial(block, lengths)
         target = trial.target

@@ -123,7 +123,8 @@ class Builder:
         if section.planner == "fixed" or not drafter.block_length:
             return Fixed(section.fixed_drafts)
         times = self._step_times(section, pages, backend, drafter)
-        return Causal(times) if section.planner == "causal" else Lagged(times)
+        planner = Causal if section.planner == "causal" else Lagged
+        return planner(times, drafter.block_length)
 
     def step_times(self, section: DecodeConfig) -> ProfiledTimes:
         """What the steps of a decode engine cost here, as its planner knows it."""

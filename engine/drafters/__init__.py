@@ -24,6 +24,11 @@ class DraftBlock:
     log_probs_RKV: Tensor | None = None
     confidence_RK: Tensor | None = None
 
+    @classmethod
+    def empty(cls, requests: int) -> "DraftBlock":
+        """Nothing is proposed."""
+        return cls(torch.empty(requests, 0, dtype=torch.int64))
+
     @property
     def length(self) -> int:
         return self.token_RK.shape[1]
@@ -108,7 +113,7 @@ class NoDrafter:
     keeps_rows = False
 
     def propose(self, anchors: Sequence[Anchor]) -> DraftBlock:
-        return DraftBlock(torch.empty(len(anchors), 0, dtype=torch.int64))
+        return DraftBlock.empty(len(anchors))
 
     def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:
         return before

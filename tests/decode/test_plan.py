@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decode.plan import Causal, Demand, Fixed, Lagged, survival, theta, top
+from decode.plan import Causal, Demand, Fixed, Lagged, Outlook, StepSeconds, survival, theta, top
 from engine.drafters import DraftBlock
 from engine.steptime import Curve, ProfiledTimes
 
@@ -56,7 +56,7 @@ confidences = st.lists(
 def test_causal_is_algorithm_1(confidence: list[list[float]], per_token: float) -> None:
     seconds = times(per_token=per_token)
 
-    planned = Causal(seconds).plan(block(confidence), demand(len(confidence)))
+    planned = Causal(seconds, BLOCK).plan(block(confidence), demand(len(confidence)))
 
     expected = algorithm_1([[float(torch.tensor(c)) for c in row] for row in confidence], seconds)
     assert planned == expected
@@ -66,7 +66,7 @@ def test_causal_is_algorithm_1(confidence: list[list[float]], per_token: float) 
     confidences, st.lists(st.integers(0, BLOCK), min_size=5, max_size=5), st.sampled_from(["causal", "lagged", "fixed"])
 )
 def test_nobody_gets_more_than_it_can_use(confidence: list[list[float]], most: list[int], kind: str) -> None:
-    planner = {"causal": Causal(times()), "lagged": Lagged(times()), "fixed": Fixed(3)}[kind]
+    planner = {"causal": Causal(times(), BLOCK), "lagged": Lagged(times(), BLOCK), "fixed": Fixed(3)}[kind]
     wanted = Demand([str(i) for i in range(len(confidence))], most[: len(confidence)], 64)
 
     for _ in range(4):
@@ -79,7 +79,8 @@ def test_nobody_gets_more_than_it_can_use(confidence: list[list[float]], most: l
 def test_verifying_is_dearer_never_more(confidence: list[list[float]]) -> None:
     """A dearer token never makes the plan longer; a free one takes everything that can survive."""
     plans = [
-        sum(Causal(times(per_token=p)).plan(block(confidence), demand(len(confidence)))) for p in (0.0, 0.1, 0.5, 5.0)
+        sum(Causal(times(per_token=p), BLOCK).plan(block(confidence), demand(len(confidence))))
+        for p in (0.0, 0.1, 0.5, 5.0)
     ]
 
     assert plans == sorted(plans, reverse=True)
@@ -95,7 +96,7 @@ def test_of_equals_the_earlier_draft_and_then_the_earlier_request_goes_first() -
 
 
 def test_the_lagged_budget_comes_from_two_steps_ago_and_its_order_from_now() -> None:
-    planner = Lagged(times(per_token=0.5))
+    planner = Lagged(times(per_token=0.5), BLOCK)
     good, bad = [0.95] * BLOCK, [0.01] * BLOCK
     plans = [
         planner.plan(block(rows), demand(2))
@@ -109,7 +110,7 @@ def test_the_lagged_budget_comes_from_two_steps_ago_and_its_order_from_now() -> 
 
 
 def test_a_new_request_does_not_inherit_anothers_confidence() -> None:
-    planner = Lagged(times(per_token=0.5))
+    planner = Lagged(times(per_token=0.5), BLOCK)
     for _ in range(2):
         planner.plan(block([[0.99] * BLOCK, [0.01] * BLOCK]), Demand(["sure", "unsure"], [BLOCK] * 2, 64))
 
@@ -125,6 +126,64 @@ def test_survival_is_the_product_so_far() -> None:
 
 
 def test_theta_is_tokens_per_second() -> None:
-    worth = theta(torch.tensor([[0.8, 0.4]], dtype=torch.float64), times(base=1.0, per_token=1.0, draft=0.5), 64)
+    seconds = StepSeconds(times(base=1.0, per_token=1.0, draft=0.5), 2)
+
+    worth = theta(torch.tensor([[0.8, 0.4]], dtype=torch.float64), seconds, 64)
 
     assert worth.tolist() == pytest.approx([1 / 2.5, 1.8 / 3.5, 2.2 / 4.5])
+
+
+def drafted_steps(planner: Causal | Lagged, confidence: float, steps: int, requests: int = 1) -> list[int]:
+    """Which of so many steps drafted, if drafts look like that."""
+    drafted = []
+    for step in range(steps):
+        if planner.drafts(demand(requests)):
+            planner.plan(block([[confidence] * BLOCK] * requests), demand(requests))
+            drafted.append(step)
+    return drafted
+
+
+@pytest.mark.parametrize("kind", [Causal, Lagged])
+def test_drafting_that_pays_goes_on_and_drafting_that_does_not_is_tried_ever_more_rarely(
+    kind: type[Causal | Lagged],
+) -> None:
+    """A step takes 1 + 0.2 per token, drafting 1 more: a draft that survives half the time is not worth it."""
+    seconds = times(draft=1.0)
+
+    assert drafted_steps(kind(seconds, BLOCK), 0.95, 20) == list(range(20))
+    assert drafted_steps(kind(seconds, BLOCK), 0.3, 500) == [0, 8, 24, 56, 120, 248, 376]
+
+
+def test_drafting_begins_again_when_drafts_get_better() -> None:
+    planner = Causal(times(draft=1.0), BLOCK)
+    drafted_steps(planner, 0.3, 60)
+
+    later = drafted_steps(planner, 0.99, 400)
+
+    assert len(later) > 200, "better drafts were seen when they were tried, and the mean followed"
+    assert later[-50:] == list(range(350, 400))
+
+
+@given(confidences, st.floats(0.01, 3.0))
+def test_what_pays_is_what_theta_says_of_the_drafts_to_be_expected(confidence: list[list[float]], draft: float) -> None:
+    seconds, requests = times(draft=draft), len(confidence)
+    outlook = Outlook(StepSeconds(seconds, BLOCK))
+    outlook.saw(survival(block(confidence), [BLOCK] * requests))
+
+    pays = outlook.pays(demand(requests))
+
+    mean = [sum(float(torch.tensor(row[: j + 1]).prod()) for row in confidence) / requests for j in range(BLOCK)]
+    without = requests / seconds.verify_seconds(requests, requests, 64)
+    best, tau, tokens = 0.0, float(requests), requests
+    for chance in [0.0, *[m for m in mean for _ in range(requests)]]:
+        tau, tokens = tau + chance, tokens + (chance > 0)
+        best = max(best, tau / (draft + seconds.verify_seconds(requests, tokens, 64)))
+    if abs(best / without - 1) > 1e-6:
+        assert pays == (best > without)
+
+
+def test_nothing_is_drafted_for_requests_that_can_use_nothing() -> None:
+    for planner in (Causal(times(), BLOCK), Lagged(times(), BLOCK), Fixed(3)):
+        assert not planner.drafts(demand(2, most=0))
+        assert planner.drafts(demand(2, most=1))
+    assert not Fixed(0).drafts(demand(2))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from decode.plan import Causal, Demand, Fixed, Lagged, Planner, theta, top
+from decode.plan import Causal, Demand, Fixed, Lagged, Planner, StepSeconds, theta, top
 from decode.verify import Exact, Synthetic
 from engine.drafters import DraftBlock
 from engine.drafters.dspark import drafted
@@ -33,14 +33,14 @@ class Seconds:
         return 0.0
 
     def verify_seconds(self, requests: int, tokens: int, context: int) -> float:
-        return self.of_tokens[tokens]
+        return self.of_tokens[min(tokens, len(self.of_tokens) - 1)]
 
 
 STEEP = Seconds((0.0, 1.0, 1.25, 1.7, 2.4))
 PLANNERS: dict[str, Callable[[], Planner]] = {
     "fixed": lambda: Fixed(2),
-    "causal": lambda: Causal(STEEP),
-    "lagged": lambda: Lagged(STEEP),
+    "causal": lambda: Causal(STEEP, BLOCK),
+    "lagged": lambda: Lagged(STEEP, BLOCK),
 }
 OPTIONS = {
     "nothing": FREE,
@@ -109,12 +109,11 @@ class Game:
             block = self.block(now, had)
             confidence = block.confidence_RK
             assert confidence is not None
-            lengths = [
-                planners[r].plan(
-                    DraftBlock(block.token_RK[i : i + 1], None, confidence[i : i + 1]), Demand(["r"], [BLOCK], 0)
-                )[0]
-                for i, r in enumerate(running)
-            ]
+            demand, lengths = Demand(["r"], [BLOCK], 0), [0] * len(running)
+            for i, r in enumerate(running):
+                if planners[r].drafts(demand):
+                    own = DraftBlock(block.token_RK[i : i + 1], None, confidence[i : i + 1])
+                    (lengths[i],) = planners[r].plan(own, demand)
             for r, tokens in zip(running, self.verify(now, had, block, lengths), strict=True):
                 said[r] += tokens
         return [tokens[:SAID] for tokens in said]
@@ -185,14 +184,14 @@ class Appendix:
 
 
 def causal(block: DraftBlock) -> int:
-    return Causal(Appendix.TIMES).plan(block, Demand(["r"], [2], 0))[0]
+    return Causal(Appendix.TIMES, 2).plan(block, Demand(["r"], [2], 0))[0]
 
 
 def retrospective(block: DraftBlock) -> int:
     """The global search that the paper warns of: how many are verified depends on what was drafted."""
     assert block.confidence_RK is not None
     survival_RK = block.confidence_RK.double().cumprod(dim=1)
-    return top(survival_RK, int(theta(survival_RK, Appendix.TIMES, 0).argmax()))[0]
+    return top(survival_RK, int(theta(survival_RK, StepSeconds(Appendix.TIMES, 2), 0).argmax()))[0]
 
 
 def test_stopping_at_the_first_fall_is_lossless_and_a_global_search_is_not() -> None:

@@ -13,8 +13,9 @@ import torch
 
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL, Config
 from engine.models import LoadedModel, load_model
+from engine.steptime import Curve, ProfiledTimes
 from engine.types import Request, Sampling, StopRules
-from local import Builder, Pair
+from local import Builder, Pair, build
 from tests.checkpoints import DEEPSEEK_V2, DEEPSEEK_V3, LLAMA, QWEN3, QWEN3_SLIDING, save_random
 from tests.drafters import KnowingBuilder, save_random_drafter
 from tests.local.rig import MIB
@@ -29,6 +30,7 @@ FAMILIES = {
     "shipped": None,
 }
 PAGE, WHOLE_ANSWER = 16, 40
+CHEAP = ProfiledTimes({}, 64, Curve((1,), (0.01,)), {1: Curve((1, 100), (1.0, 2.0))})  # drafting always pays
 PAGES = 36  # of 16 tokens in decode; all sixteen at their longest need 150, the longest alone 12
 
 
@@ -141,7 +143,10 @@ def test_disturbed_requests_get_the_tokens_of_undisturbed_ones(checkpoint: Path)
     ids=str,
     indirect=["checkpoint"],
 )
-def test_with_speculation_too(checkpoint: Path, drafter: str, decode: dict[str, Any], tmp_path: Path) -> None:
+def test_with_speculation_too(
+    checkpoint: Path, drafter: str, decode: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "profiled", lambda *_: CHEAP)
     model, asked = load_model(checkpoint, torch.float32, torch.device("cpu")), requests()
     expected = quiet(checkpoint, model).generate(asked)
     if drafter == "knowing":

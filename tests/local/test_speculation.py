@@ -98,7 +98,8 @@ def test_errors_at_every_place_change_nothing_but_the_number_of_steps(
 
     stats = knowing.decoder.stats()
     assert stats.steps == rounds(71, 60, error_every)
-    assert (stats.drafted, stats.accepted) == (5 * stats.steps, 59 - stats.steps)
+    assert stats.accepted == 59 - stats.steps
+    assert stats.drafted in (5 * stats.steps, 5 * (stats.steps - 1)), "the last step may have no use for drafts"
     assert stats.accepted <= stats.verified <= stats.drafted
 
 
