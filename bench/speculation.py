@@ -11,7 +11,8 @@ decodes the same requests, already prefilled, from their first token to their la
 
 Beside what was measured stands what accepted lengths and profiled step times predict: a side says
 R tau / (draft(R) + verify(R, R (1 + verified))) tokens per second; R requests in a step on average, tau tokens and
-`verified` drafts of each, and both times from the table that the planner uses.
+`verified` drafts of each, and both times from the table that the planner uses. `drafting` is the share of steps that
+drafted at all.
 """
 
 import random
@@ -51,24 +52,53 @@ PREDICTION_TARGET, WORST_TARGET = 0.10, 0.95
 
 @dataclass
 class Counts:
-    """What decoding did, summed over rounds. `rows` are the requests of all steps."""
+    """What some steps did. `rows` are the requests of all of them."""
 
     steps: int = 0
     rows: int = 0
     verified: int = 0
     accepted: int = 0
 
+    def seconds(self, times: ProfiledTimes, context: int, drafting: bool) -> float:
+        """How long they take, by the table."""
+        if not self.steps:
+            return 0.0
+        requests, tokens = self.rows / self.steps, (self.rows + self.verified) / self.steps
+        draft = times.draft_seconds(round(requests), context) if drafting else 0.0
+        return self.steps * (draft + times.verify_seconds(round(requests), round(tokens), context))
+
+
+@dataclass
+class Tally:
+    """Steps that drafted, and steps that did not."""
+
+    drafting: Counts
+    plain: Counts
+
+    @classmethod
+    def empty(cls) -> "Tally":
+        return cls(Counts(), Counts())
+
+    def count(self, rows: int, drafted: int, verified: int, accepted: int) -> None:
+        counts = self.drafting if drafted else self.plain
+        counts.steps += 1
+        counts.rows += rows
+        counts.verified += verified
+        counts.accepted += accepted
+
+    @property
+    def rows(self) -> int:
+        return self.drafting.rows + self.plain.rows
+
     @property
     def tau(self) -> float:
         """Tokens per step and request."""
-        return 1 + self.accepted / self.rows
+        return 1 + (self.drafting.accepted + self.plain.accepted) / self.rows
 
     def predicted_seconds(self, times: ProfiledTimes, context: int) -> float:
         """Per token of output."""
-        requests = round(self.rows / self.steps)
-        tokens = round((self.rows + self.verified) / self.steps)
-        step = times.draft_seconds(requests, context) + times.verify_seconds(requests, tokens, context)
-        return step * self.steps / (self.rows + self.accepted)
+        seconds = self.drafting.seconds(times, context, True) + self.plain.seconds(times, context, False)
+        return seconds / (self.rows * self.tau)
 
 
 class Side:
@@ -84,7 +114,7 @@ class Side:
         builder = Builder(config, config.prefill, model)
         self.times = builder.step_times(config.decode["default"])
         self.pair = Pair(config, builder=builder)
-        self.counts = Counts()
+        self.tally = Tally.empty()
         self.answers: list[list[int]] = []
 
     def __call__(self, prompts: list[Prompt], output_tokens: int) -> float:
@@ -98,15 +128,14 @@ class Side:
         while pair.decoder.stats().running < len(asked):
             pair.step_prefill()
             pair.take(pair.decoder.admit())
-        before, rows, started = pair.decoder.stats(), 0, time.perf_counter()
-        while running := pair.decoder.stats().running:
-            rows += running
+        before, started = pair.decoder.stats(), time.perf_counter()
+        while before.running:
             pair.take(pair.decoder.step())
+            after = pair.decoder.stats()
+            gained = (getattr(after, name) - getattr(before, name) for name in ("drafted", "verified", "accepted"))
+            self.tally.count(before.running, *gained)
+            before = after
         seconds = time.perf_counter() - started
-        after = pair.decoder.stats()
-        self.counts.rows += rows
-        for name in ("steps", "verified", "accepted"):
-            setattr(self.counts, name, getattr(self.counts, name) + getattr(after, name) - getattr(before, name))
         self.answers = [[t for chunk in pair.chunks[request.id] for t in chunk.tokens] for request in asked]
         return seconds
 
@@ -155,7 +184,7 @@ def _measured(
     rounds = [rng.sample(prompts, at_once) for _ in range(num_rounds)]
     differing = 0
     for side in sides.values():
-        side.counts = Counts()
+        side.tally = Tally.empty()
 
     def timed(name: str):  # type: ignore[no-untyped-def]
         def run(prompts: list[Prompt]) -> float:
@@ -178,8 +207,8 @@ def _measured(
 
 
 def _row(name: str, side: Side, samples: Samples, at_once: int, tokens: int) -> dict[str, Any]:
-    counts, seconds = side.counts, samples.median(name)
-    predicted = counts.predicted_seconds(side.times, PROMPT_TOKENS + OUTPUT_TOKENS // 2)
+    tally, seconds = side.tally, samples.median(name)
+    predicted = tally.predicted_seconds(side.times, PROMPT_TOKENS + OUTPUT_TOKENS // 2)
     return {
         "at_once": at_once,
         "side": name,
@@ -187,8 +216,9 @@ def _row(name: str, side: Side, samples: Samples, at_once: int, tokens: int) -> 
         "user_tok_s": tokens / seconds / at_once,
         "over_none": samples.speed_up(name, NONE),
         "over_mtp": samples.speed_up(name, MTP),
-        "tau": counts.tau,
-        "verified": counts.verified / counts.rows,
+        "tau": tally.tau,
+        "verified": (tally.drafting.verified + tally.plain.verified) / tally.rows,
+        "drafting": tally.drafting.rows / tally.rows,
         "predicted_tok_s": 1 / predicted,
         "worst_over_best": min(samples.speed_up(name, other) for other in (NONE, MTP, DSPARK)),
     }

@@ -140,10 +140,10 @@ class Decoder:
             return events
         began = self._clock.now()
         demand = batch.demand
-        drafts = self._planner.drafts(demand)
-        block = self._drafter.propose(batch.anchors) if drafts else DraftBlock.empty(len(batch))
+        most = self._planner.drafts(demand)
+        block = self._drafter.propose(batch.anchors, most) if most else DraftBlock.empty(len(batch))
         drafted = self._clock.now()
-        lengths = self._planner.plan(block, demand) if drafts else [0] * len(batch)
+        lengths = self._planner.plan(block, demand) if most else [0] * len(batch)
         planned = self._clock.now()
         trial = batch.trial(block, lengths)
         target = trial.target
@@ -151,6 +151,8 @@ class Decoder:
         accepted = self._acceptor(output.logits, block, lengths, trial.options, trial.edits)
         batch.keep(self._drafter.absorb(target, output.taps, batch.rows, target.logits_index[accepted.last_row_R]))
         drawn = accepted.drawn()
+        if most:
+            self._planner.observe(lengths, [len(tokens) - 1 for tokens in drawn])
         step = Step(batch, block, lengths, drawn, Laps(began, drafted, planned, self._clock.now()))
         self._recorder.record(step)
         return events + self._counted(step, self._schedule.commit(step))
@@ -179,7 +181,7 @@ class Decoder:
         sequence.tables = self._pages.open(sequence.id)
         self._pages.extend(sequence.tables, 1 + self._step_tokens)
         batch = DecodeBatch((sequence,), self._pages, self._eos_token_ids)
-        block = self._drafter.propose(batch.anchors)
+        block = self._drafter.propose(batch.anchors, self._drafter.block_length)
         trial = batch.trial(block, [block.length])
         output = self._backend.forward(trial.target)
         self._acceptor(output.logits, block, [block.length], trial.options, trial.edits)

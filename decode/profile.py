@@ -53,7 +53,7 @@ def profiled(pages: Pages, backend: Backend, drafter: Drafter, max_requests: int
     anchors = [Anchor(0, context, t, Sampling()) for t in tables]
     draft, verify = [], {}
     for count in counts:
-        draft.append(_median(partial(drafter.propose, anchors[:count])))
+        draft.append(_median(partial(drafter.propose, anchors[:count], drafter.block_length)))
         lengths = sorted({0, drafter.block_length // 2, drafter.block_length})
         steps = [_median(partial(_verify, pages, backend, drafter, anchors[:count], length)) for length in lengths]
         verify[count] = Curve.fitted([count * (1 + length) for length in lengths], steps)

@@ -31,8 +31,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from decode.plan import survival
 from decode.schedule import Step
+from decode.theta import survival
 
 logger = logging.getLogger("sparkpool")
 FORMAT = "sparkpool-steps-1"

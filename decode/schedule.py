@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from decode.plan import Demand
 from decode.sequence import Sequence
+from decode.theta import Demand
 from engine.batch import Batch, Row
 from engine.config import DecodeConfig
 from engine.drafters import Anchor, DraftBlock, Rows

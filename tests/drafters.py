@@ -79,8 +79,8 @@ class OracleDrafter:
     def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:
         return before
 
-    def propose(self, anchors: Sequence[Anchor]) -> DraftBlock:
-        blocks = [self._draft(anchor) for anchor in anchors]
+    def propose(self, anchors: Sequence[Anchor], most: int) -> DraftBlock:
+        blocks = [self._draft(anchor)[:most] for anchor in anchors]
         token_RK = torch.tensor(blocks)
         sure = torch.full(token_RK.shape, 0.9)
         return DraftBlock(token_RK, confidence_RK=sure)

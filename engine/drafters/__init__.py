@@ -72,8 +72,9 @@ class Drafter(Protocol):
     keeps_rows: bool
     """Whether a step needs the row of the step before: then the last token of a prefix hit is computed again."""
 
-    def propose(self, anchors: Sequence[Anchor]) -> DraftBlock:
-        """A block for each request; its pages reach `block_length` positions from the anchor on."""
+    def propose(self, anchors: Sequence[Anchor], most: int) -> DraftBlock:
+        """The first `most` drafts of a block, or all if it has fewer, for each request; its pages reach `block_length`
+        positions from the anchor on."""
         ...
 
     def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:
@@ -112,7 +113,7 @@ class NoDrafter:
     block_length = 0
     keeps_rows = False
 
-    def propose(self, anchors: Sequence[Anchor]) -> DraftBlock:
+    def propose(self, anchors: Sequence[Anchor], most: int) -> DraftBlock:
         return DraftBlock.empty(len(anchors))
 
     def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:

@@ -119,10 +119,10 @@ class DSpark:
         return before
 
     @torch.inference_mode()
-    def propose(self, anchors: Sequence[Anchor]) -> DraftBlock:
-        """A block for each request, whose pages must reach block_length positions from its anchor on."""
+    def propose(self, anchors: Sequence[Anchor], most: int) -> DraftBlock:
+        """The whole block goes through the backbone, as in training; `most` of it through the head."""
         hidden_RKD = self._block(anchors)
-        return self._sequence(hidden_RKD, anchors)
+        return self._sequence(hidden_RKD[:, :most], anchors)
 
     def _block(self, anchors: Sequence[Anchor]) -> Tensor:
         masks = (self._model.config.mask_token_id,) * (self.block_length - 1)
@@ -146,7 +146,7 @@ class DSpark:
         before_R = torch.tensor([anchor.token for anchor in anchors], dtype=torch.int64).to(device)
         state = model.markov_head.start(len(anchors)) if model.markov_head is not None else None
         tokens, log_probs, confidences = [], [], []
-        for k in range(self.block_length):
+        for k in range(hidden_RKD.shape[1]):
             logits_RV, features = base_RKV[:, k], hidden_RKD[:, k]
             if model.markov_head is not None:
                 before_RM = model.markov_head.markov_w1(before_R)

@@ -98,14 +98,14 @@ class MTP:
         return list(hidden_TD[last_R])
 
     @torch.inference_mode()
-    def propose(self, anchors: Sequence[Anchor]) -> DraftBlock:
-        """A block for each request, one token after the other."""
+    def propose(self, anchors: Sequence[Anchor], most: int) -> DraftBlock:
+        """One token after the other."""
         parts, store = self._parts, self._store
         token_R = torch.tensor([anchor.token for anchor in anchors], dtype=torch.int64).to(store.device)
         embedding_RD = parts.embedding(token_R)
         state_RD = _stacked([anchor.row for anchor in anchors], embedding_RD)
         tokens, log_probs, confidences = [], [], []
-        for k in range(self.block_length):
+        for k in range(min(most, self.block_length)):
             rows = [Row((0,), a.position + k, a.tables, 1, context_from=max(1, a.context_from)) for a in anchors]
             batch = Batch.of(rows, store.layout, store.device)
             positions = parts.rotary(embedding_RD[None], batch.positions_T[None])

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decode.plan import Causal, Demand, Fixed, Lagged, Outlook, StepSeconds, survival, theta, top
+from decode.outlook import Outlook
+from decode.plan import Causal, Fixed, Lagged
+from decode.theta import Demand, StepSeconds, survival, theta, top
 from engine.drafters import DraftBlock
 from engine.steptime import Curve, ProfiledTimes
 
@@ -137,8 +139,8 @@ def drafted_steps(planner: Causal | Lagged, confidence: float, steps: int, reque
     """Which of so many steps drafted, if drafts look like that."""
     drafted = []
     for step in range(steps):
-        if planner.drafts(demand(requests)):
-            planner.plan(block([[confidence] * BLOCK] * requests), demand(requests))
+        if most := planner.drafts(demand(requests)):
+            planner.plan(block([[confidence] * most] * requests), demand(requests))
             drafted.append(step)
     return drafted
 
@@ -170,7 +172,7 @@ def test_what_pays_is_what_theta_says_of_the_drafts_to_be_expected(confidence: l
     outlook = Outlook(StepSeconds(seconds, BLOCK))
     outlook.saw(survival(block(confidence), [BLOCK] * requests))
 
-    pays = outlook.pays(demand(requests))
+    pays = outlook.drafts(demand(requests)) > 0
 
     mean = [sum(float(torch.tensor(row[: j + 1]).prod()) for row in confidence) / requests for j in range(BLOCK)]
     without = requests / seconds.verify_seconds(requests, requests, 64)
@@ -180,6 +182,21 @@ def test_what_pays_is_what_theta_says_of_the_drafts_to_be_expected(confidence: l
         best = max(best, tau / (draft + seconds.verify_seconds(requests, tokens, 64)))
     if abs(best / without - 1) > 1e-6:
         assert pays == (best > without)
+
+
+@pytest.mark.parametrize("kind", [Causal, Lagged])
+def test_one_draft_more_is_made_than_is_worth_verifying(kind: type[Causal | Lagged]) -> None:
+    """Drafts that survive nine times of ten, then hardly ever, then always again."""
+    planner = kind(times(per_token=0.3, draft=0.01), BLOCK)
+    made = []
+    for second in [0.1] * 12 + [0.95] * 40:
+        most = planner.drafts(demand(1))
+        planner.plan(block([[0.9, second, 0.95, 0.95][:most]]), demand(1))
+        made.append(most)
+
+    assert made[0] == BLOCK, "nothing is known yet"
+    assert made[1:13] == [2] * 12
+    assert made[-1] == BLOCK
 
 
 def test_nothing_is_drafted_for_requests_that_can_use_nothing() -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from decode import record
-from decode.plan import Demand
 from decode.record import FileRecorder, Header, NoRecorder, StepRecord, read
 from decode.schedule import Laps, Step
+from decode.theta import Demand
 from engine.drafters import DraftBlock
 from engine.errors import ConfigError
 from engine.types import Drawn
@@ -182,7 +182,7 @@ def test_a_replica_records_every_step_it_takes(qwen3: Path, tmp_path: Path) -> N
         assert first.positions[i] == 20 + int(name[1])
         for (one, a), (after, b) in pairwise(mine):
             assert after.positions[b] == one.positions[a] + one.accepted[a] + 1
-            assert len(one.confidence[a]) == len(one.survival[a]) == 5
+            assert len(one.confidence[a]) == len(one.survival[a]) == max(one.lengths), "as many as are used"
 
 
 def test_nothing_is_written_unless_it_is_asked_for(qwen3: Path) -> None:

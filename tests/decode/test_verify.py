@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from decode.plan import Causal, Demand, Fixed, Lagged, Planner, StepSeconds, theta, top
+from decode.plan import Causal, Fixed, Lagged, Planner
+from decode.theta import Demand, StepSeconds, theta, top
 from decode.verify import Exact, Synthetic
 from engine.drafters import DraftBlock
 from engine.drafters.dspark import drafted
@@ -109,13 +110,16 @@ class Game:
             block = self.block(now, had)
             confidence = block.confidence_RK
             assert confidence is not None
-            demand, lengths = Demand(["r"], [BLOCK], 0), [0] * len(running)
+            demand, lengths, asked = Demand(["r"], [BLOCK], 0), [0] * len(running), set()
             for i, r in enumerate(running):
                 if planners[r].drafts(demand):
                     own = DraftBlock(block.token_RK[i : i + 1], None, confidence[i : i + 1])
                     (lengths[i],) = planners[r].plan(own, demand)
-            for r, tokens in zip(running, self.verify(now, had, block, lengths), strict=True):
+                    asked.add(r)
+            for r, length, tokens in zip(running, lengths, self.verify(now, had, block, lengths), strict=True):
                 said[r] += tokens
+                if r in asked:
+                    planners[r].observe([length], [len(tokens) - 1])
         return [tokens[:SAID] for tokens in said]
 
     def expected(self, request: Request) -> Tensor:

@@ -51,7 +51,7 @@ def replayed(position: int, max_tokens: int, error_every: int) -> Acceptance:
     while left > 0:
         drafts = min(BLOCK, left - 1)
         good = next((i for i in range(drafts) if (position + i) % error_every == 0), drafts)
-        found.count(BLOCK if drafts else 0, drafts, good)  # nothing is drafted that nobody could say
+        found.count(drafts, drafts, good)  # nothing is drafted that nobody could say
         position, left = position + good + 1, left - good - 1
     return found
 

@@ -44,7 +44,7 @@ class Engine:
         tables = self.pages.open(f"prompt of {len(prompt_T)}")
         assert self.pages.extend(tables, len(prompt_T) + BLOCK)
         batch = Batch.of([Row(prompt_T[:-1].tolist(), 0, tables, 1)], self.layout, CPU)
-        self.dspark.absorb(batch, self.backend.forward(batch).taps)
+        self.dspark.absorb(batch, self.backend.forward(batch).taps, [None], batch.logits_index)
         return Anchor(int(prompt_T[-1]), len(prompt_T) - 1, tables, Sampling(temperature=1.0, seed=len(prompt_T)))
 
 
@@ -69,7 +69,7 @@ def test_training_forward_equals_the_engine(
     prompts = [torch.arange(length + 1) * 37 % 256 for length in PROMPTS]
     engine = Engine(target, drafter, prompts)
 
-    block = engine.dspark.propose(engine.anchors)
+    block = engine.dspark.propose(engine.anchors, engine.dspark.block_length)
     hidden_RKD = engine.dspark._block(engine.anchors)
 
     for r, prompt_T in enumerate(prompts):

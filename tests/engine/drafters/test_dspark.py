@@ -14,7 +14,7 @@ from engine.drafters.load import load_dspark
 from engine.errors import CheckpointRefused
 from engine.models import LoadedModel, load_model
 from engine.types import Sampling
-from tests.drafters import drafter_config, save_random_drafter
+from tests.drafters import BLOCK, drafter_config, save_random_drafter
 from tests.engine.drafters.reference import Reference
 from tests.engine.drafters.rig import CPU, PAGE, Bench, some_tokens
 
@@ -46,7 +46,7 @@ def test_a_block_is_the_one_of_the_formulas(target: Target, tmp_path: Path, head
     anchors = [bench.seen(f"r{i}", p, c) for i, (p, c) in enumerate(zip(prompts, chunks, strict=True))]
 
     hidden_RKD = bench.drafter._block(anchors)
-    block = bench.drafter.propose(anchors)
+    block = bench.drafter.propose(anchors, bench.drafter.block_length)
 
     reference = Reference(path, drafter, drafter_config(path, **head))
     for r, prompt in enumerate(prompts):
@@ -58,6 +58,17 @@ def test_a_block_is_the_one_of_the_formulas(target: Target, tmp_path: Path, head
     assert (block.confidence_RK is None) == (not drafter_config(path, **head)["enable_confidence_head"])
 
 
+def test_the_beginning_of_a_block_is_that_of_the_whole(target: Target, tmp_path: Path) -> None:
+    path, model = target
+    bench = Bench(model, load_dspark(save_random_drafter(path, tmp_path, markov_head_type="rnn"), model))
+    anchors = [bench.seen("r", some_tokens(7, 30), [])]
+
+    whole, some = bench.drafter.propose(anchors, BLOCK), bench.drafter.propose(anchors, 2)
+
+    assert some.token_RK.tolist() == whole.token_RK[:, :2].tolist()
+    assert torch.allclose(some.confidence_RK, whole.confidence_RK[:, :2])
+
+
 def test_what_was_drafted_in_vain_leaves_nothing_behind(target: Target, tmp_path: Path) -> None:
     """A block writes its own entries where the next tokens will be; the target's features overwrite them."""
     path, model = target
@@ -65,7 +76,7 @@ def test_what_was_drafted_in_vain_leaves_nothing_behind(target: Target, tmp_path
     tokens = some_tokens(5, 40)
     once = bench.seen("once", tokens, [])
     first = bench.seen("twice", tokens[:30], [])
-    bench.drafter.propose([first])
+    bench.drafter.propose([first], bench.drafter.block_length)
     batch = Batch.of([Row(tokens[29:39], 29, first.tables, 1)], bench.layout, CPU)
     bench.absorb(batch, [None])
     twice = Anchor(tokens[-1], 39, first.tables, Sampling())

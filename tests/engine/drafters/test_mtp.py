@@ -33,7 +33,7 @@ def test_drafts_are_those_of_transformers(target: tuple[Path, LoadedModel]) -> N
     chunks: list[list[int]] = [[], [1], [5, 7], [40, 1, 1, 20]]
     anchors = [bench.seen(f"r{i}", p, c) for i, (p, c) in enumerate(zip(prompts, chunks, strict=True))]
 
-    block = bench.drafter.propose(anchors)
+    block = bench.drafter.propose(anchors, DRAFTS)
 
     reference = MTPReference(path)
     for r, prompt in enumerate(prompts):
@@ -50,15 +50,18 @@ def test_what_was_drafted_in_vain_leaves_nothing_behind(target: tuple[Path, Load
     tokens = some_tokens(5, 40)
     once = bench.seen("once", tokens, [])
     twice = bench.seen("twice", tokens[:30], [])
-    bench.drafter.propose([twice])
+    bench.drafter.propose([twice], DRAFTS)
     for start, end in ((29, 33), (33, 34), (34, 39)):
         batch = Batch.of([Row([*tokens[start:end], 7, 7], start, twice.tables, 3)], bench.layout, CPU)
         output = bench.backend.forward(batch)
         rows = bench.drafter.absorb(batch, output.taps, [twice.row], batch.logits_index[:1])
         twice = Anchor(tokens[end], end, twice.tables, Sampling(), row=rows[0])
-        bench.drafter.propose([twice])
+        bench.drafter.propose([twice], DRAFTS)
 
-    alone, after = bench.drafter.propose([once]), bench.drafter.propose([twice])
+    alone, after = (
+        bench.drafter.propose([once], DRAFTS),
+        bench.drafter.propose([twice], DRAFTS),
+    )
 
     assert torch.equal(alone.token_RK, after.token_RK)
     assert torch.allclose(alone.confidence_RK, after.confidence_RK, atol=1e-5)
