@@ -18,6 +18,7 @@ drafted at all.
 import random
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -104,12 +105,14 @@ class Tally:
 class Side:
     """A pair of engines over the shared weights of the target."""
 
-    def __init__(self, name: str, model: LoadedModel, options: Options) -> None:
+    def __init__(self, name: str, model: LoadedModel, options: Options, record: Path | None = None) -> None:
         of_model, of_decode = SIDES[name]
         engine = {"device": str(options.device), "threads": options.threads, "cache_bytes": "256MiB"}
         engine |= {"prefix_caching": False, "max_requests": max(CONCURRENCIES)}
         prefill = {**engine, "lease_seconds": 3600.0}
-        config = Config.parse({"model": of_model, "prefill": prefill, "decode": {"default": engine | of_decode}})
+        config = Config.parse(
+            {"model": of_model, "prefill": prefill, "decode": {"default": engine | of_decode | {"record": record}}}
+        )
         set_threads(config.prefill, config)
         builder = Builder(config, config.prefill, model)
         self.times = builder.step_times(config.decode["default"])

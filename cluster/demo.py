@@ -1,4 +1,5 @@
-"""`make demo`: both pools on this machine, the shipped model, a few prompts one by one and then all at once."""
+"""`make demo`: both pools on this machine, the shipped model and its drafter, a few prompts one by one, without
+speculation and with it, and then all at once."""
 
 import socket
 import time
@@ -12,7 +13,7 @@ from cluster.app import running
 from cluster.client import Client, generate_request
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.tables import replica_table, size
-from engine.config import Config
+from engine.config import SHIPPED_DRAFTER, Config
 
 PROMPTS = [
     "def read_json(path):",
@@ -20,6 +21,8 @@ PROMPTS = [
     "for name, value in sorted(",
     "class TestCase(unittest.TestCase):\n    def setUp(self):",
 ]
+DRAFTS = 3
+OFF = pb.Speculation(off=True)
 OPTIONS = {"temperature": 0.7, "top_p": 0.95, "seed": 1, "max_tokens": 64}
 
 
@@ -45,8 +48,9 @@ def main() -> None:
     grpc_port, http_port = free_ports(2)
     config = Config.parse(
         {
+            "model": {"drafter": SHIPPED_DRAFTER},
             "prefill": {"cache_bytes": "128MiB"},
-            "decode": {"default": {"cache_bytes": "128MiB"}},
+            "decode": {"default": {"cache_bytes": "128MiB", "planner": "fixed", "fixed_drafts": DRAFTS}},
             "gateway": {"grpc_port": grpc_port, "http_port": http_port},
         }
     )
@@ -61,18 +65,19 @@ def main() -> None:
         for prompt, answer in zip(PROMPTS, alone, strict=True):
             table.add_row(*row(prompt, answer))
         console.print(table)
+        console.print(with_and_without(alone, [ask(client, prompt, speculation=OFF) for prompt in PROMPTS]))
         console.print(all_at_once(client, alone))
         console.print(replica_table(client.stats()))
     console.print("Stopped; nothing is left running.")
 
 
-def ask(client: Client, prompt: str, console: Console | None = None) -> Answer:
+def ask(client: Client, prompt: str, console: Console | None = None, **options: object) -> Answer:
     """Stream one answer, echoing it if there is a console."""
     sent = time.monotonic()
     first, text = 0.0, ""
     if console is not None:
         console.print(prompt, end="", style="bold", markup=False)
-    for reply in client.generate(generate_request(prompt, **OPTIONS)):
+    for reply in client.generate(generate_request(prompt, **OPTIONS, **options)):
         first = first or time.monotonic()
         text += reply.text
         if console is not None:
@@ -93,6 +98,34 @@ def row(prompt: str, answer: Answer) -> list[str]:
         str(timings.moved_pages),
         size(timings.moved_bytes),
     ]
+
+
+def with_and_without(drafted: list[Answer], plain: list[Answer]) -> Table:
+    """What speculation did to each answer. With a seed it changes no token."""
+    table = Table(title=f"DSpark, {DRAFTS} drafts in every step, beside the same answers without", title_justify="left")
+    for column in (
+        "prompt",
+        "tok/s without",
+        "with",
+        "accepted length",
+        "verified a step",
+        "accepted by place",
+        "same",
+    ):
+        table.add_column(column, justify="left" if column == "prompt" else "right")
+    for prompt, one, other in zip(PROMPTS, drafted, plain, strict=True):
+        told = one.last.acceptance
+        places = zip(told.accepted_at, told.verified_at, strict=True)
+        table.add_row(
+            prompt.splitlines()[0],
+            f"{other.tokens_per_second:.0f}",
+            f"{one.tokens_per_second:.0f}",
+            f"{1 + told.accepted / told.steps:.2f}",
+            f"{told.verified / told.steps:.2f}",
+            " ".join(f"{accepted / verified:.0%}" for accepted, verified in places),
+            "yes" if one.text == other.text else "NO",
+        )
+    return table
 
 
 def all_at_once(client: Client, alone: list[Answer]) -> str:

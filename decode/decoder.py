@@ -10,13 +10,12 @@ from decode.inbox import Inbox
 from decode.plan import Planner
 from decode.reads import Incoming
 from decode.record import Recorder
+from decode.round import Round
 from decode.schedule import DecodeBatch, DecodeSchedule, Laps, Step
 from decode.sequence import Sequence
-from decode.verify import Acceptor
-from engine.backend import Backend
 from engine.clock import Clock
 from engine.config import DecodeConfig
-from engine.drafters import DraftBlock, Drafter, row_from
+from engine.drafters import row_from
 from engine.errors import DeadlineExceeded, DoesNotFit, HandoffRefused, Overloaded, Preempted
 from engine.facts import Acceptance, Counters, ReplicaStats
 from engine.pages import Pages
@@ -52,10 +51,8 @@ class Decoder:
         self,
         *,
         pages: Pages,
-        backend: Backend,
-        drafter: Drafter,
+        rounds: Round,
         planner: Planner,
-        acceptor: Acceptor,
         recorder: Recorder,
         transfer: Transfer,
         clock: Clock,
@@ -67,10 +64,8 @@ class Decoder:
         eos_token_ids: tuple[int, ...],
     ) -> None:
         self._pages = pages
-        self._backend = backend
-        self._drafter = drafter
+        self._rounds = rounds
         self._planner = planner
-        self._acceptor = acceptor
         self._recorder = recorder
         self._transfer = transfer
         self._clock = clock
@@ -80,7 +75,7 @@ class Decoder:
         self._fingerprint = fingerprint
         self._drafter_fingerprint = drafter_fingerprint
         self._eos_token_ids = eos_token_ids
-        self._step_tokens = 1 + drafter.block_length
+        self._step_tokens = 1 + rounds.drafter.block_length
         self._counters = Counters()
         self._inbox = Inbox(pages=pages, transfer=transfer, clock=clock, config=config, counters=self._counters)
         self._schedule = DecodeSchedule(pages, config, self._step_tokens, eos_token_ids)
@@ -141,16 +136,11 @@ class Decoder:
         began = self._clock.now()
         demand = batch.demand
         most = self._planner.drafts(demand)
-        block = self._drafter.propose(batch.anchors, most) if most else DraftBlock.empty(len(batch))
+        block = self._rounds.draft(batch, most)
         drafted = self._clock.now()
         lengths = self._planner.plan(block, demand) if most else [0] * len(batch)
         planned = self._clock.now()
-        trial = batch.trial(block, lengths)
-        target = trial.target
-        output = self._backend.forward(target)
-        accepted = self._acceptor(output.logits, block, lengths, trial.options, trial.edits)
-        batch.keep(self._drafter.absorb(target, output.taps, batch.rows, target.logits_index[accepted.last_row_R]))
-        drawn = accepted.drawn()
+        drawn = self._rounds.verify(batch, block, lengths)
         if most:
             self._planner.observe(lengths, [len(tokens) - 1 for tokens in drawn])
         step = Step(batch, block, lengths, drawn, Laps(began, drafted, planned, self._clock.now()))
@@ -181,10 +171,8 @@ class Decoder:
         sequence.tables = self._pages.open(sequence.id)
         self._pages.extend(sequence.tables, 1 + self._step_tokens)
         batch = DecodeBatch((sequence,), self._pages, self._eos_token_ids)
-        block = self._drafter.propose(batch.anchors, self._drafter.block_length)
-        trial = batch.trial(block, [block.length])
-        output = self._backend.forward(trial.target)
-        self._acceptor(output.logits, block, [block.length], trial.options, trial.edits)
+        block = self._rounds.draft(batch, self._step_tokens - 1)
+        self._rounds.verify(batch, block, [block.length])
         self._pages.release(sequence.tables)
 
     def next_deadline(self) -> float | None:
@@ -203,7 +191,7 @@ class Decoder:
             waiting=len(inbox),
             running=len(self._schedule.running),
             **asdict(self._counters),
-            synthetic=self._acceptor.synthetic,
+            synthetic=self._rounds.acceptor.synthetic,
             pages=self._pages.counts(),
             reads=inbox.reads,
             reads_lost=inbox.reads_lost,
@@ -229,7 +217,7 @@ class Decoder:
         if differ:
             parts = [f"{key}: prefill has {theirs.get(key)}, decode {ours.get(key)}" for key in differ]
             raise HandoffRefused("the pools serve different models; " + "; ".join(parts))
-        reach = request.max_total_tokens + self._drafter.block_length
+        reach = request.max_total_tokens + self._rounds.drafter.block_length
         demand = self._pages.demand(reach, self._step_tokens)
         if shortfall := self._pages.shortfall(demand):
             raise DoesNotFit(f"max_tokens: {request.max_total_tokens} tokens in all, {shortfall} (decode.cache_bytes)")
@@ -276,7 +264,7 @@ class Decoder:
 
     def _closed(self, last: Chunk, sequence: Sequence, now: float) -> Chunk:
         """The last chunk of a request, with its account."""
-        acceptance = replace(sequence.acceptance, synthetic=self._acceptor.synthetic)
+        acceptance = replace(sequence.acceptance, synthetic=self._rounds.acceptor.synthetic)
         return replace(last, timings=self._arrivals.pop(sequence.id).timings(now), acceptance=acceptance)
 
     def _note_context(self, handoff: Handoff) -> None:

@@ -3,21 +3,21 @@
 import hashlib
 import json
 import logging
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from engine.backend import Backend
-from engine.batch import Batch, Row
-from engine.drafters import Anchor, Drafter
-from engine.pages import Pages, Tables
+from decode.round import Round
+from decode.schedule import DecodeBatch
+from decode.sequence import Sequence
+from engine.pages import Pages
 from engine.steptime import Curve, ProfiledTimes
-from engine.types import Sampling
+from engine.text import Text
+from engine.types import Drawn, Request, Sampling, StopRules
 
 logger = logging.getLogger("sparkpool")
-REPEATS = 3
+REPEATS = 5
 CONTEXT_PAGES = 2
 
 
@@ -40,51 +40,51 @@ def kept(folder: Path, key: dict[str, str], measure: Callable[[], ProfiledTimes]
     return times
 
 
-def profiled(pages: Pages, backend: Backend, drafter: Drafter, max_requests: int, key: dict[str, str]) -> ProfiledTimes:
-    """Medians of a few steps for 1, 2, 4, ... requests, each verifying none, half and all of a block.
+def profiled(rounds: Round, pages: Pages, text: Text, max_requests: int, key: dict[str, str]) -> ProfiledTimes:
+    """The least of a few rounds for 1, 2, 4, ... requests, each verifying none, half and all of a block.
 
     Requests stand after a context of CONTEXT_PAGES pages, or fewer if the replica has too few for all of them. `key`
     says what was measured.
     """
+    length = rounds.drafter.block_length
     context = CONTEXT_PAGES * pages.layout.page_tokens
-    tables = list(_opened(pages, max_requests, context + 1 + drafter.block_length))
-    assert tables, "not even one request fits"
-    counts = sorted({min(2**n, len(tables)) for n in range(len(tables).bit_length() + 1)})
-    anchors = [Anchor(0, context, t, Sampling()) for t in tables]
+    sequences = tuple(_opened(pages, text, context, max_requests, 1 + length))
+    assert sequences, "not even one request fits"
+    counts = sorted({min(2**n, len(sequences)) for n in range(len(sequences).bit_length() + 1)})
     draft, verify = [], {}
     for count in counts:
-        draft.append(_median(partial(drafter.propose, anchors[:count], drafter.block_length)))
-        lengths = sorted({0, drafter.block_length // 2, drafter.block_length})
-        steps = [_median(partial(_verify, pages, backend, drafter, anchors[:count], length)) for length in lengths]
-        verify[count] = Curve.fitted([count * (1 + length) for length in lengths], steps)
-    for one in tables:
-        pages.release(one)
+        batch = DecodeBatch(sequences[:count], pages, ())
+        draft.append(_least(partial(rounds.draft, batch, length)))
+        block = rounds.draft(batch, length)
+        lengths = sorted({0, length // 2, length})
+        seconds = [_least(partial(rounds.verify, batch, block, [n] * count)) for n in lengths]
+        verify[count] = Curve.fitted([count * (1 + n) for n in lengths], seconds)
+    for sequence in sequences:
+        assert sequence.tables is not None
+        pages.release(sequence.tables)
     return ProfiledTimes(key, context, Curve.fitted(counts, draft), verify)
 
 
-def _opened(pages: Pages, most: int, num_tokens: int) -> Iterator[Tables]:
+def _opened(pages: Pages, text: Text, context: int, most: int, step_tokens: int) -> Iterator[Sequence]:
+    """Requests as they are in the middle of an answer."""
     for n in range(most):
-        tables = pages.open(f"profile-{n}")
-        if not pages.extend(tables, num_tokens):
+        stop = StopRules(max_tokens=2 * step_tokens)
+        request = Request(id=f"profile-{n}", prompt=(0,) * context, sampling=Sampling(), stop=stop)
+        sequence = Sequence(request, text, (), 0.0)
+        sequence.commit([Drawn(0, 0.0)])
+        sequence.tables = pages.open(sequence.id)
+        if not pages.extend(sequence.tables, context + step_tokens):
+            pages.release(sequence.tables)
             return
-        yield tables
+        yield sequence
 
 
-def _verify(pages: Pages, backend: Backend, drafter: Drafter, anchors: list[Anchor], drafts: int) -> None:
-    rows = [Row((0,) * (1 + drafts), a.position, a.tables, 1 + drafts) for a in anchors]
-    batch = Batch.of(rows, pages.layout, pages.store.device)
-    output = backend.forward(batch)
-    tokens = output.logits.argmax(dim=-1)
-    drafter.absorb(batch, output.taps, [a.row for a in anchors], batch.logits_index[drafts :: 1 + drafts])
-    tokens.tolist()
-
-
-def _median(step: Callable[[], object]) -> float:
-    """Seconds of a step, after one that warms up."""
+def _least(step: Callable[[], object]) -> float:
+    """Seconds of a step, after one that warms up. The least: what others on the machine take is not the step's."""
     step()
     seconds = []
     for _ in range(REPEATS):
         began = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    return min(seconds)

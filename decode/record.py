@@ -12,7 +12,7 @@ a step of R requests for which K drafts each had been made:
     lengths      R   drafts put before the target
     accepted     R   those of them that it accepted, also beyond the end of an answer; it then gave one token more
     confidence  RK   the drafter's P(draft accepted | those before it were); [] if it has none
-    survival    RK   what the planner took for P(draft reached and accepted); 0 where a request has no use for a draft
+    survival    RK   their products, P(draft reached and accepted); 0 where a request has no use for a draft
     lost             steps before this one that are missing, because the disk was too slow
 
 Probabilities have 5 decimals, times 7. A replica that is killed leaves a last line that may be cut off, and what it did

@@ -11,8 +11,9 @@ from decode.decoder import Decoder
 from decode.plan import Causal, Fixed, Lagged, Planner
 from decode.profile import kept, profiled
 from decode.record import FileRecorder, Header, NoRecorder, Recorder
+from decode.round import Round
 from decode.verify import Acceptor, Exact, Synthetic
-from engine.backend import Backend, TorchBackend
+from engine.backend import TorchBackend
 from engine.clock import Clock, MonotonicClock
 from engine.config import Config, DecodeConfig, EngineConfig
 from engine.drafters import Drafter, NoDrafter
@@ -85,16 +86,12 @@ class Builder:
         pool = pool or self.config.default_pool
         section = self.config.decode[pool]
         pages = self._pages(section, step_tokens=1 + self.block_length)
-        drafter = self._drafter(pages)
-        backend = TorchBackend(self.model.module, pages.store, drafter.tap_layers)
-        acceptor = _acceptor(section)
+        rounds = self._rounds(section, pages)
         return Decoder(
             pages=pages,
-            backend=backend,
-            drafter=drafter,
-            planner=self._planner(section, pages, backend, drafter),
-            acceptor=acceptor,
-            recorder=self._recorder(section, pool, name, acceptor),
+            rounds=rounds,
+            planner=self._planner(section, rounds, pages, text),
+            recorder=self._recorder(section, pool, name, rounds.acceptor),
             transfer=transfer(name, pages.store),
             clock=clock or MonotonicClock(),
             text=text,
@@ -119,23 +116,26 @@ class Builder:
     def _drafter(self, pages: Pages) -> Drafter:
         return self.drafter.over(pages.store) if self.drafter else NoDrafter()
 
-    def _planner(self, section: DecodeConfig, pages: Pages, backend: Backend, drafter: Drafter) -> Planner:
-        if section.planner == "fixed" or not drafter.block_length:
+    def _rounds(self, section: DecodeConfig, pages: Pages) -> Round:
+        drafter = self._drafter(pages)
+        backend = TorchBackend(self.model.module, pages.store, drafter.tap_layers)
+        return Round(backend, drafter, _acceptor(section))
+
+    def _planner(self, section: DecodeConfig, rounds: Round, pages: Pages, text: Text) -> Planner:
+        if section.planner == "fixed" or not rounds.drafter.block_length:
             return Fixed(section.fixed_drafts)
-        times = self._step_times(section, pages, backend, drafter)
+        times = self._step_times(section, rounds, pages, text)
         planner = Causal if section.planner == "causal" else Lagged
-        return planner(times, drafter.block_length)
+        return planner(times, rounds.drafter.block_length)
 
     def step_times(self, section: DecodeConfig) -> ProfiledTimes:
         """What the steps of a decode engine cost here, as its planner knows it."""
         pages = self._pages(section, step_tokens=1 + self.block_length)
-        drafter = self._drafter(pages)
-        backend = TorchBackend(self.model.module, pages.store, drafter.tap_layers)
-        return self._step_times(section, pages, backend, drafter)
+        return self._step_times(section, self._rounds(section, pages), pages, Text.load(self.config.model.path))
 
-    def _step_times(self, section: DecodeConfig, pages: Pages, backend: Backend, drafter: Drafter) -> ProfiledTimes:
+    def _step_times(self, section: DecodeConfig, rounds: Round, pages: Pages, text: Text) -> ProfiledTimes:
         key = self._times_key(section)
-        measure = partial(profiled, pages, backend, drafter, section.max_requests, key)
+        measure = partial(profiled, rounds, pages, text, section.max_requests, key)
         return kept(section.step_times, key, measure) if section.step_times else measure()
 
     def _times_key(self, section: DecodeConfig) -> dict[str, str]:

@@ -145,10 +145,10 @@ def test_times_are_those_of_drafting_planning_and_verifying(qwen3: Path) -> None
 
         return slowly
 
-    decoder._drafter.propose = slow(decoder._drafter.propose, 0.5)
+    decoder._rounds.drafter.propose = slow(decoder._rounds.drafter.propose, 0.5)
     decoder._planner.plan = slow(decoder._planner.plan, 0.25)
-    decoder._backend.forward = slow(decoder._backend.forward, 2.0)
-    decoder._drafter.absorb = slow(decoder._drafter.absorb, 1.0)
+    decoder._rounds.backend.forward = slow(decoder._rounds.backend.forward, 2.0)
+    decoder._rounds.drafter.absorb = slow(decoder._rounds.drafter.absorb, 1.0)
     pair.generate([one])
 
     stats = pair.decoder.stats()
