@@ -24,6 +24,7 @@ from engine.transfer import Transfer
 from engine.types import Chunk, DecodeTimings, Drawn, Ended, Event, Handoff, Request, Sampling, StopRules
 
 logger = logging.getLogger("sparkpool")
+BESIDES_NEWEST = 0.1  # the share of the newest step in the mean of what steps take besides
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Decoder:
         self._counters = Counters()
         self._inbox = Inbox(pages=pages, transfer=transfer, clock=clock, config=config, counters=self._counters)
         self._schedule = DecodeSchedule(pages, config, self._step_tokens, eos_token_ids)
+        self._ended: float | None = None  # the last step, if this one follows it at once
+        self._besides_seconds = 0.0
         self._arrivals: dict[str, Arrival] = {}
         self._first_chunks: list[Chunk] = []
         self._strangers: list[dict[str, str] | None] = []
@@ -132,9 +135,12 @@ class Decoder:
         events = self.admit() + self._make_room()
         batch = self._schedule.next()
         if not batch:
+            self._ended = None
             return events
         began = self._clock.now()
-        demand = batch.demand
+        if self._ended is not None:
+            self._besides_seconds += BESIDES_NEWEST * (began - self._ended - self._besides_seconds)
+        demand = batch.demand(self._besides_seconds)
         most = self._planner.drafts(demand)
         block = self._rounds.draft(batch, most)
         drafted = self._clock.now()
@@ -143,7 +149,8 @@ class Decoder:
         drawn = self._rounds.verify(batch, block, lengths)
         if most:
             self._planner.observe(lengths, [len(tokens) - 1 for tokens in drawn])
-        step = Step(batch, block, lengths, drawn, Laps(began, drafted, planned, self._clock.now()))
+        self._ended = self._clock.now()
+        step = Step(batch, block, lengths, drawn, Laps(began, drafted, planned, self._ended))
         self._recorder.record(step)
         return events + self._counted(step, self._schedule.commit(step))
 

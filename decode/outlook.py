@@ -61,12 +61,13 @@ class Outlook:
         self._seen = 0
         self._pause = self.FEWEST
         self._waited = 0
+        self._answers: dict[tuple[object, ...], int] = {}
 
     def drafts(self, demand: Demand) -> int:
         """How many drafts of each request to make now."""
         if not any(demand.most):
             return 0
-        if useful := self._useful(demand):
+        if useful := self._known_useful(demand):
             self._pause, self._waited = self.FEWEST, 0
             return min(useful + 1, self._seconds.block_length, max(demand.most))
         self._waited += 1
@@ -82,11 +83,20 @@ class Outlook:
         self._mean_K[:known][:seen] = self._mean_K[:known][:seen].lerp(mean_K[:known], self.NEWEST)
         self._mean_K[known:seen] = mean_K[known:]
         self._seen = max(known, seen)
+        self._answers = {}
+
+    def _known_useful(self, demand: Demand) -> int:
+        """`_useful`, computed once for as long as nothing has changed that matters."""
+        most = tuple(min(limit, self._seconds.block_length) for limit in demand.most)
+        key = (most, demand.context // self._seconds.NEAR, round(demand.besides_seconds, 4))
+        if key not in self._answers:
+            self._answers[key] = self._useful(demand)
+        return self._answers[key]
 
     def _useful(self, demand: Demand) -> int:
         """How many drafts the request that gets most would get of drafts as they have been; 0 if none is worth it."""
         requests = len(demand.most)
         expected_RK = limited(self._mean_K.cummin(0).values.expand(requests, -1), demand.most)
-        worth = theta(expected_RK, self._seconds, demand.context)
-        without = requests / self._seconds.without(requests, demand.context)
+        worth = theta(expected_RK, self._seconds, demand)
+        without = requests / self._seconds.without(requests, demand)
         return max(top(expected_RK, int(worth.argmax()))) if worth.max() > without else 0

@@ -90,7 +90,7 @@ class Causal(Trusting):
 
     def plan(self, block: DraftBlock, demand: Demand) -> list[int]:
         survival_RK = limited(self._survival(block), demand.most)
-        worth = theta(survival_RK, self._seconds, demand.context)
+        worth = theta(survival_RK, self._seconds, demand)
         rises = worth[1:] > worth[:-1]
         return top(survival_RK, int(rises.long().cumprod(0).sum()))
 
@@ -116,4 +116,4 @@ class Lagged(Trusting):
             return self._seconds.block_length * len(demand.names)
         mean_K = torch.stack(rows).mean(dim=0)
         past_RK = torch.stack([known.get(name, mean_K) for name in demand.names])
-        return int(theta(limited(past_RK, demand.most), self._seconds, demand.context).argmax())
+        return int(theta(limited(past_RK, demand.most), self._seconds, demand).argmax())

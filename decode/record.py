@@ -75,7 +75,7 @@ class StepRecord:
 
     @classmethod
     def of(cls, step: Step, lost: int = 0) -> "StepRecord":
-        laps, demand, confidence_RK = step.laps, step.batch.demand, step.block.confidence_RK
+        laps, demand, confidence_RK = step.laps, step.batch.demand(), step.block.confidence_RK
         return cls(
             began=round(laps.began, 7),
             draft_seconds=round(laps.draft_seconds, 7),

@@ -41,13 +41,11 @@ class DecodeBatch:
         for sequence, row in zip(self.sequences, rows, strict=True):
             sequence.drafter_row = row
 
-    @property
-    def demand(self) -> Demand:
+    def demand(self, besides_seconds: float = 0.0) -> Demand:
         """What a planner wants to know of the requests."""
         cached = [s.num_cached for s in self.sequences]
-        return Demand(
-            [s.id for s in self.sequences], [s.most_drafts for s in self.sequences], sum(cached) // len(cached)
-        )
+        names, most = [s.id for s in self.sequences], [s.most_drafts for s in self.sequences]
+        return Demand(names, most, sum(cached) // len(cached), besides_seconds)
 
     def trial(self, block: DraftBlock, lengths: list[int]) -> "Trial":
         """The first drafts of each request, as many as were planned, to be put before the target."""

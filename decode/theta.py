@@ -24,11 +24,13 @@ from engine.steptime import StepTimes
 @dataclass(frozen=True)
 class Demand:
     """The requests of a step: names that tell them apart from step to step, the most drafts that each can use, and
-    how many tokens they have in pages, on average."""
+    how many tokens they have in pages, on average. Beside drafting and verifying, steps take `besides_seconds` of
+    late: all that the engine and those around it do for a step."""
 
     names: Sequence[str]
     most: Sequence[int]
     context: int
+    besides_seconds: float = 0.0
 
 
 class StepSeconds:
@@ -41,19 +43,20 @@ class StepSeconds:
         self.block_length = block_length
         self._known: dict[tuple[int, int], Tensor] = {}
 
-    def drafting(self, requests: int, context: int) -> Tensor:
+    def drafting(self, requests: int, demand: Demand) -> Tensor:
         """Of a step that drafts and then verifies 0, 1, 2, ... drafts, up to all."""
-        context = context // self.NEAR * self.NEAR
+        context = demand.context // self.NEAR * self.NEAR
         if (requests, context) not in self._known:
             draft = self._times.draft_seconds(requests, context)
             most = requests * (1 + self.block_length)
             verify = [self._times.verify_seconds(requests, n, context) for n in range(requests, most + 1)]
             self._known[requests, context] = draft + torch.tensor(verify, dtype=torch.float64)
-        return self._known[requests, context]
+        return self._known[requests, context] + demand.besides_seconds
 
-    def without(self, requests: int, context: int) -> float:
+    def without(self, requests: int, demand: Demand) -> float:
         """Of a step that drafts nothing."""
-        return self._times.verify_seconds(requests, requests, context // self.NEAR * self.NEAR)
+        context = demand.context // self.NEAR * self.NEAR
+        return self._times.verify_seconds(requests, requests, context) + demand.besides_seconds
 
 
 def survival(block: DraftBlock, most: Sequence[int]) -> Tensor:
@@ -69,13 +72,13 @@ def limited(survival_RK: Tensor, most: Sequence[int]) -> Tensor:
     return survival_RK.double().masked_fill(place_K >= limit_R1, 0.0)
 
 
-def theta(survival_RK: Tensor, seconds: StepSeconds, context: int) -> Tensor:
+def theta(survival_RK: Tensor, seconds: StepSeconds, demand: Demand) -> Tensor:
     """Expected tokens per second with the best 0, 1, 2, ... drafts verified; those that cannot survive are left out."""
     requests = len(survival_RK)
     best = survival_RK.flatten().sort(descending=True).values
     best = best[best > 0]
     tau = requests + torch.cat([best.new_zeros(1), best.cumsum(0)])
-    return tau / seconds.drafting(requests, context)[: len(tau)].to(tau.device)
+    return tau / seconds.drafting(requests, demand)[: len(tau)].to(tau.device)
 
 
 def top(survival_RK: Tensor, count: int) -> list[int]:

@@ -130,7 +130,7 @@ def test_survival_is_the_product_so_far() -> None:
 def test_theta_is_tokens_per_second() -> None:
     seconds = StepSeconds(times(base=1.0, per_token=1.0, draft=0.5), 2)
 
-    worth = theta(torch.tensor([[0.8, 0.4]], dtype=torch.float64), seconds, 64)
+    worth = theta(torch.tensor([[0.8, 0.4]], dtype=torch.float64), seconds, demand(1))
 
     assert worth.tolist() == pytest.approx([1 / 2.5, 1.8 / 3.5, 2.2 / 4.5])
 
@@ -204,3 +204,15 @@ def test_nothing_is_drafted_for_requests_that_can_use_nothing() -> None:
         assert not planner.drafts(demand(2, most=0))
         assert planner.drafts(demand(2, most=1))
     assert not Fixed(0).drafts(demand(2))
+
+
+def test_what_a_step_takes_besides_makes_drafting_worth_more() -> None:
+    """Drafts save steps, and with them all that comes with a step."""
+    seconds = times(base=1.0, per_token=0.2, draft=1.0)
+
+    def pays(besides: float) -> bool:
+        outlook = Outlook(StepSeconds(seconds, BLOCK))
+        outlook.saw(survival(block([[0.5] * BLOCK]), [BLOCK]))
+        return outlook.drafts(Demand(["r"], [BLOCK], 64, besides)) > 0
+
+    assert [pays(besides) for besides in (0.0, 0.1, 5.0, 0.0)] == [False, False, True, False]

@@ -39,7 +39,7 @@ HEADER = Header(
 def step(began: float = 1.0, confidence: list[list[float]] | None = None) -> Step:
     """Two requests with two drafts each, of which the second can use one."""
     batch: Any = SimpleNamespace(
-        demand=Demand(["a", "b"], [2, 1], 20), sequences=[SimpleNamespace(num_cached=n) for n in (10, 30)]
+        demand=lambda: Demand(["a", "b"], [2, 1], 20), sequences=[SimpleNamespace(num_cached=n) for n in (10, 30)]
     )
     known = None if confidence is None else torch.tensor(confidence)
     block = DraftBlock(torch.zeros(2, 2, dtype=torch.int64), None, known)

@@ -195,7 +195,7 @@ def retrospective(block: DraftBlock) -> int:
     """The global search that the paper warns of: how many are verified depends on what was drafted."""
     assert block.confidence_RK is not None
     survival_RK = block.confidence_RK.double().cumprod(dim=1)
-    return top(survival_RK, int(theta(survival_RK, StepSeconds(Appendix.TIMES, 2), 0).argmax()))[0]
+    return top(survival_RK, int(theta(survival_RK, StepSeconds(Appendix.TIMES, 2), Demand(["r"], [2], 0)).argmax()))[0]
 
 
 def test_stopping_at_the_first_fall_is_lossless_and_a_global_search_is_not() -> None:
