@@ -135,7 +135,6 @@ class Decoder:
         events = self.admit() + self._make_room()
         batch = self._schedule.next()
         if not batch:
-            self._ended = None
             return events
         began = self._clock.now()
         if self._ended is not None:
@@ -152,7 +151,10 @@ class Decoder:
         self._ended = self._clock.now()
         step = Step(batch, block, lengths, drawn, Laps(began, drafted, planned, self._ended))
         self._recorder.record(step)
-        return events + self._counted(step, self._schedule.commit(step))
+        events += self._counted(step, self._schedule.commit(step))
+        if not self._schedule.running:
+            self._ended = None
+        return events
 
     def admit(self) -> list[Event]:
         """First tokens of new requests, requests that lost their pages or time; what was read joins the running."""

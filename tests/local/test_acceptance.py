@@ -230,3 +230,23 @@ def test_what_is_exact_does_not_call_itself_synthetic(qwen3: Path, drafter: Path
     assert not pair.decoder.stats().synthetic
     assert not pair.prefiller.stats().synthetic
     assert not account(pair, "r").synthetic
+
+
+def test_what_steps_take_besides_is_the_time_between_them_while_somebody_waits(qwen3: Path) -> None:
+    clock = ManualClock(100.0)
+    pair = knowing(
+        qwen3, [request("r", tokens=20, max_tokens=40), request("later", tokens=20, max_tokens=40)], 1, clock
+    )
+    decoder: Any = pair.decoder
+
+    def answer_in_steps_of(seconds: float, name: str) -> None:
+        pair.add(request(name, tokens=20, max_tokens=40))
+        while not pair.idle:
+            pair.step()
+            clock.advance(seconds)
+
+    answer_in_steps_of(0.5, "r")
+    assert decoder._besides_seconds == pytest.approx(0.5, rel=0.05)
+    clock.advance(1000.0)
+    answer_in_steps_of(0.5, "later")
+    assert decoder._besides_seconds == pytest.approx(0.5, rel=0.05)
