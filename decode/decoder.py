@@ -13,6 +13,7 @@ from decode.record import Recorder
 from decode.round import Round
 from decode.schedule import DecodeBatch, DecodeSchedule, Laps, Step
 from decode.sequence import Sequence
+from decode.theta import Outcome
 from engine.clock import Clock
 from engine.config import DecodeConfig
 from engine.drafters import row_from
@@ -146,9 +147,9 @@ class Decoder:
         lengths = self._planner.plan(block, demand) if most else [0] * len(batch)
         planned = self._clock.now()
         drawn = self._rounds.verify(batch, block, lengths)
-        if most:
-            self._planner.observe(lengths, [len(tokens) - 1 for tokens in drawn])
         self._ended = self._clock.now()
+        accepted = [len(tokens) - 1 for tokens in drawn]
+        self._planner.observe(demand, Outcome(lengths, accepted, most > 0, self._ended - began))
         step = Step(batch, block, lengths, drawn, Laps(began, drafted, planned, self._ended))
         self._recorder.record(step)
         events += self._counted(step, self._schedule.commit(step))

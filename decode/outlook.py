@@ -88,7 +88,8 @@ class Outlook:
     def _known_useful(self, demand: Demand) -> int:
         """`_useful`, computed once for as long as nothing has changed that matters."""
         most = tuple(min(limit, self._seconds.block_length) for limit in demand.most)
-        key = (most, demand.context // self._seconds.NEAR, round(demand.besides_seconds, 4))
+        corrections = (round(value, 2) for value in self._seconds.corrections)
+        key = (most, demand.context // self._seconds.NEAR, round(demand.besides_seconds, 4), *corrections)
         if key not in self._answers:
             self._answers[key] = self._useful(demand)
         return self._answers[key]

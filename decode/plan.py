@@ -17,7 +17,6 @@ R = requests, K = drafts of a block
 """
 
 from collections import deque
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from decode.outlook import Calibration, Outlook
-from decode.theta import Demand, StepSeconds, limited, survival, theta, top
+from decode.theta import Demand, Outcome, StepSeconds, limited, survival, theta, top
 from engine.drafters import DraftBlock
 from engine.steptime import StepTimes
 
@@ -41,8 +40,8 @@ class Planner(Protocol):
         """How many drafts of each request to verify."""
         ...
 
-    def observe(self, lengths: Sequence[int], accepted: Sequence[int]) -> None:
-        """Of the drafts planned last, so many of each request were verified and accepted."""
+    def observe(self, demand: Demand, outcome: Outcome) -> None:
+        """What became of the step. Called once for every step."""
         ...
 
 
@@ -58,12 +57,12 @@ class Fixed:
     def plan(self, block: DraftBlock, demand: Demand) -> list[int]:
         return [min(self._length, block.length, limit) for limit in demand.most]
 
-    def observe(self, lengths: Sequence[int], accepted: Sequence[int]) -> None:
+    def observe(self, demand: Demand, outcome: Outcome) -> None:
         pass
 
 
 class Trusting:
-    """What both planners by confidence have in common: outlook and calibration, kept up by every step."""
+    """What both planners by confidence have in common: step times, outlook and calibration, kept up by every step."""
 
     def __init__(self, times: StepTimes, block_length: int) -> None:
         self._seconds = StepSeconds(times, block_length)
@@ -74,8 +73,10 @@ class Trusting:
     def drafts(self, demand: Demand) -> int:
         return self._outlook.drafts(demand)
 
-    def observe(self, lengths: Sequence[int], accepted: Sequence[int]) -> None:
-        self._calibration.observe(self._said_RK, lengths, accepted)
+    def observe(self, demand: Demand, outcome: Outcome) -> None:
+        self._seconds.observe(demand, outcome)
+        if outcome.drafted:
+            self._calibration.observe(self._said_RK, outcome.lengths, outcome.accepted)
 
     def _survival(self, block: DraftBlock) -> Tensor:
         """Calibrated, before any limit of the requests. [R, K]"""

@@ -33,30 +33,65 @@ class Demand:
     besides_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a step: how many drafts of each request were verified and accepted, whether it drafted at all,
+    and the seconds from its beginning to its tokens."""
+
+    lengths: Sequence[int]
+    accepted: Sequence[int]
+    drafted: bool
+    seconds: float
+
+
 class StepSeconds:
-    """Step times as the planners ask for them, looked up once for each number of requests."""
+    """Step times as the planners ask for them, looked up once for each number of requests.
+
+    A table was measured once; what steps take now, against what it says, corrects it, for steps that draft and steps
+    that do not.
+    """
 
     NEAR = 256  # contexts that differ by less are one
+    NEWEST = 0.1  # the share of the newest step in a correction
+    WIDEST = 4.0  # a step that took more than so many times as long was held up
 
     def __init__(self, times: StepTimes, block_length: int) -> None:
         self._times = times
         self.block_length = block_length
         self._known: dict[tuple[int, int], Tensor] = {}
+        self._correction = {True: 1.0, False: 1.0}  # of steps that draft, and that do not
+
+    @property
+    def corrections(self) -> tuple[float, float]:
+        """Of steps that draft, and of steps that do not."""
+        return self._correction[True], self._correction[False]
+
+    def observe(self, demand: Demand, outcome: Outcome) -> None:
+        """A step took so long."""
+        requests, verified = len(outcome.lengths), sum(outcome.lengths)
+        table = self._drafting(requests, demand)[verified] if outcome.drafted else self._without(requests, demand)
+        ratio = min(max(outcome.seconds / float(table), 1 / self.WIDEST), self.WIDEST)
+        self._correction[outcome.drafted] += self.NEWEST * (ratio - self._correction[outcome.drafted])
 
     def drafting(self, requests: int, demand: Demand) -> Tensor:
         """Of a step that drafts and then verifies 0, 1, 2, ... drafts, up to all."""
+        return self._drafting(requests, demand) * self._correction[True] + demand.besides_seconds
+
+    def without(self, requests: int, demand: Demand) -> float:
+        """Of a step that drafts nothing."""
+        return self._without(requests, demand) * self._correction[False] + demand.besides_seconds
+
+    def _drafting(self, requests: int, demand: Demand) -> Tensor:
         context = demand.context // self.NEAR * self.NEAR
         if (requests, context) not in self._known:
             draft = self._times.draft_seconds(requests, context)
             most = requests * (1 + self.block_length)
             verify = [self._times.verify_seconds(requests, n, context) for n in range(requests, most + 1)]
             self._known[requests, context] = draft + torch.tensor(verify, dtype=torch.float64)
-        return self._known[requests, context] + demand.besides_seconds
+        return self._known[requests, context]
 
-    def without(self, requests: int, demand: Demand) -> float:
-        """Of a step that drafts nothing."""
-        context = demand.context // self.NEAR * self.NEAR
-        return self._times.verify_seconds(requests, requests, context) + demand.besides_seconds
+    def _without(self, requests: int, demand: Demand) -> float:
+        return self._times.verify_seconds(requests, requests, demand.context // self.NEAR * self.NEAR)
 
 
 def survival(block: DraftBlock, most: Sequence[int]) -> Tensor:

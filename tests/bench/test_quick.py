@@ -95,3 +95,24 @@ def test_handoff_moves_the_pages_bytes(run: Run) -> None:
     assert {pool: row["bytes"] for pool, row in handoffs.items()} == dict.fromkeys(handoffs, 4 * page_bytes)
     assert {pool: row["descriptors"] for pool, row in handoffs.items()} == {"fresh": 1, "fragmented": 4}
     assert len(found["goals"]) == 3
+
+
+def test_speculation_says_the_same_with_every_drafter_and_draws_it(run: Run, tmp_path: Path) -> None:
+    rows = run("speculation")["figures"]["decoding"]
+
+    assert len(rows) == 2 * 5
+    taus = {row["side"]: row["tau"] for row in rows}
+    assert taus["none"] == 1.0
+    assert all(row["tok_s"] > 0 and row["predicted_tok_s"] > 0 for row in rows)
+    assert taus["MTP-1"] > 1.2
+    assert taus["DSpark-3"] > 1.2
+    assert (tmp_path / "speculation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_planning_is_measured_where_it_drafts_and_where_it_does_not(run: Run) -> None:
+    planning, rounds, operators = run("planning")["figures"].values()
+
+    assert {row["planner"] for row in planning} == {"DSpark causal", "DSpark lagged"}
+    assert all(0 < row["share"] < 1 for row in planning)
+    assert 0 < rounds[0]["drafting_share"] < 1
+    assert sum(row["share"] for row in operators) <= 1.0

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from decode.outlook import Outlook
 from decode.plan import Causal, Fixed, Lagged
-from decode.theta import Demand, StepSeconds, survival, theta, top
+from decode.theta import Demand, Outcome, StepSeconds, survival, theta, top
 from engine.drafters import DraftBlock
 from engine.steptime import Curve, ProfiledTimes
 
@@ -204,6 +204,41 @@ def test_nothing_is_drafted_for_requests_that_can_use_nothing() -> None:
         assert not planner.drafts(demand(2, most=0))
         assert planner.drafts(demand(2, most=1))
     assert not Fixed(0).drafts(demand(2))
+
+
+@given(st.floats(0.3, 3.0), st.floats(0.3, 3.0))
+def test_the_table_is_corrected_by_what_steps_take(drafting: float, plain: float) -> None:
+    seconds, wanted = StepSeconds(times(), BLOCK), demand(3)
+    table, without = seconds.drafting(3, wanted).clone(), seconds.without(3, wanted)
+    for _ in range(100):
+        seconds.observe(wanted, Outcome([2, 1, 0], [0, 0, 0], True, drafting * float(table[3])))
+        seconds.observe(wanted, Outcome([0, 0, 0], [0, 0, 0], False, plain * without))
+
+    assert seconds.drafting(3, wanted).tolist() == pytest.approx((drafting * table).tolist(), rel=0.01)
+    assert seconds.without(3, wanted) == pytest.approx(plain * without, rel=0.01)
+
+
+def test_one_step_that_was_held_up_says_little() -> None:
+    seconds, wanted = StepSeconds(times(), BLOCK), demand(1)
+    for took in (1.2, 1.2, 500.0):  # 1.2 is the table's
+        seconds.observe(wanted, Outcome([0], [0], False, took))
+
+    assert seconds.corrections == (1.0, pytest.approx(1.3))
+
+
+def test_drafting_that_the_table_promised_too_much_of_is_given_up() -> None:
+    """By the table it pays well; in fact steps that draft take three times as long."""
+    planner, wanted = Causal(times(draft=0.05), BLOCK), demand(1)
+    made = []
+    for _ in range(60):
+        most = planner.drafts(wanted)
+        lengths = planner.plan(block([[0.7] * most]), wanted) if most else [0]
+        took = 3 * (0.05 + 1.2 + 0.2 * lengths[0]) if most else 1.2
+        planner.observe(wanted, Outcome(lengths, lengths, most > 0, took))
+        made.append(most)
+
+    assert made[0] > 0
+    assert made[30:].count(0) > 25
 
 
 def test_what_a_step_takes_besides_makes_drafting_worth_more() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from decode.plan import Causal, Fixed, Lagged, Planner
-from decode.theta import Demand, StepSeconds, theta, top
+from decode.theta import Demand, Outcome, StepSeconds, theta, top
 from decode.verify import Exact, Synthetic
 from engine.drafters import DraftBlock
 from engine.drafters.dspark import drafted
@@ -119,7 +119,8 @@ class Game:
             for r, length, tokens in zip(running, lengths, self.verify(now, had, block, lengths), strict=True):
                 said[r] += tokens
                 if r in asked:
-                    planners[r].observe([length], [len(tokens) - 1])
+                    took = Outcome([length], [len(tokens) - 1], drafted=True, seconds=STEEP.of_tokens[1 + length])
+                    planners[r].observe(demand, took)
         return [tokens[:SAID] for tokens in said]
 
     def expected(self, request: Request) -> Tensor:

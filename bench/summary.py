@@ -1,0 +1,120 @@
+"""The README's figures, from the result files: `python -m bench.summary` writes them there, a test compares."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.shape import RESULTS
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- figures: python -m bench.summary -->", "<!-- end of figures -->"
+Rows = list[dict[str, Any]]
+
+
+def summary(results: Path = RESULTS) -> str:
+    """Markdown: a table for each benchmark, and the goals that were missed."""
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
+    parts = [_decode, _handoff, _front, _speculation, _planning]
+    return "\n\n".join(text for part in parts for text in part(found[part.__name__.removeprefix("_")]))
+
+
+def put_into(readme: str, text: str) -> str:
+    """The README with `text` between the marks."""
+    before, _, rest = readme.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def _decode(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline("decode", result, "one replica beside transformers; output tokens per second, prefill included")
+    (rows,) = result["figures"].values()
+    columns = ["ours", "`generate`", "continuous batching", "over `generate`", "over continuous batching"]
+    keys = ["ours_tok_s", "generate_tok_s", "continuous_tok_s", "over_generate", "over_continuous"]
+    yield _table(["model", "at once", *columns], [[row[key] for key in ("model", "at_once", *keys)] for row in rows])
+    yield _missed(result)
+
+
+def _handoff(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline("handoff", result, "pages between two processes, beside one raw NIXL read of as many bytes")
+    reads, handoffs, control = result["figures"].values()
+    rows = [[f"reads of {r['pages']} pages, {r['page']}", r["adjacent_gb_s"], r["raw_gb_s"]] for r in reads]
+    rows = [[*row, r["adjacent_over_raw"]] for row, r in zip(rows, reads, strict=True) if r["pages"] in (1, 64)]
+    whole = [f"a handoff of {row['pages']} pages, {row['pool']} pool" for row in handoffs]
+    rows += [[w, r["handoff_gb_s"], r["raw_gb_s"], r["over_raw"]] for w, r in zip(whole, handoffs, strict=True)]
+    yield _table(["what", "GB/s", "raw GB/s", "of raw"], rows)
+    times = ", ".join(f"{row['handoff']}: {row['p50']:.1f} ms" for row in control)
+    yield f"Control path, from prefill done to decode admitted, p50: {times}."
+    yield _missed(result)
+
+
+def _front(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline("front", result, "gRPC, proxy and gateway around the same two engines, 16 streams")
+    shares = [f"{goal['what']}: {goal['figure']:.3g} {goal['unit']}" for goal in result["goals"]]
+    yield "\n".join(f"* {share}" for share in shares)
+    tables = {title: rows for title, rows in result["figures"].items() if "processor time" in title}
+    columns = ["of each 1,000 tokens, processor seconds", *(row["process"] for row in next(iter(tables.values())))]
+    yield _table(
+        columns, [[t.partition(":")[0], *(r["s per 1,000 tokens"] for r in rows)] for t, rows in tables.items()]
+    )
+    yield _missed(result)
+
+
+def _speculation(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline(
+        "speculation", result, "decoding alone, the shipped model; output tokens per second (tokens a step)"
+    )
+    (rows,) = result["figures"].values()
+    sides = list(dict.fromkeys(row["side"] for row in rows))
+    by_place = {(row["at_once"], row["side"]): row for row in rows}
+
+    def cell(at_once: int, side: str) -> str:
+        row = by_place[at_once, side]
+        return f"{_number(row['tok_s'])} ({row['tau']:.2f})"
+
+    counts = list(dict.fromkeys(row["at_once"] for row in rows))
+    yield _table(["at once", *sides], [[n, *(cell(n, side) for side in sides)] for n in counts])
+    yield "![tokens per second in all, over tokens per second of each user](bench/results/speculation.png)"
+    yield _missed(result)
+
+
+def _planning(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline("planning", result, "what planning costs in a step, and drafting in a round")
+    planning, rounds, _ = result["figures"].items()
+    rows = [[row["planner"], row["steps"], row["planning_ms"], row["step_ms"], row["share"]] for row in planning[1]]
+    yield _table([planning[0], "steps", "planning ms", "step ms", "share"], rows)
+    (one,) = rounds[1]
+    yield (
+        f"Of {rounds[0]}: drafting {one['draft_ms']:.2f} ms, verification {one['verify_ms']:.2f} ms; "
+        f"drafting is {one['drafting_share']:.0%}."
+    )
+    yield _missed(result)
+
+
+def _headline(name: str, result: dict[str, Any], what: str) -> str:
+    machine = result["machine"]
+    place = f"{machine['cpu']}, {machine['cores']} cores, no GPU" if machine["device"] == "cpu" else machine["device"]
+    return f"**{name}** ({place}, {result['date'][:10]}): {what}."
+
+
+def _missed(result: dict[str, Any]) -> str:
+    missed = [goal["what"] for goal in result["goals"] if not goal["met"]]
+    met = f"{len(result['goals']) - len(missed)} of {len(result['goals'])} goals met"
+    return f"{met}; missed: {'; '.join(missed)}." if missed else f"{met}."
+
+
+def _table(columns: list[str], rows: list[list[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([_number(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    README.write_text(put_into(README.read_text(), summary()))
