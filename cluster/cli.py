@@ -51,12 +51,17 @@ def generate(
     max_drafts: Annotated[int | None, typer.Option(help="drafts verified in a step, at most")] = None,
 ) -> None:
     """Stream the continuation of PROMPT."""
+    from cluster import generate as terminal
+
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     most = 0 if no_speculation else max_drafts
-    if local:
-        _generate_local(prompt, config, max_tokens, most, options)
-    else:
-        _generate_remote(prompt, address, application, max_tokens, most, options)
+    try:
+        if local:
+            terminal.locally(prompt, _load(config), max_tokens, most, options)
+        else:
+            terminal.remotely(prompt, address, application, max_tokens, most, options)
+    except terminal.Failed as error:
+        _fail(str(error))
 
 
 @app.command()
@@ -143,6 +148,27 @@ def bench(
 
 
 @app.command()
+def calibrate(
+    records: Annotated[Path, typer.Argument(help="A directory of recorded steps (decode.POOL.record).")],
+    drafter: Annotated[
+        Path, typer.Option(help="The folder of the drafter that made them; calibration.json goes there.")
+    ],
+) -> None:
+    """Fit temperatures to a drafter's confidences, from what became of its drafts."""
+    from rich.console import Console
+
+    from cluster.tables import calibration_table
+    from engine.errors import ConfigError
+    from train.calibrate import calibrate as fit_temperatures
+
+    try:
+        fit = fit_temperatures(records, drafter)
+    except (ConfigError, OSError, ValueError) as error:
+        _fail(str(error))
+    Console(highlight=False).print(calibration_table(fit))
+
+
+@app.command()
 def version() -> None:
     """Versions of what matters here."""
     from importlib.metadata import PackageNotFoundError
@@ -208,83 +234,6 @@ def _deploy_config(settings: "Config") -> dict[str, Any]:
         return deploy_config(settings)
     except ConfigError as error:
         _fail(str(error))
-
-
-def _generate_local(
-    prompt: str,
-    config: Path | None,
-    max_tokens: int,
-    max_drafts: int | None,
-    options: dict[str, float | int | None],
-) -> None:
-    from engine.errors import SparkpoolError
-    from engine.facts import SYNTHETIC_WARNING
-    from engine.types import NO_LIMIT, Request, Sampling, StopRules
-    from local import Pair
-    from local.build import set_threads
-
-    settings = _load(config)
-    set_threads(settings.prefill, settings)
-    seed = options["seed"]
-    try:
-        pair = Pair(settings)
-        request = Request(
-            id="local",
-            prompt=pair.text.encode(prompt),
-            sampling=Sampling(
-                temperature=float(options["temperature"] or 0.0),
-                top_k=int(options["top_k"] or 0),
-                top_p=float(options["top_p"] or 0.0),
-                seed=int(seed or 0),
-                seeded=seed is not None,
-            ),
-            stop=StopRules(max_tokens=max_tokens),
-            max_drafts=NO_LIMIT if max_drafts is None else max_drafts,
-        )
-        typer.echo(prompt, nl=False)
-        for chunk in pair.stream(request):
-            typer.echo(chunk.text, nl=False)
-        typer.echo()
-        if chunk.acceptance is not None and chunk.acceptance.synthetic:
-            typer.echo(SYNTHETIC_WARNING, err=True)
-    except SparkpoolError as error:
-        _fail(str(error))
-
-
-def _generate_remote(
-    prompt: str,
-    address: str,
-    application: str,
-    max_tokens: int,
-    max_drafts: int | None,
-    options: dict[str, float | int | None],
-) -> None:
-    import grpc
-
-    from cluster.client import Client, generate_request
-    from cluster.proto import sparkpool_pb2 as pb
-    from engine.facts import SYNTHETIC_WARNING
-
-    speculation = None if max_drafts is None else pb.Speculation(max_tokens=max_drafts)
-    request = generate_request(prompt, max_tokens=max_tokens, speculation=speculation, **options)
-    with Client(address, application) as client:
-        try:
-            typer.echo(prompt, nl=False)
-            for reply in client.generate(request):
-                typer.echo(reply.text, nl=False)
-        except grpc.RpcError as error:
-            _fail(f"\n{address}: {error.code().name}: {error.details()}")
-    typer.echo()
-    timings, tokens, acceptance = reply.timings, reply.usage.completion_tokens, reply.acceptance
-    length = 1 + acceptance.accepted / max(1, acceptance.steps)
-    typer.echo(
-        f"[{tokens} tokens, first after {timings.first_token_seconds * 1e3:.0f} ms, "
-        f"{timings.moved_pages} pages, {timings.moved_bytes} bytes moved"
-        + (f", accepted length {length:.2f}]" if acceptance.drafted else "]"),
-        err=True,
-    )
-    if acceptance.synthetic:
-        typer.echo(SYNTHETIC_WARNING, err=True)
 
 
 def _load(file: Path | None) -> "Config":

@@ -1,11 +1,15 @@
 """Tables for the terminal."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from cluster.proto import sparkpool_pb2 as pb
 from engine.facts import SYNTHETIC_WARNING
+
+if TYPE_CHECKING:
+    from train.calibrate import Fit
 
 
 def replica_table(stats: pb.Stats) -> Table:
@@ -80,3 +84,25 @@ def size(num_bytes: int) -> str:
         value /= 1024
         units.pop(0)
     return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def calibration_table(fit: "Fit") -> Table:
+    """Each place's temperature, and how well survival was foreseen there before and after."""
+    table = Table(title="confidences by place of the draft")
+    for column in ("place", "drafts", "temperature", "ECE before", "after", "AUC before", "after"):
+        table.add_column(column, justify="right")
+    places = zip(
+        fit.drafts, fit.temperatures, fit.ece_before, fit.ece_after, fit.auc_before, fit.auc_after, strict=True
+    )
+    for place, (drafts, temperature, *values) in enumerate(places, start=1):
+        before, after, area_before, area_after = values
+        table.add_row(
+            str(place),
+            str(drafts),
+            f"{temperature:.2f}",
+            f"{before:.1%}",
+            f"{after:.1%}",
+            f"{area_before:.2f}",
+            f"{area_after:.2f}",
+        )
+    return table

@@ -42,7 +42,8 @@ MOST_WAITING = 10_000  # steps, for a disk that has stopped: some tens of megaby
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """Whose steps these are. Fingerprints as in a handoff; `started` is UTC, ISO 8601."""
+    """Whose steps these are. Fingerprints as in a handoff; `started` is UTC, ISO 8601; `temperatures` are those that
+    confidences were calibrated with, by place."""
 
     format: str = FORMAT
     pool: str
@@ -55,6 +56,7 @@ class Header:
     synthetic: bool
     target: dict[str, str]
     drafter: dict[str, str] | None
+    temperatures: list[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

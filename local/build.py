@@ -165,6 +165,7 @@ class Builder:
             synthetic=acceptor.synthetic,
             target=self.fingerprint,
             drafter=self.drafter_fingerprint,
+            temperatures=list(self.drafter.temperatures) if self.drafter and self.drafter.temperatures else None,
         )
         try:
             return FileRecorder(section.record / f"{agent}.jsonl", header)

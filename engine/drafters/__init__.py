@@ -101,6 +101,11 @@ class LoadedDrafter(Protocol):
         """What two pools must agree on, or the drafter part of a handoff is not read."""
         ...
 
+    @property
+    def temperatures(self) -> tuple[float, ...] | None:
+        """What its confidences were calibrated with, by place; None if they were not."""
+        ...
+
     def over(self, store: PageStore) -> Drafter:
         """The drafter of one engine, with pages of its own."""
         ...

@@ -87,6 +87,7 @@ class LoadedDSpark:
     head: nn.Module
     entries: tuple[Entry, ...]
     fingerprint: dict[str, str]
+    temperatures: tuple[float, ...] | None = None
 
     @property
     def block_length(self) -> int:
@@ -108,6 +109,7 @@ class DSpark:
         self._store = store
         self.tap_layers = tuple(loaded.model.config.target_layer_ids)
         self.block_length = loaded.block_length
+        self._temperatures = loaded.temperatures or (1.0,) * loaded.block_length
 
     @torch.inference_mode()
     def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:
@@ -155,7 +157,7 @@ class DSpark:
                 if model.config.confidence_head_with_markov:
                     features = torch.cat([features, before_RM], dim=-1)
             if model.confidence_head is not None:
-                confidences.append(model.confidence_head(features).float().sigmoid())
+                confidences.append((model.confidence_head(features).float() / self._temperatures[k]).sigmoid())
             options = SamplingBatch.of([(a.sampling, a.position + 1 + k) for a in anchors], device)
             before_R, log_prob_RV = drafted(logits_RV, options)
             tokens.append(before_R)

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 
 from engine.attention import FAMILIES, PagedAttention
 from engine.drafters import LoadedDrafter
+from engine.drafters.calibration import Calibration
 from engine.drafters.config import DrafterConfig
 from engine.drafters.dspark import DSparkModel, LoadedDSpark, attach_backbone
 from engine.drafters.mtp import LoadedMTP, MTPLayer
@@ -51,9 +52,14 @@ def load_dspark(path: Path, target: LoadedModel) -> LoadedDSpark:
     model.load_state_dict({name: tensor.to(target.dtype) for name, tensor in tensors.items()})
     entries = attach_backbone(model.eval().requires_grad_(False))
     pack_linears(model)
-    fingerprint = {"architecture": config.architecture, "weights": digest}
+    calibration = Calibration.load(path, digest, config.block_size)
     return LoadedDSpark(
-        model, module.get_input_embeddings(), module.get_output_embeddings(), tuple(entries), fingerprint
+        model=model,
+        embedding=module.get_input_embeddings(),
+        head=module.get_output_embeddings(),
+        entries=tuple(entries),
+        fingerprint={"architecture": config.architecture, "weights": digest},
+        temperatures=None if calibration is None else calibration.temperatures,
     )
 
 

@@ -68,6 +68,7 @@ class LoadedMTP:
     entries: tuple[Entry, ...]
     fingerprint: dict[str, str]
     block_length: int
+    temperatures: tuple[float, ...] | None = None
 
     def over(self, store: PageStore) -> "MTP":
         return MTP(self, store)
