@@ -10,9 +10,10 @@ decodes the same requests, already prefilled, from their first token to their la
     DSpark lagged  as many as it would have found two steps ago, by the confidences of then
 
 Beside what was measured stands what accepted lengths and profiled step times predict: a side says
-R tau / (draft(R) + verify(R, R (1 + verified))) tokens per second; R requests in a step on average, tau tokens and
-`verified` drafts of each, and both times from the table that the planner uses. `drafting` is the share of steps that
-drafted at all.
+R tau / (draft(R) + verify(R, R (1 + verified)) + besides) tokens per second; R requests in a step on average, tau
+tokens and `verified` drafts of each, both times from the table that the planner uses, and besides what a step of the
+side without speculation takes that is no part of it (commit, text, events). `drafting` is the share of steps that
+drafted.
 """
 
 import random
@@ -75,6 +76,7 @@ class Tally:
 
     drafting: Counts
     plain: Counts
+    besides_seconds: float = 0.0  # of all of them: what is neither drafting, planning nor verification
 
     @classmethod
     def empty(cls) -> "Tally":
@@ -96,10 +98,14 @@ class Tally:
         """Tokens per step and request."""
         return 1 + (self.drafting.accepted + self.plain.accepted) / self.rows
 
-    def predicted_seconds(self, times: ProfiledTimes, context: int) -> float:
-        """Per token of output."""
+    @property
+    def steps(self) -> int:
+        return self.drafting.steps + self.plain.steps
+
+    def predicted_seconds(self, times: ProfiledTimes, context: int, besides: float) -> float:
+        """Per token of output; `besides`: what a step takes beside all that the table knows."""
         seconds = self.drafting.seconds(times, context, True) + self.plain.seconds(times, context, False)
-        return seconds / (self.rows * self.tau)
+        return (seconds + self.steps * besides) / (self.rows * self.tau)
 
 
 class Side:
@@ -132,6 +138,7 @@ class Side:
             pair.step_prefill()
             pair.take(pair.decoder.admit())
         before, started = pair.decoder.stats(), time.perf_counter()
+        started_with = {part: getattr(before, f"{part}_seconds") for part in ("draft", "plan", "verify")}
         while before.running:
             pair.take(pair.decoder.step())
             after = pair.decoder.stats()
@@ -139,6 +146,8 @@ class Side:
             self.tally.count(before.running, *gained)
             before = after
         seconds = time.perf_counter() - started
+        inside = sum(getattr(after, f"{part}_seconds") - started_with[part] for part in started_with)
+        self.tally.besides_seconds += seconds - inside
         self.answers = [[t for chunk in pair.chunks[request.id] for t in chunk.tokens] for request in asked]
         return seconds
 
@@ -206,12 +215,13 @@ def _measured(
     if differing:
         report.note(f"{at_once} at once: {differing} of {answers} answers differ from the first side's (ties)")
     tokens = at_once * (output_tokens - 1)  # the first came from prefill
-    return [_row(name, side, samples, at_once, tokens) for name, side in sides.items()]
+    besides = sides[NONE].tally.besides_seconds / sides[NONE].tally.steps
+    return [_row(name, side, samples, at_once, tokens, besides) for name, side in sides.items()]
 
 
-def _row(name: str, side: Side, samples: Samples, at_once: int, tokens: int) -> dict[str, Any]:
+def _row(name: str, side: Side, samples: Samples, at_once: int, tokens: int, besides: float) -> dict[str, Any]:
     tally, seconds = side.tally, samples.median(name)
-    predicted = tally.predicted_seconds(side.times, PROMPT_TOKENS + OUTPUT_TOKENS // 2)
+    predicted = tally.predicted_seconds(side.times, PROMPT_TOKENS + OUTPUT_TOKENS // 2, besides)
     return {
         "at_once": at_once,
         "side": name,

@@ -18,6 +18,7 @@ from train.baselines import Bigram, Unigram
 from train.card import card
 from train.corpus import STDLIB, Document, package_root
 from train.evaluate import Checkpoint, mtp_agreement, token_losses
+from train.mtp import initialise
 from train.tokenizer import chat_text, encode
 
 FOLDER = Path(__file__).parents[2] / "models" / "tiny-mla"
@@ -128,7 +129,7 @@ def test_mtp_has_learnt(checkpoint: Checkpoint, held_out_tokens: np.ndarray, tra
     assert figures["top1"] > guess + 0.1
     assert figures["agreement"] > 0.35
     untrained = copy.deepcopy(checkpoint.mtp)
-    untrained.initialise(0.02)
+    initialise(untrained, 0.02)
     blank = mtp_agreement(Checkpoint(checkpoint.model, untrained, checkpoint.tokenizer), held_out_tokens)
     assert figures["loss"] < blank["loss"] - 1
 

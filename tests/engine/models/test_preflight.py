@@ -131,9 +131,10 @@ def test_an_index_that_promises_a_tensor_nobody_has(broken: Path) -> None:
 
 
 def test_a_layer_without_tensors(broken: Path) -> None:
-    edit_config(broken, num_hidden_layers=5)
+    """Layer 3 is the next-token layer."""
+    edit_config(broken, num_hidden_layers=6)
 
-    assert_refused(broken, r"num_hidden_layers is 5, layers \[3, 4\] have no tensor")
+    assert_refused(broken, r"num_hidden_layers is 6, layers \[4, 5\] have no tensor")
 
 
 def test_an_embedding_of_another_shape(broken: Path) -> None:
@@ -185,15 +186,19 @@ def test_a_weight_of_another_shape_is_refused_after_loading(broken: Path) -> Non
 
 def test_loaded_bytes_leave_out_next_token_layers_and_scales(broken: Path) -> None:
     """A next-token module is stored as one more layer; transformers does not load it."""
-    before = look(broken)
-    extra = {"model.layers.3.eh_proj.weight": torch.ones(64, 128), "model.layers.0.mlp.w_scale_inv": torch.ones(4)}
+    whole = look(broken)
+    extra = {"model.layers.0.mlp.w_scale_inv": torch.ones(4)}
     edit_weights(broken, lambda tensors: tensors.update(extra))
+    with_scales = look(broken)
+    edit_weights(broken, lambda tensors: [tensors.pop(name) for name in [*tensors] if ".layers.3." in name])
 
-    after = look(broken)
+    target = look(broken).stored_bytes - 4 * 4
 
-    assert after.loaded_bytes(torch.float32) == before.loaded_bytes(torch.float32) == before.stored_bytes
-    assert after.stored_bytes == before.stored_bytes + 4 * (64 * 128 + 4)
-    assert after.loaded_bytes(torch.bfloat16) == before.stored_bytes // 2
+    assert with_scales.stored_bytes == whole.stored_bytes + 4 * 4
+    assert whole.stored_bytes > target + 4 * 64 * 128, "eh_proj and the rest of a layer"
+    for found in (whole, with_scales):
+        assert found.loaded_bytes(torch.float32) == target
+        assert found.loaded_bytes(torch.bfloat16) == target // 2
 
 
 def test_the_fingerprint_tells_two_runs_of_one_shape_apart(deepseek_v3: Path, tmp_path: Path) -> None:
