@@ -12,7 +12,7 @@ from decode.reads import Incoming
 from decode.record import Recorder
 from decode.round import Round
 from decode.schedule import DecodeBatch, DecodeSchedule, Laps, Step
-from decode.sequence import Sequence
+from decode.sequence import Sequence, stand_ins
 from decode.theta import Outcome
 from engine.clock import Clock
 from engine.config import DecodeConfig
@@ -22,7 +22,7 @@ from engine.facts import Acceptance, Counters, ReplicaStats
 from engine.pages import Pages
 from engine.text import Text
 from engine.transfer import Transfer
-from engine.types import Chunk, DecodeTimings, Drawn, Ended, Event, Handoff, Request, Sampling, StopRules
+from engine.types import Chunk, DecodeTimings, Ended, Event, Handoff, Request, Sampling
 
 logger = logging.getLogger("sparkpool")
 BESIDES_NEWEST = 0.1  # the share of the newest step in the mean of what steps take besides
@@ -95,19 +95,20 @@ class Decoder:
         self._check(request, handoff)
         now = self._clock.now()
         sequence = Sequence(request, self._text, self._eos_token_ids, now)
-        if self._has_drafter_part(handoff):
+        with_drafter = self._has_drafter_part(handoff)
+        if with_drafter:
             sequence.drafter_row = row_from(handoff.drafter_row)
         else:
             sequence.context_from = handoff.num_tokens
+            self._note_stranger(handoff)
         incoming = Incoming(
             handoff=handoff,
             sequence=sequence,
             arrived=now,
             renew_at=now + handoff.lease_seconds / 3,
             deadline=now + handoff.lease_seconds,
-            with_drafter=self._has_drafter_part(handoff),
+            with_drafter=with_drafter,
         )
-        self._note_context(handoff)
         self._counters.requests += 1
         self._counters.tokens += 1
         chunk = sequence.commit([handoff.first])
@@ -175,15 +176,12 @@ class Decoder:
     def warm_up(self) -> None:
         """One step on pages of its own, so that no request pays for first times."""
         sampling = Sampling(temperature=1.0, top_p=0.9)
-        request = Request(id="warm-up", prompt=(0,), sampling=sampling, stop=StopRules(max_tokens=2))
-        sequence = Sequence(request, self._text, self._eos_token_ids, self._clock.now())
-        sequence.commit([Drawn(0, 0.0)])
-        sequence.tables = self._pages.open(sequence.id)
-        self._pages.extend(sequence.tables, 1 + self._step_tokens)
-        batch = DecodeBatch((sequence,), self._pages, self._eos_token_ids)
-        block = self._rounds.draft(batch, self._step_tokens - 1)
-        self._rounds.verify(batch, block, [block.length])
-        self._pages.release(sequence.tables)
+        for sequence in stand_ins(self._pages, self._text, 1, self._step_tokens, 1, sampling):
+            assert sequence.tables is not None
+            batch = DecodeBatch((sequence,), self._pages, self._eos_token_ids)
+            block = self._rounds.draft(batch, self._step_tokens - 1)
+            self._rounds.verify(batch, block, [block.length])
+            self._pages.release(sequence.tables)
 
     def next_deadline(self) -> float | None:
         """When `step` wants to be called next, on the clock; None if nothing is under way."""
@@ -277,10 +275,10 @@ class Decoder:
         acceptance = replace(sequence.acceptance, synthetic=self._rounds.acceptor.synthetic)
         return replace(last, timings=self._arrivals.pop(sequence.id).timings(now), acceptance=acceptance)
 
-    def _note_context(self, handoff: Handoff) -> None:
+    def _note_stranger(self, handoff: Handoff) -> None:
         """Count a handoff whose pages lack this drafter's part, and log it once for each drafter that a peer has."""
         ours, theirs = self._drafter_fingerprint, handoff.drafter_fingerprint
-        if ours is None or theirs == ours:
+        if ours is None:
             return
         self._counters.handoffs_without_context += 1
         if theirs in self._strangers:

@@ -4,17 +4,17 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from decode.round import Round
 from decode.schedule import DecodeBatch
-from decode.sequence import Sequence
+from decode.sequence import stand_ins
 from engine.pages import Pages
 from engine.steptime import Curve, ProfiledTimes
 from engine.text import Text
-from engine.types import Drawn, Request, Sampling, StopRules
+from engine.types import Sampling
 
 logger = logging.getLogger("sparkpool")
 REPEATS = 5
@@ -48,7 +48,7 @@ def profiled(rounds: Round, pages: Pages, text: Text, max_requests: int, key: di
     """
     length = rounds.drafter.block_length
     context = CONTEXT_PAGES * pages.layout.page_tokens
-    sequences = tuple(_opened(pages, text, context, max_requests, 1 + length))
+    sequences = tuple(stand_ins(pages, text, context, 1 + length, max_requests, Sampling()))
     assert sequences, "not even one request fits"
     counts = sorted({min(2**n, len(sequences)) for n in range(len(sequences).bit_length() + 1)})
     draft, verify = [], {}
@@ -63,20 +63,6 @@ def profiled(rounds: Round, pages: Pages, text: Text, max_requests: int, key: di
         assert sequence.tables is not None
         pages.release(sequence.tables)
     return ProfiledTimes(key, context, Curve.fitted(counts, draft), verify)
-
-
-def _opened(pages: Pages, text: Text, context: int, most: int, step_tokens: int) -> Iterator[Sequence]:
-    """Requests as they are in the middle of an answer."""
-    for n in range(most):
-        stop = StopRules(max_tokens=2 * step_tokens)
-        request = Request(id=f"profile-{n}", prompt=(0,) * context, sampling=Sampling(), stop=stop)
-        sequence = Sequence(request, text, (), 0.0)
-        sequence.commit([Drawn(0, 0.0)])
-        sequence.tables = pages.open(sequence.id)
-        if not pages.extend(sequence.tables, context + step_tokens):
-            pages.release(sequence.tables)
-            return
-        yield sequence
 
 
 def _least(step: Callable[[], object]) -> float:

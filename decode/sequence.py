@@ -4,13 +4,15 @@ prompt ++ generated            tokens below `num_cached` are in pages;
 [ in pages        ][ last ]    the last token is not, until the step that computes what follows it
 """
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from engine.drafters import Anchor
 from engine.facts import Acceptance
-from engine.pages import Tables
+from engine.pages import Pages, Tables
 from engine.text import StopStrings, Text, TextStream
-from engine.types import Chunk, Drawn, FinishReason, Request
+from engine.types import Chunk, Drawn, FinishReason, Request, Sampling, StopRules
 
 
 class Sequence:
@@ -101,3 +103,19 @@ class Sequence:
         """What is still held back when the request ends otherwise than by a stop string."""
         said, stopped = self._stop_strings.push(self._text.flush())
         return said if stopped else said + self._stop_strings.flush()
+
+
+def stand_ins(
+    pages: Pages, text: Text, context: int, step_tokens: int, most: int, sampling: Sampling
+) -> Iterator[Sequence]:
+    """Requests as they are in the middle of an answer, with `context` tokens in pages and room for a step; `most` of
+    them, or as many as there are pages for. Whoever takes them releases their tables."""
+    for n in range(most):
+        stop = StopRules(max_tokens=2 * step_tokens)
+        request = Request(id=f"stand-in-{n}", prompt=(0,) * context, sampling=sampling, stop=stop)
+        sequence = Sequence(request, text, (), 0.0)
+        sequence.commit([Drawn(0, 0.0)])
+        sequence.tables = pages.open(sequence.id)
+        if not pages.extend(sequence.tables, context + step_tokens):
+            return
+        yield sequence

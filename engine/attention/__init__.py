@@ -12,6 +12,7 @@ from torch import nn
 from engine.attention.gqa import PagedGQA
 from engine.attention.mla import PagedMLA
 from engine.pages import Entry
+from engine.pages.layout import Part
 
 PagedAttention = PagedMLA | PagedGQA
 
@@ -23,11 +24,12 @@ FAMILIES: dict[str, type[PagedMLA] | type[PagedGQA]] = {
 }
 
 
-def attach(model: nn.Module) -> list[Entry]:
-    """Replace every attention module of `model` (a transformers *ForCausalLM) and return what the layers cache."""
+def attach(model: nn.Module, part: Part = "target") -> list[Entry]:
+    """Replace every attention module of `model` (a transformers *ForCausalLM, or a drafter made of such layers), over
+    that part of the pages, and return what the layers cache."""
     entries: list[Entry] = []
     for parent, name, module in list(_attentions(model)):
-        paged = FAMILIES[type(module).__name__](module)
+        paged = FAMILIES[type(module).__name__](module, part)
         setattr(parent, name, paged)
         entries += paged.entries
     return entries

@@ -29,6 +29,22 @@ class DraftBlock:
         """Nothing is proposed."""
         return cls(torch.empty(requests, 0, dtype=torch.int64))
 
+    @classmethod
+    def of(
+        cls,
+        anchors: Sequence["Anchor"],
+        tokens: Sequence[Tensor],
+        log_probs: Sequence[Tensor],
+        confidences: Sequence[Tensor],
+    ) -> "DraftBlock":
+        """From what was made place by place. Only requests that rejection sampling serves need the distributions."""
+        drawn = not all(a.sampling.greedy or a.sampling.seeded for a in anchors)
+        return cls(
+            torch.stack(list(tokens), dim=1),
+            torch.stack(list(log_probs), dim=1) if drawn else None,
+            torch.stack(list(confidences), dim=1) if confidences else None,
+        )
+
     @property
     def length(self) -> int:
         return self.token_RK.shape[1]

@@ -22,7 +22,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from engine.attention import FAMILIES, PagedAttention
+from engine.attention import PagedAttention
 from engine.batch import Batch, Row
 from engine.drafters import Anchor, DraftBlock, Rows
 from engine.drafters.config import DrafterConfig
@@ -162,12 +162,7 @@ class DSpark:
             before_R, log_prob_RV = drafted(logits_RV, options)
             tokens.append(before_R)
             log_probs.append(log_prob_RV)
-        drawn = not all(a.sampling.greedy or a.sampling.seeded for a in anchors)
-        return DraftBlock(
-            torch.stack(tokens, dim=1),
-            torch.stack(log_probs, dim=1) if drawn else None,
-            torch.stack(confidences, dim=1) if confidences else None,
-        )
+        return DraftBlock.of(anchors, tokens, log_probs, confidences)
 
 
 def drafted(logits_RV: Tensor, options: SamplingBatch) -> tuple[Tensor, Tensor]:
@@ -185,14 +180,3 @@ def drafted(logits_RV: Tensor, options: SamplingBatch) -> tuple[Tensor, Tensor]:
     noise_RV = gumbel(options.seed_R, options.position_R, purpose_R, logits_RV.shape[-1])
     greedy_R1 = (options.temperature_R == 0)[:, None]
     return torch.where(greedy_R1, logits_RV, log_probs_RV + noise_RV).argmax(dim=-1), log_probs_RV
-
-
-def attach_backbone(model: DSparkModel) -> list[Entry]:
-    """Give the layers paged attention over the drafter part; what they cache."""
-    entries: list[Entry] = []
-    layers: Any = model.layers
-    for layer in layers:
-        attention: PagedAttention = FAMILIES[type(layer.self_attn).__name__](layer.self_attn, part="drafter")
-        layer.self_attn = attention
-        entries += attention.entries
-    return entries

@@ -14,18 +14,16 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from engine.attention import FAMILIES, PagedAttention
+from engine.attention import attach
 from engine.drafters import LoadedDrafter
 from engine.drafters.calibration import Calibration
 from engine.drafters.config import DrafterConfig
-from engine.drafters.dspark import DSparkModel, LoadedDSpark, attach_backbone
+from engine.drafters.dspark import DSparkModel, LoadedDSpark
 from engine.drafters.mtp import LoadedMTP, MTPLayer
 from engine.errors import CheckpointRefused
 from engine.kernels import pack_linears
 from engine.models import LoadedModel
 from engine.models.fp8 import dequantised_state
-
-COPIES = {"embed_tokens.weight": "get_input_embeddings", "lm_head.weight": "get_output_embeddings"}
 
 
 def load_drafter(source: Path | Literal["mtp"], target: LoadedModel, mtp_drafts: int = 1) -> LoadedDrafter:
@@ -43,14 +41,13 @@ def load_dspark(path: Path, target: LoadedModel) -> LoadedDSpark:
     tensors = _tensors(path)
     digest = _digest(tensors)
     module: Any = target.module
-    for name, getter in COPIES.items():
-        _check_copy(path, name, tensors.pop(name, None), getattr(module, getter)().weight)
+    _check_copies(path, module, tensors, embedding="embed_tokens.weight", head="lm_head.weight")
     with torch.device(target.device):
         model = DSparkModel(config, AutoConfig.for_model(config.model_type, **_without(raw, "model_type")))
     model = model.to(target.dtype)
     _check_names(path, model, tensors)
     model.load_state_dict({name: tensor.to(target.dtype) for name, tensor in tensors.items()})
-    entries = attach_backbone(model.eval().requires_grad_(False))
+    entries = attach(model.eval().requires_grad_(False), "drafter")
     pack_linears(model)
     calibration = Calibration.load(path, digest, config.block_size)
     return LoadedDSpark(
@@ -71,24 +68,18 @@ def load_mtp(target: LoadedModel, block_length: int) -> LoadedMTP:
     if target.architecture != "DeepseekV3ForCausalLM":
         raise CheckpointRefused(f"model.drafter: mtp: {target.architecture} has no next-token layer that is known here")
     state = dequantised_state(target.files, target.fp8_block, target.dtype, prefix)
-    state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     if not state:
         raise CheckpointRefused(f"model.drafter: mtp: {where} has no tensor {prefix}*: no next-token layer in it")
-    for name, own in (
-        ("embed_tokens.weight", module.get_input_embeddings()),
-        ("shared_head.head.weight", module.get_output_embeddings()),
-    ):
-        _check_copy(where, prefix + name, state.pop(name, None), own.weight)
-    state = fused_experts(state)
+    embedding, head = f"{prefix}embed_tokens.weight", f"{prefix}shared_head.head.weight"
+    _check_copies(where, module, state, embedding, head)
+    state = fused_experts({name.removeprefix(prefix): tensor for name, tensor in state.items()})
     with torch.device(target.device):
         layer = MTPLayer(module.config, number).to(target.dtype)
     _check_names(where, layer, state)
     wide = tuple(module._keep_in_fp32_modules_strict or ())
     dtypes = {name: torch.float32 if name.endswith(wide) else target.dtype for name in state}
     layer.load_state_dict({n: t.to(target.device, dtypes[n]) for n, t in state.items()}, assign=True)
-    layer.eval().requires_grad_(False)
-    attention: PagedAttention = FAMILIES[type(layer.self_attn).__name__](layer.self_attn, part="drafter")
-    layer.self_attn = attention
+    entries = attach(layer.eval().requires_grad_(False), "drafter")
     pack_linears(layer)
     decoder = module.get_decoder()
     return LoadedMTP(
@@ -98,7 +89,7 @@ def load_mtp(target: LoadedModel, block_length: int) -> LoadedMTP:
         rotary=decoder.rotary_emb,
         embedding=module.get_input_embeddings(),
         head=module.get_output_embeddings(),
-        entries=tuple(attention.entries),
+        entries=tuple(entries),
         fingerprint={"architecture": "DeepseekV3MTP", "weights": target.fingerprint["weights"]},
         block_length=block_length,
     )
@@ -161,13 +152,15 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return content.hexdigest()[:16]
 
 
-def _check_copy(path: Path, name: str, copy: Tensor | None, own: Tensor) -> None:
-    """A copy of the target's matrix is fine; another matrix means another target."""
-    if copy is None:
-        return
-    own = own.to_dense() if own.is_mkldnn else own
-    if copy.shape != own.shape or not torch.equal(copy.to(own.dtype).to(own.device), own):
-        raise CheckpointRefused(f"drafter {path}: {name} is not the target's own: it was made for another target")
+def _check_copies(path: Path, target: Any, tensors: dict[str, Tensor], embedding: str, head: str) -> None:
+    """Take copies of the target's matrices out of `tensors`. The same is fine; another means another target."""
+    for name, module in ((embedding, target.get_input_embeddings()), (head, target.get_output_embeddings())):
+        copy, own = tensors.pop(name, None), module.weight
+        if copy is None:
+            continue
+        own = own.to_dense() if own.is_mkldnn else own
+        if copy.shape != own.shape or not torch.equal(copy.to(own.dtype).to(own.device), own):
+            raise CheckpointRefused(f"drafter {path}: {name} is not the target's own: it was made for another target")
 
 
 def _check_names(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:

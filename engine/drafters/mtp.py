@@ -120,12 +120,7 @@ class MTP:
             embedding_RD = parts.embedding(token_R)
             tokens.append(token_R)
             log_probs.append(log_prob_RV)
-        drawn = not all(a.sampling.greedy or a.sampling.seeded for a in anchors)
-        return DraftBlock(
-            torch.stack(tokens, dim=1),
-            torch.stack(log_probs, dim=1) if drawn else None,
-            torch.stack(confidences, dim=1),
-        )
+        return DraftBlock.of(anchors, tokens, log_probs, confidences)
 
 
 def _stacked(rows: Rows, like: Tensor) -> Tensor:
