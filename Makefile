@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STUBS := cluster/proto/sparkpool_pb2.py
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench check format model drafter clean
+.PHONY: demo test bench check format model drafter ablations clean
 
 demo: $(READY) $(STUBS)
 	$(BIN)/python -m cluster.demo
@@ -29,8 +29,12 @@ format: $(READY)
 model: $(READY)  ## retrain the shipped model from scratch (hours on a CPU)
 	$(BIN)/python -m train tiny-mla --out models/tiny-mla
 
-drafter: $(READY)  ## retrain its drafter (an hour or two on a CPU)
-	$(BIN)/python -m train dspark --target models/tiny-mla --out models/tiny-mla-dspark
+ablations: $(READY)  ## train the two drafters that bench/acceptance.py compares with (as long again, each)
+	$(BIN)/sparkpool train train/ablations/dflash.yaml
+	$(BIN)/sparkpool train train/ablations/rank0.yaml
+
+drafter: $(READY)  ## retrain its drafter (half an hour on two cores)
+	$(BIN)/sparkpool train models/tiny-mla-dspark/train.yaml
 
 # torch first and pinned: any other way to ask for it can pull gigabytes of CUDA.
 $(READY): pyproject.toml constraints.txt

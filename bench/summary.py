@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.shape import RESULTS
+from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL
+from train.drafter_card import drafter_card
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- figures: python -m bench.summary -->", "<!-- end of figures -->"
@@ -15,7 +17,7 @@ Rows = list[dict[str, Any]]
 def summary(results: Path = RESULTS) -> str:
     """Markdown: a table for each benchmark, and the goals that were missed."""
     found = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
-    parts = [_decode, _handoff, _front, _speculation, _planning]
+    parts = [_decode, _handoff, _front, _speculation, _planning, _acceptance]
     return "\n\n".join(text for part in parts for text in part(found[part.__name__.removeprefix("_")]))
 
 
@@ -91,6 +93,16 @@ def _planning(result: dict[str, Any]) -> Iterator[str]:
     yield _missed(result)
 
 
+def _acceptance(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline("acceptance", result, "tokens that a round gives, every draft verified, on held-out Python")
+    rows = result["figures"]["accepted length"]
+    drafters = list(dict.fromkeys(row["drafter"] for row in rows))
+    by_place = {(row["domain"], row["setting"], row["drafter"]): row["accepted_length"] for row in rows}
+    kinds = list(dict.fromkeys((row["domain"], row["setting"]) for row in rows))
+    yield _table(["domain", "setting", *drafters], [[*kind, *(by_place[*kind, d] for d in drafters)] for kind in kinds])
+    yield _missed(result)
+
+
 def _headline(name: str, result: dict[str, Any], what: str) -> str:
     machine = result["machine"]
     place = f"{machine['cpu']}, {machine['cores']} cores, no GPU" if machine["device"] == "cpu" else machine["device"]
@@ -116,5 +128,12 @@ def _number(value: Any) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def card(results: Path = RESULTS) -> str:
+    """The shipped drafter's card."""
+    acceptance = json.loads((results / "acceptance.json").read_text())
+    return drafter_card(SHIPPED_DRAFTER, SHIPPED_MODEL, acceptance)
+
+
 if __name__ == "__main__":
     README.write_text(put_into(README.read_text(), summary()))
+    (SHIPPED_DRAFTER / "README.md").write_text(card())

@@ -1,14 +1,18 @@
 """The command `sparkpool`. Heavy imports stay inside the commands: `generate --local` needs neither Ray nor gRPC."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cluster.cli_drafters import commands as drafter_commands
+from cluster.cli_drafters import fail as _fail
 
 if TYPE_CHECKING:
     from engine.config import Config
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(drafter_commands)
 DEFAULT_ADDRESS = "127.0.0.1:9000"
 DEFAULT_APPLICATION = "sparkpool"
 
@@ -148,27 +152,6 @@ def bench(
 
 
 @app.command()
-def calibrate(
-    records: Annotated[Path, typer.Argument(help="A directory of recorded steps (decode.POOL.record).")],
-    drafter: Annotated[
-        Path, typer.Option(help="The folder of the drafter that made them; calibration.json goes there.")
-    ],
-) -> None:
-    """Fit temperatures to a drafter's confidences, from what became of its drafts."""
-    from rich.console import Console
-
-    from cluster.tables import calibration_table
-    from engine.errors import ConfigError
-    from train.calibrate import calibrate as fit_temperatures
-
-    try:
-        fit = fit_temperatures(records, drafter)
-    except (ConfigError, OSError, ValueError) as error:
-        _fail(str(error))
-    Console(highlight=False).print(calibration_table(fit))
-
-
-@app.command()
 def version() -> None:
     """Versions of what matters here."""
     from importlib.metadata import PackageNotFoundError
@@ -244,11 +227,6 @@ def _load(file: Path | None) -> "Config":
         return Config.load(file)
     except ConfigError as error:
         _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"sparkpool: {message.lstrip()}", err=True)
-    raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tables for the terminal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -10,6 +10,7 @@ from engine.facts import SYNTHETIC_WARNING
 
 if TYPE_CHECKING:
     from train.calibrate import Fit
+    from train.drafter_evaluation import Result
 
 
 def replica_table(stats: pb.Stats) -> Table:
@@ -104,5 +105,28 @@ def calibration_table(fit: "Fit") -> Table:
             f"{after:.1%}",
             f"{area_before:.2f}",
             f"{area_after:.2f}",
+        )
+    return table
+
+
+def evaluation_table(results: "Sequence[Result]") -> Table:
+    """One row for each domain and setting. Times are medians of a step of so many requests; the speed-up is that of
+    decoding with every draft verified."""
+    table = Table(title="drafts, all verified")
+    columns = ("domain", "setting", "rounds", "accepted length", "acceptance by place", "ECE", "AUC")
+    for column in (*columns, "ms: draft+verify, plain", "speed-up"):
+        table.add_column(column, justify="left" if column in ("domain", "setting") else "right")
+    for result in results:
+        found, cost = result.figures, result.cost
+        table.add_row(
+            result.domain,
+            result.setting,
+            str(found.rounds),
+            f"{found.accepted_length:.2f} ± {found.accepted_length_error:.2f}",
+            " ".join(f"{value:.0%}" for value in found.acceptance),
+            "-" if found.ece is None else f"{found.ece:.1%}",
+            "-" if found.auc is None else f"{found.auc:.2f}",
+            f"{cost.draft_ms:.1f}+{cost.verify_ms:.1f}, {cost.plain_ms:.1f} ({cost.requests} requests)",
+            f"{cost.speedup(found.accepted_length):.2f}",
         )
     return table

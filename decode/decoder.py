@@ -158,6 +158,10 @@ class Decoder:
             self._ended = None
         return events
 
+    def close(self) -> None:
+        """No more steps: keep what was recorded of them."""
+        self._recorder.close()
+
     def admit(self) -> list[Event]:
         """First tokens of new requests, requests that lost their pages or time; what was read joins the running."""
         events: list[Event] = [*self._first_chunks]

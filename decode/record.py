@@ -102,11 +102,18 @@ class Recorder(Protocol):
         """Take note of a step before its tokens are committed. Never waits."""
         ...
 
+    def close(self) -> None:
+        """Keep what was noted, and end."""
+        ...
+
 
 class NoRecorder:
     """Nothing is written."""
 
     def record(self, step: Step) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 

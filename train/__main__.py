@@ -1,6 +1,6 @@
-"""`python -m train tiny-mla` and `python -m train dspark`: train, export and measure the shipped model and its drafter.
+"""`python -m train tiny-mla`: train, export and measure the shipped model, from nothing but installed packages.
 
-From nothing but installed packages.
+`python -m train drafter FILE`: what `sparkpool train` does, for torchrun, which starts as many workers as it is told.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from transformers import AutoTokenizer, DeepseekV3Config, PreTrainedTokenizerFas
 from train.batches import Batches
 from train.card import card
 from train.corpus import HELD_OUT_ONE_IN, Corpus
-from train.drafter_job import WRITTEN_SEQUENCES, DrafterJob
-from train.dspark import Recipe as DrafterRecipe
+from train.drafter_config import TrainConfig
+from train.drafter_run import DrafterRun, silent, use
 from train.evaluate import evaluate
 from train.export import export
 from train.machine import keep_freed_memory, machine
+from train.progress import Bars
 from train.tiny_mla import Recipe, Trainer, parameter_counts
 from train.tokenizer import train_tokenizer
+from train.workers import joined
 
 RESULTS = Path(__file__).parent / "results" / "tiny-mla.json"
 REPORT_STEPS = 20
@@ -83,7 +85,7 @@ def train_tiny_mla(recipe: Recipe, out: Path, work: Path, device: str, stop_earl
     console = Console(soft_wrap=True)
     corpus = Corpus.collect()
     tokenizer = saved_tokenizer(corpus, work / "tokenizer")
-    trainer = Trainer(recipe, Batches.load(corpus, tokenizer, work / "tokens.npz"), work, device)
+    trainer = Trainer(recipe, Batches.load(lambda: corpus, tokenizer, work / "tokens.npz"), work, device)
 
     def report(figures: dict[str, float]) -> None:
         if trainer.tally.steps % REPORT_STEPS == 0:
@@ -102,36 +104,36 @@ def train_tiny_mla(recipe: Recipe, out: Path, work: Path, device: str, stop_earl
     console.print(f"held-out loss {results['held_out']['loss']:.3f}, bigram {results['held_out']['bigram_loss']:.3f}")
 
 
+def train_drafter(config: TrainConfig, threads: int) -> None:
+    """As one of the workers that the environment speaks of (RANK, WORLD_SIZE), or alone."""
+    use(threads)
+    with joined(config.training.device) as (workers, device), Bars(Console(soft_wrap=True)) as bars:
+        DrafterRun(config.on(device), workers, bars if workers.is_first else silent).run()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     what = parser.add_subparsers(dest="what", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--threads", type=int, default=torch.get_num_threads())
-    shared.add_argument("--stop-early", action="store_true", help="export the last checkpoint as it is")
-    model = what.add_parser("tiny-mla", parents=[shared], help="the target")
+    model = what.add_parser("tiny-mla", help="the target")
+    model.add_argument("--threads", type=int, default=torch.get_num_threads())
+    model.add_argument("--stop-early", action="store_true", help="export the last checkpoint as it is")
     model.add_argument("--out", type=Path, default=Path("models/tiny-mla"), help="the checkpoint folder to write")
     model.add_argument("--work", type=Path, default=Path("build/tiny-mla"), help="checkpoints and encoded corpus")
     model.add_argument("--minutes", type=float, default=Recipe.minutes, help="wall-clock budget of the training")
     model.add_argument("--tokens", type=int, help="budget in tokens instead (the better choice on a GPU)")
     model.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    drafter = what.add_parser("dspark", parents=[shared], help="its drafter")
-    drafter.add_argument("--target", type=Path, default=Path("models/tiny-mla"), help="the checkpoint to draft for")
-    drafter.add_argument("--out", type=Path, default=Path("models/tiny-mla-dspark"), help="the folder to write")
-    drafter.add_argument("--work", type=Path, default=Path("build/tiny-mla-dspark"), help="checkpoints and the text")
-    drafter.add_argument("--minutes", type=float, default=DrafterRecipe.minutes, help="wall-clock budget")
-    drafter.add_argument("--steps", type=int, help="budget in steps instead")
-    drafter.add_argument("--sequences", type=int, default=WRITTEN_SEQUENCES, help="how many the target writes")
+    drafter = what.add_parser("drafter", help="a drafter, by every process that torchrun starts")
+    drafter.add_argument("file", type=Path, help="what to train, and how (train/drafter_config.py)")
+    drafter.add_argument("--threads", type=int, default=0, help="of each worker; 0 takes all cores")
     arguments = parser.parse_args()
+    if arguments.what == "drafter":
+        train_drafter(TrainConfig.load(arguments.file), arguments.threads)
+        return
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    if arguments.what == "tiny-mla":
-        recipe = Recipe(minutes=arguments.minutes, tokens=arguments.tokens)
-        train_tiny_mla(recipe, arguments.out, arguments.work, arguments.device, arguments.stop_early)
-    else:
-        drafting = DrafterRecipe(minutes=arguments.minutes, steps=arguments.steps)
-        job = DrafterJob(drafting, arguments.target, arguments.out, arguments.work, arguments.sequences)
-        job.run(arguments.stop_early)
+    recipe = Recipe(minutes=arguments.minutes, tokens=arguments.tokens)
+    train_tiny_mla(recipe, arguments.out, arguments.work, arguments.device, arguments.stop_early)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from train.corpus import Corpus, Document, digest
+from train.files import replaced
 from train.tokenizer import END, chat_text, encode
 
 CHAT_ROW_ONE_IN = 16
@@ -61,13 +63,13 @@ class Batches:
         self.chat, self.end_token, self.num_rows = Stream(chat), end_token, 0
 
     @classmethod
-    def load(cls, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, cache: Path) -> Batches:
+    def load(cls, collect: Callable[[], Corpus], tokenizer: PreTrainedTokenizerFast, cache: Path) -> Batches:
         """Encodes the training documents, or reads what an earlier call left at `cache`."""
         if not cache.exists():
+            corpus = collect()
             text, chat = packed(tokenizer, corpus.training), chats(tokenizer, corpus.training)
-            partial = cache.with_suffix(".partial.npz")
-            np.savez(partial, text=text, chat=chat)
-            partial.rename(cache)
+            with replaced(cache) as partial:
+                np.savez(partial, text=text, chat=chat)
         with np.load(cache) as stored:
             return cls(stored["text"], stored["chat"], tokenizer.eos_token_id)
 

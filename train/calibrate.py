@@ -22,7 +22,7 @@ from engine.errors import ConfigError
 
 Values = NDArray[np.float64]
 TEMPERATURES = np.geomspace(0.25, 8.0, 121)
-BINS, AREA_BINS = 20, 1000
+BINS, AREA_BINS, RELIABILITY_BINS = 20, 1000, 10
 EDGE = 1e-5  # confidences are recorded with 5 decimals
 LEAST_DRAFTS = 200  # at a place, or its temperature stays 1
 
@@ -54,7 +54,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Fit:
-    """Temperatures, and each place's error and area before and after."""
+    """Temperatures, and each place's error and area before and after; `before` and `after` pool all places."""
 
     temperatures: list[float]
     drafts: list[int]
@@ -62,13 +62,39 @@ class Fit:
     ece_after: list[float]
     auc_before: list[float]
     auc_after: list[float]
+    before: list["Reliability"]
+    after: list["Reliability"]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Drafts whose survival was foreseen alike (bins of equal width): how many, what was said, what came true."""
+
+    drafts: int
+    said: float
+    came: float
+
+
+def reliability(said_N: Values, came_N: NDArray[np.bool_]) -> list[Reliability]:
+    """A diagram's points, for all bins."""
+    bin_N = np.minimum((said_N * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
+    found = []
+    for b in range(RELIABILITY_BINS):
+        inside = bin_N == b
+        count = int(inside.sum())
+        said, came = (float(values[inside].mean()) if count else 0.0 for values in (said_N, came_N))
+        found.append(Reliability(count, said, came))
+    return found
 
 
 def fitted(pairs: Pairs) -> Fit:
     """One temperature for each place, first to last."""
     logit_NK = _logit(pairs.confidence_NK)
     before, after = np.ones(len(pairs)), np.ones(len(pairs))
-    fit = Fit([], [], [], [], [], [])
+    fit = Fit([], [], [], [], [], [], [], [])
+    said: list[Values] = []
+    mended: list[Values] = []
+    came: list[NDArray[np.bool_]] = []
     for k in range(pairs.confidence_NK.shape[1]):
         seen = pairs.count_N > k
         survived = (pairs.accepted_N > k)[seen]
@@ -78,6 +104,9 @@ def fitted(pairs: Pairs) -> Fit:
             errors = [ece((after * _sigmoid(logit_NK[:, k] / t))[seen], survived) for t in TEMPERATURES]
             best = float(TEMPERATURES[int(np.argmin(errors))])
         after = after * _sigmoid(logit_NK[:, k] / best)
+        said.append(before[seen])
+        mended.append(after[seen])
+        came.append(survived)
         fit.temperatures.append(best)
         fit.drafts.append(int(seen.sum()))
         for errors_, areas, values in (
@@ -86,6 +115,8 @@ def fitted(pairs: Pairs) -> Fit:
         ):
             errors_.append(ece(values[seen], survived))
             areas.append(auc(values[seen], survived))
+    fit.before.extend(reliability(np.concatenate(said), np.concatenate(came)))
+    fit.after.extend(reliability(np.concatenate(mended), np.concatenate(came)))
     return fit
 
 

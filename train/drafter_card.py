@@ -1,10 +1,18 @@
-"""The drafter's model card, written from the results file alone, so that the two cannot differ."""
+"""The shipped drafter's card, written from its own files and the benchmark's result, so that they cannot differ.
+
+`python -m bench.summary` writes it.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from engine.config import Config
+from local import Builder
 
 HEAD = """---
 license: other
@@ -23,107 +31,128 @@ speculative decoding run on real, if modest, drafts.
 | | |
 |---|---|
 | form | DSpark as published by DeepSpec, but with the target's latent attention: `DeepseekV3DSparkModel` |
-| backbone | {layers} layers with dense MLP, hidden {hidden}, {heads} heads |
-| taps | the target's hidden states after layers {taps} (counted from 0), of {target_layers} |
+| backbone | {num_hidden_layers} layers with dense MLP, hidden {hidden_size}, {num_attention_heads} heads |
+| taps | the target's hidden states after layers {target_layer_ids} (counted from 0), of {num_target_layers} |
 | cached | {drafter_numbers} numbers per token beside the target's {target_numbers}: {carried:.2f} times the bytes |
 | block | {block_size} drafts: the last committed token and {masks} mask tokens |
 | mask token | {mask_token_id}, `<|pad|>`: no text contains it, so the target never says it |
 | heads | {markov_head_type} Markov head of rank {markov_rank}; confidence head with the Markov embedding |
+| confidences | calibrated by place (`calibration.json`), on other prompts than those below |
 | weights | bfloat16, {megabytes:.1f} MB |
 
 """
 TRAINING = """## Training
 
-Trained with `python -m train dspark` on {date}, on {machine}: {steps} steps of {rows} sequences and {anchors} anchors
-each, {blocks} blocks in {minutes:.0f} minutes. The target is frozen; its hidden states are computed as they are needed.
+`sparkpool train models/tiny-mla-dspark/train.yaml` (or `make drafter`), {date}, {machine}, {threads} thread(s):
+{steps:,} steps of {sequences} sequences with {anchors} anchors each, {minutes:.0f} minutes of training beside other
+work. `training.json` has the rest. The target is frozen; its hidden states were kept on disk in {feature_dtype}.
 
-Text: {written} sequences of {length} tokens that begin with a prompt of tiny-mla's training corpus (32 to 192 tokens)
-and go on as the target does: a fourth of them greedily, a fourth at temperature 0.8, half at 1.0. Of the sequences in
-a batch, {corpus_share:.0%} are plain text of the corpus instead.
+Text: {written:,} sequences of at most {length} tokens, each a prompt from tiny-mla's training corpus (32 to 192 tokens)
+and what the target says after it (a fourth greedily, a fourth at temperature 0.8, half at 1.0), and {plain:,} pieces of
+the corpus as it is.
 
-Losses as published: 0.1 cross-entropy with the sequence's tokens + 0.9 L1 between the distributions of draft and
-target + 1.0 binary cross-entropy of the confidence, whose label is the analytic acceptance 1 - 0.5 L1; draft k has
-weight exp(-(k - 1) / 4). The Markov head is told the sequence's own tokens. Muon for the backbone's matrices, AdamW for
-heads and norms, warm-up and cosine decay, bfloat16 arithmetic.{cut}
+Losses: {cross_entropy:g} x cross-entropy with {labels} + {l1:g} x L1 between the distributions of draft and target +
+{confidence:g} x binary cross-entropy of the confidence, whose label is the analytic acceptance 1 - 0.5 L1; draft k has
+weight exp(-(k - 1) / {position_decay:g}). DeepSpec trains with 0.1 x cross-entropy with the text's tokens; for a
+drafter this small the target's whole distribution is the better teacher. The Markov head is told the sequence's own
+tokens. Muon for the backbone's matrices, AdamW for the rest.
 
 """
 QUALITY = """## Measured
 
-After {prompts} prompts of {prompt_tokens} tokens from held-out files, on the {written_tokens} tokens that the target
-itself says next, at every place (bfloat16 weights, computed in float32). Each draft is told the tokens before it.
+By `make bench NAME=acceptance` on {measured_date}: {requests} held-out prompts of each domain, answers of {tokens}
+tokens, {concurrency} requests at a time, every draft verified. Accepted length: tokens that a round gives, the target's
+own included. The two ablations had the same text and as many steps; they are not shipped.
 
-| draft | {header} |
-|---|{rule}|
-| same best token as the target, greedy text | {agreement} |
-| acceptance 1 - TV, text at temperature 1 | {acceptance} |
-| confidence there | {confidence} |
+{table}
 
-Accepted length (tokens of a round, the target's own included; {block_size} drafts, all verified):
+Acceptance of the shipped drafter by place, of the drafts reached:
 
-| | greedy | temperature 1 |
-|---|---|---|
-| from the distributions, at every place | {length_greedy:.2f} | {length_sampled:.2f} |
-| **rounds of the engine**, {engine_prompts} of the prompts | **{engine_greedy:.2f}** | **{engine_sampled:.2f}** |
+{places}
 
-## Reproduce
-
-`make drafter` writes the target's continuations, trains, exports and measures; each part goes on where it was
-interrupted. `--minutes` is the budget of the training; writing the text takes about as long again on such a machine.
+Calibration error (20 bins, DeepSpec's definition) and area under the curve of its survival estimates are in the first
+table; "T=1 seeded" is the rule for requests with a seed of their own, which get the very tokens that they would get
+without drafts and therefore accept less.
 
 ## Limits
 
-It was trained for minutes on a share of two cores: the loss was still falling, and both more steps and more
-continuations would help. It has seen sequences of {length} tokens only. Greedy text soon repeats itself, which flatters
-the figures by place: an easy stretch holds many places and few rounds, so the engine's rounds are what counts. Drafts
-of other text than Python source are poor, as is the target there. For the licence of what it has learnt from, see the
-target's card.
+It knows Python source and little else, as its target does; sequences of {length} tokens are the longest it has seen.
+Rounds of a model this small are no faster than plain steps on a CPU: a step that verifies 8 tokens costs far more than
+one that decodes a token. The planner therefore verifies few drafts here, or none. For the licence of what it has learnt
+from, see the target's card.
+
+Versions: {versions}
 """
 
 
-def cut(progress: float) -> str:
-    """A sentence for a run that was exported before its schedule ended."""
-    if progress >= 1:
-        return ""
-    return f"\n**The run was cut at {progress:.0%} of its schedule**: the rates had hardly decayed, and it shows."
+def drafter_card(folder: Path, target: Path, acceptance: Mapping[str, Any]) -> str:
+    """Markdown with the front matter that model hubs read. `acceptance` is the result file of bench/acceptance.py."""
+    shape = json.loads((folder / "config.json").read_text())
+    facts = json.loads((folder / "training.json").read_text())
+    training, text = facts["training"], facts["text"]
+    cached = numbers_per_token(target, folder)
+    rows, (asked,) = acceptance["figures"]["accepted length"], acceptance["figures"]["asked"]
+    head = HEAD.format(
+        **shape,
+        millions=facts["num_parameters"] / 1e6,
+        megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
+        masks=shape["block_size"] - 1,
+        drafter_numbers=cached["drafter"],
+        target_numbers=cached["target"],
+        carried=1 + cached["drafter"] / cached["target"],
+    )
+    losses = training["losses"] | {
+        "labels": {"distribution": "the target's distribution", "tokens": "the text's tokens"}[
+            training["losses"]["labels"]
+        ]
+    }
+    learned = TRAINING.format(
+        **{key: facts[key] for key in ("date", "machine", "threads", "steps")},
+        **{key: training[key] for key in ("sequences", "anchors")},
+        **losses,
+        minutes=facts["seconds"] / 60,
+        feature_dtype=facts["features"]["dtype"],
+        written=text["sequences"],
+        plain=text["plain"],
+        length=text["tokens"],
+    )
+    quality = QUALITY.format(
+        measured_date=acceptance["date"][:10],
+        **asked,
+        table=_lengths(rows),
+        places=_places(rows),
+        length=text["tokens"],
+        versions=json.dumps(facts["versions"]),
+    )
+    return head + learned + quality
 
 
-def row(values: list[float]) -> str:
-    return " | ".join(f"{value:.3f}" for value in values)
+def _lengths(rows: list[dict[str, Any]]) -> str:
+    drafters = list(dict.fromkeys(row["drafter"] for row in rows))
+    by_place = {(row["domain"], row["setting"], row["drafter"]): row for row in rows}
+    lines = [f"| domain | setting | {' | '.join(drafters)} | ECE | AUC |", f"|---|---|{'---|' * (len(drafters) + 2)}"]
+    for domain, setting in dict.fromkeys((row["domain"], row["setting"]) for row in rows):
+        found = [by_place[domain, setting, drafter] for drafter in drafters]
+        cells = [f"{row['accepted_length']:.2f} ± {row['standard_error']:.2f}" for row in found]
+        quality = (f"{found[0]['ece']:.1%}", f"{found[0]['auc']:.2f}")
+        lines.append(f"| {domain} | {setting} | {' | '.join((*cells, *quality))} |")
+    return "\n".join(lines)
 
 
-def drafter_card(results: Mapping[str, Any]) -> str:
-    """Markdown with the front matter that model hubs read."""
-    shape, training, measured = results["model"], results["training"], results["measured"]
-    cached, engine = measured["cached_numbers"], measured["engine_accepted_length"]
-    greedy, sampled = measured["greedy"], measured["temperature_1"]
-    minutes = training["seconds"] / 60
-    parts = [
-        HEAD.format(
-            **shape,
-            millions=shape["num_parameters"] / 1e6,
-            megabytes=shape["bytes"] / 1e6,
-            masks=shape["block_size"] - 1,
-            drafter_numbers=cached["drafter"],
-            target_numbers=cached["target"],
-            carried=1 + cached["drafter"] / cached["target"],
-        ),
-        TRAINING.format(
-            date=results["date"], machine=results["machine"], minutes=minutes, cut=cut(training["progress"]), **training
-        ),
-        QUALITY.format(
-            **{key: measured[key] for key in ("prompts", "prompt_tokens", "written_tokens", "engine_prompts")},
-            header=" | ".join(str(k + 1) for k in range(shape["block_size"])),
-            rule="|".join(["---"] * shape["block_size"]),
-            agreement=row(greedy["agreement"]),
-            acceptance=row(sampled["acceptance"]),
-            confidence=row(sampled["confidence"]),
-            block_size=shape["block_size"],
-            length_greedy=greedy["accepted_length"],
-            length_sampled=sampled["accepted_length"],
-            engine_greedy=engine["greedy"],
-            engine_sampled=engine["temperature_1"],
-            length=training["length"],
-        ),
-        f"\nVersions: {json.dumps(results['versions'])}\n",
-    ]
-    return "".join(parts)
+def _places(rows: list[dict[str, Any]]) -> str:
+    own = [row for row in rows if row["drafter"] == rows[0]["drafter"]]
+    count = len(own[0]["acceptance"].split())
+    lines = [f"| domain | setting | {' | '.join(str(k + 1) for k in range(count))} |", f"|---|---|{'---|' * count}"]
+    lines += [f"| {r['domain']} | {r['setting']} | {' | '.join(r['acceptance'].split())} |" for r in own]
+    return "\n".join(lines)
+
+
+def numbers_per_token(target: Path, folder: Path) -> dict[str, int]:
+    """What target and drafter cache of each token."""
+    config = Config.parse({"model": {"path": target, "drafter": folder}})
+    builder = Builder(config, config.prefill)
+    assert builder.drafter is not None
+    sizes = {"target": 0, "drafter": 0}
+    for entry in (*builder.model.entries, *builder.drafter.entries):
+        sizes[entry.part] += math.prod(entry.shape)
+    return sizes

@@ -2,55 +2,153 @@
 
 Per row: 0.1 cross-entropy + 0.9 L1 + 1.0 binary cross-entropy of the confidence, weighted by exp(-(k - 1) / 4) for
 draft k and divided by the sum of all weights (DeepSpec, loss.py). L1 is the full sum |p - q|, twice the total
-variation. The confidence's label is the analytic acceptance 1 - 0.5 * L1, not differentiated.
+variation. The confidence's label is the analytic acceptance 1 - 0.5 * L1, not differentiated. Cross-entropy is with the
+text's tokens, as published, or with the target's distribution p at their places, which says more.
 
-R = blocks, K = drafts of a block, V = vocabulary
+Logits are made, used and forgotten in chunks of rows, gradients with them: of the size (rows x vocabulary) nothing
+outlives its chunk.
+
+R = rows of all blocks, D = hidden size, M = rank of the Markov head, V = vocabulary, C = rows of a chunk
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-CROSS_ENTROPY, L1, CONFIDENCE = 0.1, 0.9, 1.0
-POSITION_DECAY = 4.0
+CHUNK_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the drafts are compared with. `final_RD` are the target's states (after the final norm) at their places,
+    from which its distribution follows; `token_R` are the tokens that the sequence goes on with. `weight_R` is 0 where
+    there is none; all weights of a step, over all workers, add up to 1."""
+
+    final_RD: Tensor
+    token_R: Tensor
+    weight_R: Tensor
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much of each loss goes into the total. `soft`: cross-entropy with distributions, not with tokens."""
+
+    cross_entropy: float
+    l1: float
+    confidence: float
+    soft: bool = False
 
 
 @dataclass(frozen=True)
 class Losses:
-    """`total` is what is minimised; the parts are weighted by position alone; `acceptance_K` is 1 - TV by draft."""
+    """`total` is what is minimised; the other losses are weighted by position alone. `acceptance_R` is 1 - TV."""
 
     total: Tensor
     cross_entropy: Tensor
     l1: Tensor
     confidence: Tensor
-    acceptance_K: Tensor
+    acceptance_R: Tensor
 
 
-def position_weights(block_size: int) -> Tensor:
-    """[K]"""
-    return torch.exp(-torch.arange(block_size) / POSITION_DECAY)
+@dataclass(frozen=True)
+class Vocabulary:
+    """The way from states to logits: the target's frozen head [V, D], with its cap if it has one, for both; and the
+    Markov head's W2 [V, M] for the drafter. `dtype` is that of the drafter's matrix products."""
+
+    head_VD: Tensor
+    markov_VM: Tensor | None
+    dtype: torch.dtype
 
 
-def losses(logits_RKV: Tensor, probs_RKV: Tensor, label_RK: Tensor, confidence_RK: Tensor | None) -> Losses:
-    """Of the drafter's `logits` against the target's `probs` at the same places, and the sequence's tokens there."""
-    log_q_RKV = logits_RKV.float().log_softmax(dim=-1)
-    cross_entropy_RK = -log_q_RKV.gather(-1, label_RK[..., None])[..., 0]
-    l1_RK = (log_q_RKV.exp() - probs_RKV).abs().sum(dim=-1)
-    acceptance_RK = 1 - 0.5 * l1_RK.detach()
-    confidence_loss_RK = torch.zeros_like(l1_RK)
-    if confidence_RK is not None:
-        confidence_loss_RK = functional.binary_cross_entropy_with_logits(
-            confidence_RK.float(), acceptance_RK.clamp(0, 1), reduction="none"
+def losses(
+    hidden_RD: Tensor,
+    markov_RM: Tensor | None,
+    confidence_R: Tensor | None,
+    labels: Labels,
+    vocabulary: Vocabulary,
+    shares: Shares,
+) -> Losses:
+    """Of the drafts that follow from `hidden_RD` and `markov_RM`."""
+    drafts, cross_entropy_R, l1_R = _DraftLosses.apply(  # type: ignore[no-untyped-call]
+        hidden_RD, markov_RM, vocabulary.markov_VM, labels, vocabulary, shares
+    )
+    acceptance_R = 1 - 0.5 * l1_R
+    confidence = drafts.new_zeros(())
+    if confidence_R is not None:
+        confidence_loss_R = functional.binary_cross_entropy_with_logits(
+            confidence_R.float(), acceptance_R.clamp(0, 1), reduction="none"
         )
-    weight_RK = position_weights(label_RK.shape[1]).to(l1_RK).expand_as(l1_RK)
+        confidence = (labels.weight_R * confidence_loss_R).sum()
+    return Losses(
+        total=drafts + shares.confidence * confidence,
+        cross_entropy=(labels.weight_R * cross_entropy_R).sum(),
+        l1=(labels.weight_R * l1_R).sum(),
+        confidence=confidence.detach(),
+        acceptance_R=acceptance_R,
+    )
 
-    def mean(values_RK: Tensor) -> Tensor:
-        return (weight_RK * values_RK).sum() / weight_RK.sum()
 
-    cross_entropy, l1, confidence = mean(cross_entropy_RK), mean(l1_RK), mean(confidence_loss_RK)
-    total = CROSS_ENTROPY * cross_entropy + L1 * l1 + CONFIDENCE * confidence
-    return Losses(total, cross_entropy.detach(), l1.detach(), confidence.detach(), acceptance_RK.mean(dim=0))
+class _DraftLosses(torch.autograd.Function):
+    """Sum of weighted cross-entropy and L1 over all rows. Its gradients are made in the forward pass, where the logits
+    are: with q = softmax(z), d CE / dz = q - p (or q - onehot), d L1 / dz = q (s - s.q), s = sign(q - p)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_RD: Tensor,
+        markov_RM: Tensor | None,
+        markov_VM: Tensor | None,
+        labels: Labels,
+        vocabulary: Vocabulary,
+        shares: Shares,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dtype, size = vocabulary.dtype, hidden_RD.shape[1]
+        input_RD, head_VD = hidden_RD.detach().to(dtype), vocabulary.head_VD.to(dtype)
+        if markov_RM is not None and markov_VM is not None:
+            input_RD = torch.cat([input_RD, markov_RM.detach().to(dtype)], dim=1)
+            head_VD = torch.cat([head_VD, markov_VM.detach().to(dtype)], dim=1)
+        grad_RD = torch.empty(input_RD.shape, dtype=torch.float32, device=input_RD.device)
+        grad_VM = None if markov_VM is None else torch.zeros_like(markov_VM, dtype=torch.float32)
+        cross_entropy_R, l1_R = (torch.empty_like(labels.weight_R) for _ in range(2))
+        for first in range(0, len(input_RD), CHUNK_ROWS):
+            rows = slice(first, first + CHUNK_ROWS)
+            p_CV = (labels.final_RD[rows].float() @ vocabulary.head_VD.T).softmax(dim=-1)
+            log_q_CV = (input_RD[rows] @ head_VD.T).float().log_softmax(dim=-1)
+            if not shares.soft:
+                token_C1 = labels.token_R[rows, None]
+                text_CV = torch.zeros_like(p_CV).scatter_(-1, token_C1, 1.0)
+                cross_entropy_R[rows] = -log_q_CV.gather(-1, token_C1)[:, 0]
+            else:
+                text_CV = p_CV
+                cross_entropy_R[rows] = -torch.linalg.vecdot(p_CV, log_q_CV)
+            q_CV = log_q_CV.exp_()
+            gap_CV = q_CV - p_CV
+            l1_R[rows] = torch.linalg.vector_norm(gap_CV, ord=1, dim=-1)
+            sign_CV = gap_CV.sign_()
+            mean_C1 = torch.linalg.vecdot(sign_CV, q_CV)[:, None]
+            slope_CV = sign_CV.sub_(mean_C1).mul_(shares.l1).add_(shares.cross_entropy).mul_(q_CV)
+            slope_CV.sub_(text_CV, alpha=shares.cross_entropy)
+            slope_CV = slope_CV.mul_(labels.weight_R[rows, None]).to(dtype)
+            grad_RD[rows] = (slope_CV @ head_VD).float()
+            if grad_VM is not None:
+                grad_VM += (slope_CV.T @ input_RD[rows, size:]).float()
+        ctx.grads = (grad_RD[:, :size], None if grad_VM is None else grad_RD[:, size:], grad_VM)
+        ctx.dtypes = (hidden_RD.dtype, None if markov_RM is None else markov_RM.dtype)
+        ctx.mark_non_differentiable(cross_entropy_R, l1_R)
+        total = (labels.weight_R * (shares.cross_entropy * cross_entropy_R + shares.l1 * l1_R)).sum()
+        return total, cross_entropy_R, l1_R
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:  # type: ignore[override]
+        hidden_RD, markov_RM, markov_VM = ctx.grads
+        scaled = (
+            grad * hidden_RD.to(ctx.dtypes[0]),
+            None if markov_RM is None else grad * markov_RM.to(ctx.dtypes[1]),
+            None if markov_VM is None else grad * markov_VM,
+        )
+        return (*scaled, None, None, None)

@@ -30,8 +30,13 @@ class MarkovHead(nn.Module):
 
     def forward(self, before_RM: Tensor, hidden_RD: Tensor, state_RM: Tensor) -> tuple[Tensor, Tensor]:
         """(what is added to the base logits [R, V], the next state), from the embedded token before."""
-        bias_RV: Tensor = self.markov_w2(before_RM)
+        input_RM, state_RM = self.enter(before_RM, hidden_RD, state_RM)
+        bias_RV: Tensor = self.markov_w2(input_RM)
         return bias_RV, state_RM
+
+    def enter(self, before_RM: Tensor, hidden_RD: Tensor, state_RM: Tensor) -> tuple[Tensor, Tensor]:
+        """(what W2 is applied to, the next state)."""
+        return before_RM, state_RM
 
 
 class GatedMarkovHead(MarkovHead):
@@ -39,10 +44,9 @@ class GatedMarkovHead(MarkovHead):
         super().__init__(vocab_size, hidden_size, rank)
         self.gate_proj = nn.Linear(hidden_size + rank, rank)
 
-    def forward(self, before_RM: Tensor, hidden_RD: Tensor, state_RM: Tensor) -> tuple[Tensor, Tensor]:
+    def enter(self, before_RM: Tensor, hidden_RD: Tensor, state_RM: Tensor) -> tuple[Tensor, Tensor]:
         gate_RM = self.gate_proj(torch.cat([hidden_RD, before_RM], dim=-1)).sigmoid()
-        bias_RV: Tensor = self.markov_w2(gate_RM * before_RM)
-        return bias_RV, state_RM
+        return gate_RM * before_RM, state_RM
 
 
 class RecurrentMarkovHead(MarkovHead):
@@ -50,13 +54,12 @@ class RecurrentMarkovHead(MarkovHead):
         super().__init__(vocab_size, hidden_size, rank)
         self.joint_proj = nn.Linear(2 * rank + hidden_size, 3 * rank)
 
-    def forward(self, before_RM: Tensor, hidden_RD: Tensor, state_RM: Tensor) -> tuple[Tensor, Tensor]:
+    def enter(self, before_RM: Tensor, hidden_RD: Tensor, state_RM: Tensor) -> tuple[Tensor, Tensor]:
         joint = self.joint_proj(torch.cat([state_RM, before_RM, hidden_RD], dim=-1))
         gate_RM, candidate_RM, output_RM = joint.chunk(3, dim=-1)
         gate_RM = gate_RM.sigmoid()
         state_RM = gate_RM * state_RM + (1 - gate_RM) * candidate_RM.tanh()
-        bias_RV: Tensor = self.markov_w2(output_RM.tanh())
-        return bias_RV, state_RM
+        return output_RM.tanh(), state_RM
 
 
 MARKOV_HEADS: dict[str, type[MarkovHead]] = {

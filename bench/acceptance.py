@@ -1,0 +1,90 @@
+"""What drafts are worth: the shipped drafter, two that lack a part of it, and MTP-1.
+
+In the engine, every draft verified. Held-out Python, in three domains (train/prompts.py), greedy and at temperature 1,
+there by both acceptance rules.
+
+    DSpark    the shipped drafter, calibrated on other prompts than these
+    DFlash    no sequential head, no confidence, cross-entropy alone (train/ablations/dflash.yaml)
+    rank 0    DSpark without its sequential head (train/ablations/rank0.yaml)
+    MTP-1     the checkpoint's next-token layer, one draft in every step
+
+The two in the middle are not shipped; `make ablations` trains them into build/, on the same text for as many steps.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.shape import Report
+from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL
+from engine.models import load_model
+from train.drafter_evaluation import Drafter, Evaluation, Result, Setting
+from train.drafter_plots import draw
+from train.prompts import corpus_prompts
+
+BUILD = Path(__file__).parent.parent / "build"
+DSPARK, MTP = "DSpark", "MTP-1"
+SIDES: dict[str, Drafter] = {
+    DSPARK: SHIPPED_DRAFTER,
+    "DFlash": BUILD / "tiny-mla-dflash",
+    "rank 0": BUILD / "tiny-mla-rank0",
+    MTP: "mtp",
+}
+REQUESTS, PROMPT_TOKENS, OUTPUT_TOKENS, CONCURRENCY = 48, 128, 160, 8
+GREEDY, SAMPLED, SEEDED = Setting(0.0), Setting(1.0), Setting(1.0, "seeded")
+GOAL_DOMAIN, GREEDY_TARGET, SAMPLED_TARGET, OVER_TARGET, ECE_TARGET = "source", 3.0, 2.5, 1.10, 0.02
+
+
+def run(report: Report) -> None:
+    options = report.options
+    requests, tokens = (2, 24) if options.quick else (REQUESTS, OUTPUT_TOKENS)
+    sides = {name: drafter for name, drafter in SIDES.items() if drafter == "mtp" or Path(drafter).exists()}
+    for name in SIDES.keys() - sides.keys():
+        report.note(f"{name} was not measured: it is not shipped, and `make ablations` has not been run")
+    model = load_model(SHIPPED_MODEL, torch.float32, options.device)
+    asked = {"requests": requests, "tokens": tokens, "concurrency": CONCURRENCY}
+    report.table("asked", [asked])
+    prompts = corpus_prompts(SHIPPED_MODEL, requests, PROMPT_TOKENS)
+    found: dict[str, list[Result]] = {}
+    for name, drafter in sides.items():
+        evaluation = Evaluation(model, SHIPPED_MODEL, drafter, CONCURRENCY, tokens)
+        found[name] = list(evaluation.measured(prompts, (GREEDY, SAMPLED, SEEDED)))
+        blocks = max(len(result.figures.acceptance) for result in found[name])
+        report.ceiling(f"{name}, tokens of a round", 1 + blocks)
+    report.table("accepted length", [_row(name, r) for name, results in found.items() for r in results])
+    _goals(report, found)
+    draw(found[DSPARK], options.out / "acceptance")
+
+
+def _row(name: str, result: Result) -> dict[str, Any]:
+    figures, cost = result.figures, result.cost
+    return {
+        "drafter": name,
+        "domain": result.domain,
+        "setting": result.setting,
+        "rounds": figures.rounds,
+        "accepted_length": figures.accepted_length,
+        "standard_error": figures.accepted_length_error,
+        "acceptance": " ".join(f"{value:.2f}" for value in figures.acceptance),
+        "ece": figures.ece,
+        "auc": figures.auc,
+        "draft_ms": cost.draft_ms,
+        "verify_ms": cost.verify_ms,
+        "plain_ms": cost.plain_ms,
+        "speed_up": cost.speedup(figures.accepted_length),
+    }
+
+
+def _goals(report: Report, found: dict[str, list[Result]]) -> None:
+    lengths = {(n, r.domain, r.setting): r.figures.accepted_length for n, results in found.items() for r in results}
+    for setting, target in ((GREEDY, GREEDY_TARGET), (SAMPLED, SAMPLED_TARGET), (SEEDED, SAMPLED_TARGET)):
+        own = lengths[DSPARK, GOAL_DOMAIN, setting.name]
+        report.goal(f"accepted length, {GOAL_DOMAIN}, {setting.name}", own, target, "tokens")
+        for other in found.keys() - {DSPARK}:
+            over = own / lengths[other, GOAL_DOMAIN, setting.name]
+            report.goal(f"accepted length, {GOAL_DOMAIN}, {setting.name}, over {other}", over, OVER_TARGET, "x")
+    for result in found[DSPARK]:
+        if result.setting == SAMPLED.name and result.figures.ece is not None:
+            what = f"calibration error of survival, {result.domain}, {result.setting}"
+            report.goal(what, result.figures.ece, ECE_TARGET, "", at_most=True)

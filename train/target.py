@@ -1,0 +1,105 @@
+"""The frozen target of a drafter, as the engine runs it: what it shows of itself is what it shows when it serves.
+
+T = tokens of a sequence, D = hidden size, V = vocabulary, F = tapped layers and the final states, side by side
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.batch import Batch, Row
+from engine.models import LoadedModel, load_model
+from engine.pages import CacheLayout, Pages, PageStore
+
+PAGE_TOKENS = 64
+STEP_POSITIONS = 2048  # of every sequence, that one forward computes
+
+
+class Target:
+    """Any checkpoint that the engine loads, frozen. `tap_layers` as in a drafter's `target_layer_ids`."""
+
+    def __init__(self, model: LoadedModel, tap_layers: Sequence[int]) -> None:
+        self.model, self.tap_layers = model, tuple(tap_layers)
+        module: Any = model.module
+        self._decoder = module.get_decoder()
+        self._kept: dict[int, Tensor] = {}
+        for layer in self.tap_layers:
+            self._decoder.layers[layer].register_forward_hook(self._keep(layer))
+        head = module.get_output_embeddings().weight
+        self.head_VD: Tensor = (head.to_dense() if head.is_mkldnn else head).detach().float()
+        self._embedding = module.get_input_embeddings()
+        self._layout = CacheLayout.of(model.entries, PAGE_TOKENS)
+        self._pages: Pages | None = None
+
+    @classmethod
+    def load(cls, path: Path, tap_layers: Sequence[int], dtype: torch.dtype, device: torch.device) -> Target:
+        """Raises CheckpointRefused."""
+        return cls(load_model(path, dtype, device), tap_layers)
+
+    @property
+    def embedding_VD(self) -> Tensor:
+        """The embedding's matrix."""
+        matrix: Tensor = self._embedding.weight
+        return matrix
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.head_VD.shape[1])
+
+    @property
+    def state_size(self) -> int:
+        """Numbers that `states` gives of each token."""
+        return (len(self.tap_layers) + 1) * self.hidden_size
+
+    @torch.no_grad()
+    def states(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+        """For each sequence [T, F * D]: hidden states after the tapped layers, then those after the final norm."""
+        pages = self._pages_for(sequences)
+        tables = [pages.open(f"sequence {i}") for i in range(len(sequences))]
+        parts: list[list[Tensor]] = [[] for _ in sequences]
+        for first in range(0, max(map(len, sequences)), STEP_POSITIONS):
+            live = [i for i, tokens in enumerate(sequences) if len(tokens) > first]
+            pieces = {i: sequences[i][first : first + STEP_POSITIONS] for i in live}
+            for i in live:
+                assert pages.extend(tables[i], first + len(pieces[i]))
+            batch = Batch.of([Row(pieces[i], first, tables[i], 0) for i in live], self._layout, self.model.device)
+            state_TF = self._forward(batch, pages.store)
+            for i, start in zip(live, batch.start_R.tolist(), strict=True):
+                parts[i].append(state_TF[start : start + len(pieces[i])])
+        for table in tables:
+            pages.release(table)
+        return [torch.cat(part) for part in parts]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """`int64[...] -> float32[..., D]`."""
+        embedded: Tensor = self._embedding(tokens).float()
+        return embedded
+
+    def _keep(self, layer: int) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            self._kept[layer] = output[0]
+
+        return hook
+
+    def _forward(self, batch: Batch, store: PageStore) -> Tensor:
+        final_TD = self._decoder(
+            input_ids=batch.token_ids_T[None],
+            position_ids=batch.positions_T[None],
+            use_cache=False,
+            batch=batch,
+            store=store,
+        ).last_hidden_state[0]
+        return torch.cat([*(self._kept[layer] for layer in self.tap_layers), final_TD], dim=-1)
+
+    def _pages_for(self, sequences: Sequence[Sequence[int]]) -> Pages:
+        """Pages for so many sequences, kept from call to call."""
+        needed = sum(-(-len(tokens) // PAGE_TOKENS) for tokens in sequences)
+        if self._pages is None or min(self._pages.store.num_pages.values()) < needed:
+            counts = dict.fromkeys(self._layout.groups, needed)
+            self._pages = Pages(self._layout, PageStore(self._layout, counts, self.model.device), sharing=False)
+        return self._pages
