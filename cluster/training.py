@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from engine.errors import ConfigError
 from train.drafter_config import TrainConfig
 from train.drafter_run import DrafterRun, silent, use
+from train.drafter_shape import drafter_config
 from train.workers import PATIENCE, Workers
 
 
@@ -20,9 +22,13 @@ def train_together(config: TrainConfig, workers: int, threads: int, tell: Callab
     except ImportError as error:
         raise ConfigError(f"--workers: needs `pip install 'ray[train]'` ({error})") from None
     import ray
+    from ray.train import TrainingFailedError
 
+    drafter_config(config.target.path, config.drafter, config.training.anchors)  # before anything is started
     cuda = config.training.device.startswith("cuda")
-    ray.init(ignore_reinit_error=True, log_to_driver=True)
+    if not ray.is_initialized():
+        here = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        ray.init(**({} if "RAY_ADDRESS" in os.environ else here))
     tell(f"Ray Train starts {workers} workers")
     trainer = TorchTrainer(
         _work,
@@ -33,7 +39,7 @@ def train_together(config: TrainConfig, workers: int, threads: int, tell: Callab
     )
     try:
         trainer.fit()
-    except ray.train.v2.api.exceptions.TrainingFailedError as error:
+    except TrainingFailedError as error:
         raise ConfigError(f"a worker failed: {error}") from error
 
 

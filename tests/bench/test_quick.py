@@ -116,3 +116,27 @@ def test_planning_is_measured_where_it_drafts_and_where_it_does_not(run: Run) ->
     assert all(0 < row["share"] < 1 for row in planning)
     assert 0 < rounds[0]["drafting_share"] < 1
     assert sum(row["share"] for row in operators) <= 1.0
+
+
+def test_acceptance_measures_what_is_there_and_says_what_is_not(run: Run, tmp_path: Path) -> None:
+    found = run("acceptance")
+
+    rows = found["figures"]["accepted length"]
+    drafters = list(dict.fromkeys(row["drafter"] for row in rows))
+    absent = [name for name in ("DFlash", "rank 0") if any(note.startswith(name) for note in found["notes"])]
+    assert sorted(drafters + absent) == ["DFlash", "DSpark", "MTP-1", "rank 0"]
+    assert {(row["domain"], row["setting"]) for row in rows} == {
+        (domain, setting)
+        for domain in ("source", "function", "chat")
+        for setting in ("greedy", "T=1 rejection", "T=1 seeded")
+    }
+    assert all(1 <= row["accepted_length"] <= 8 for row in rows)
+    assert all((row["ece"] is None) == (row["drafter"] == "DFlash") for row in rows)
+    assert (tmp_path / "acceptance/reliability.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_loses_what_plain_transformers_loses(run: Run) -> None:
+    rows = run("training")["figures"]["training"]
+
+    assert [row["side"] for row in rows] == ["plain", "ours, online", "ours, cached"]
+    assert all(row["tok_s"] > 0 and row["peak_kib_per_token"] > 0 for row in rows)
