@@ -65,6 +65,7 @@ class Result:
 
     domain: str
     setting: str
+    rounds: list[Round]
     figures: Figures
     cost: Cost
 
@@ -109,8 +110,7 @@ class Evaluation:
             verify_ms=1e3 * median(step.verify_seconds for step in costs),
             plain_ms=1e3 * median(step.verify_seconds for step in plain),
         )
-        block_length = max(r.places for r in found) if found else 0
-        return Result(domain, setting.name, figures(found, block_length), cost)
+        return Result(domain, setting.name, found, figures(found), cost)
 
     def _run(
         self, prompts: list[Prompt], setting: Setting, drafter: Drafter | None
@@ -138,7 +138,7 @@ class Evaluation:
         last = pair.chunks[name][-1]
         return last.finish is FinishReason.STOP and last.tokens[-1] in self.target.eos_token_ids
 
-    def _pair(self, drafter: Drafter | None, record: Path, prompt_tokens: int) -> Pair:
+    def _pair(self, drafter: Drafter | None, record: Path | None, prompt_tokens: int) -> Pair:
         model = {"path": self.path, "drafter": drafter, "dtype": self.target.fingerprint["dtype"]}
         room = {"device": str(self.target.device), "max_requests": self.concurrency, "prefix_caching": False}
         decode = {"planner": "fixed", "fixed_drafts": 64 if drafter else 0, "record": record, "warm_up": False}

@@ -85,7 +85,7 @@ def optimizers(model: DSparkModel, section: TrainingSection) -> list[torch.optim
     ]
     found: list[torch.optim.Optimizer] = []
     if section.optimizer == "muon":
-        found.append(Muon(matrices, section.rate))
+        found.append(Muon(matrices, section.rate, dtype=section.torch_dtype))
     else:
         groups.append({"params": matrices, "lr": section.rate})
     groups = [group for group in groups if group["params"]]

@@ -5,8 +5,9 @@ Definitions are DeepSpec's evaluation's, where it has one:
     accepted length   tokens that a round gives: accepted drafts and the target's own token behind them. A round in
                       which an accepted draft ends the answer is cut there, and has no token of the target's own.
     acceptance        by place: how often the draft there was accepted if those before it were
-    ECE, AUC          of the cumulative product of confidences against "accepted up to here"; 20 and 1,000 bins;
-                      places behind the end of an answer do not count
+    ECE, AUC          of the cumulative product of confidences against "accepted up to here", at each place, with 20
+                      and 1,000 bins; over all places their means, weighted by drafts. Places behind the end of an
+                      answer do not count
 
 Rounds in which max_tokens left room for fewer drafts than a block has say nothing of the drafter and are left out.
 K = drafts of a block
@@ -97,10 +98,11 @@ class Figures:
     reliability: list[Reliability]
 
 
-def figures(of: Sequence[Round], block_length: int) -> Figures:
+def figures(of: Sequence[Round]) -> Figures:
     """Raises ValueError without a round."""
     if not of:
         raise ValueError("no round had room for a whole block: raise max_tokens")
+    block_length = max(r.places for r in of)
     tokens = np.array([r.tokens for r in of], float)
     reached = [sum(r.places > k and r.accepted >= k for r in of) for k in range(block_length)]
     taken = [sum(r.accepted > k for r in of) for k in range(block_length)]
@@ -111,19 +113,20 @@ def figures(of: Sequence[Round], block_length: int) -> Figures:
         came_NK = np.array([[r.accepted > k for k in range(said_NK.shape[1])] for r in of])
         said = [(s[s >= 0], c[s >= 0]) for s, c in zip(said_NK.T, came_NK.T, strict=True)]
         sweep = [_swept(of, (said_NK >= threshold).sum(axis=1), threshold) for threshold in THRESHOLDS]
-    every = (np.concatenate([s for s, _ in said]), np.concatenate([c for _, c in said])) if said else None
+    errors, areas = [ece(*pair) for pair in said], [auc(*pair) for pair in said]
+    drafts = [len(s) for s, _ in said]
     return Figures(
         rounds=len(of),
         accepted_length=float(tokens.mean()),
         accepted_length_error=float(tokens.std() / len(of) ** 0.5),
         acceptance=[t / r if r else 0.0 for t, r in zip(taken, reached, strict=True)],
         reached=reached,
-        ece=ece(*every) if every else None,
-        auc=auc(*every) if every else None,
-        ece_by_place=[ece(*pair) for pair in said],
-        auc_by_place=[auc(*pair) for pair in said],
+        ece=float(np.average(errors, weights=drafts)) if said else None,
+        auc=float(np.average(areas, weights=drafts)) if said else None,
+        ece_by_place=errors,
+        auc_by_place=areas,
         sweep=sweep,
-        reliability=reliability(*every) if every else [],
+        reliability=reliability(*(np.concatenate(column) for column in zip(*said, strict=True))) if said else [],
     )
 
 

@@ -6,18 +6,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PretrainedConfig
 
 from engine.drafters.load import load_dspark
 from engine.models import load_model
+from tests.checkpoints import DEEPSEEK_V2, DEEPSEEK_V3, LLAMA, QWEN3, QWEN3_SLIDING, save_random
 from train.blocks import Blocks, draft, draft_logits
 from train.drafter_config import DrafterSection, TrainingSection
-from train.drafter_shape import drafter_config, export_drafter
+from train.drafter_shape import FORMS, drafter_config, export_drafter
 from train.drafter_trainer import DrafterTrainer, pick
 from train.features import Online
 from train.sequences import Sequences
@@ -87,6 +90,26 @@ def test_engine_loads_what_is_written(family: str, request: pytest.FixtureReques
         assert loaded.model.config.block_size == SHAPE.block_size
         for name, tensor in loaded.model.named_parameters():
             torch.testing.assert_close(tensor, one.model.get_parameter(name).to(torch.bfloat16), msg=name)
+
+
+@pytest.mark.parametrize("form", [None, "gqa"])
+@pytest.mark.parametrize("family", [DEEPSEEK_V2, DEEPSEEK_V3, LLAMA, QWEN3, QWEN3_SLIDING], ids=lambda c: c.model_type)
+def test_any_target_of_the_engine_gets_a_drafter(family: PretrainedConfig, form: Any, tmp_path: Path) -> None:
+    """Of its own kind, or with grouped-query attention: the engine loads it and says what it learnt."""
+    target = save_random(family, tmp_path / "target")
+    shape = SHAPE.model_copy(update={"form": form, "backbone": {"head_dim": 16} if form else {}})
+    raw = drafter_config(target, shape, SECTION.anchors)
+    loaded, text = Target.load(target, SHAPE.target_layer_ids, torch.float32, CPU), random_text()
+    one = DrafterTrainer(SECTION, raw, loaded, text, Online(loaded, text), Workers())
+    first, *_ = [figures["loss"] for figures in one.train()]
+    export_drafter(one.model, raw, tmp_path / "drafter")
+
+    found = load_dspark(tmp_path / "drafter", load_model(target, torch.float32, CPU))
+
+    assert np.isfinite(first)
+    kind = "mla" if form is None and "deepseek" in family.model_type else "gqa"
+    assert raw["architectures"] == [FORMS[kind][0]]
+    assert found.block_length == SHAPE.block_size
 
 
 @given(

@@ -63,7 +63,7 @@ def test_figures_by_hand() -> None:
         Round(3, 0, False, (0.4, 0.5, 0.5)),
         Round(2, 2, True, (1.0, 1.0)),
     ]
-    found = figures(of, 3)
+    found = figures(of)
     assert found.rounds == 4
     assert found.accepted_length == (4 + 2 + 1 + 2) / 4
     assert found.reached == [4, 3, 1]
@@ -79,14 +79,14 @@ def test_figures_by_hand() -> None:
 
 
 def test_a_drafter_without_confidences_has_no_figures_of_them() -> None:
-    found = figures([Round(2, 1, False, ()), Round(2, 2, False, ())], 2)
+    found = figures([Round(2, 1, False, ()), Round(2, 2, False, ())])
     assert found.accepted_length == 2.5
     assert (found.ece, found.auc, found.sweep, found.reliability) == (None, None, [], [])
 
 
 def test_too_short_answers_are_an_error() -> None:
     with pytest.raises(ValueError, match="raise max_tokens"):
-        figures([], 3)
+        figures([])
 
 
 @given(st.integers(0, 2**32), st.integers(1, 7))
@@ -98,7 +98,7 @@ def test_a_drafter_that_knows_its_chances_is_calibrated(seed: int, places: int) 
     survived = (generator.random(chance.shape) < chance).cumprod(axis=1).sum(axis=1)
     of = [Round(places, int(a), False, tuple(c)) for a, c in zip(survived, chance, strict=True)]
 
-    found = figures(of, places)
+    found = figures(of)
 
     assert found.ece is not None
     assert found.ece < 0.06  # each of 20 bins is off by chance, by about 0.03
