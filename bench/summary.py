@@ -17,7 +17,7 @@ Rows = list[dict[str, Any]]
 def summary(results: Path = RESULTS) -> str:
     """Markdown: a table for each benchmark, and the goals that were missed."""
     found = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
-    parts = [_decode, _handoff, _front, _speculation, _planning, _acceptance]
+    parts = [_decode, _handoff, _front, _speculation, _planning, _acceptance, _training]
     return "\n\n".join(text for part in parts for text in part(found[part.__name__.removeprefix("_")]))
 
 
@@ -100,6 +100,15 @@ def _acceptance(result: dict[str, Any]) -> Iterator[str]:
     by_place = {(row["domain"], row["setting"], row["drafter"]): row["accepted_length"] for row in rows}
     kinds = list(dict.fromkeys((row["domain"], row["setting"]) for row in rows))
     yield _table(["domain", "setting", *drafters], [[*kind, *(by_place[*kind, d] for d in drafters)] for kind in kinds])
+    yield _missed(result)
+
+
+def _training(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline("training", result, "a step of the drafter's training beside the same loop in plain transformers")
+    rows = result["figures"]["training"]
+    columns = ["step", "how", "tok/s", "over plain", "peak KiB per token", "of plain"]
+    keys = ("step", "side", "tok_s", "over_plain", "peak_kib_per_token", "memory_over_plain")
+    yield _table(columns, [[row[key] for key in keys] for row in rows])
     yield _missed(result)
 
 

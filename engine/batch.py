@@ -9,6 +9,7 @@ pool it works for: there is one forward.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,10 +45,53 @@ class Row:
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys that a segment's queries may see in one page group."""
+    """The keys that a segment's queries may see in one page group: those of the row's pages (the first of which is its
+    logical page `first_page_R`) at positions `first_RQ` to `last_RQ`. T = tokens of the segment."""
 
     pages_RP: Tensor
-    mask_R1QK: Tensor
+    first_page_R: Tensor
+    first_RQ: Tensor
+    last_RQ: Tensor
+    page_tokens: int
+    token_index_T: Tensor  # of the segment's tokens, in [R * Q]
+
+    @cached_property
+    def mask_R1QK(self) -> Tensor:
+        """bool: the same, over all keys of the pages."""
+        device = self.pages_RP.device
+        place_K = torch.arange(self.pages_RP.shape[1] * self.page_tokens, device=device)
+        key_R1K = (self.first_page_R[:, None] * self.page_tokens + place_K)[:, None, :]
+        mask_RQK = (key_R1K >= self.first_RQ[..., None]) & (key_R1K <= self.last_RQ[..., None])
+        return mask_RQK[:, None]
+
+    @cached_property
+    def row_T(self) -> Tensor:
+        """int32: each token's row."""
+        return (self.token_index_T // self.first_RQ.shape[1]).int()
+
+    @cached_property
+    def first_T(self) -> Tensor:
+        """int32: the first position that each token sees."""
+        return self.first_RQ.flatten()[self.token_index_T].int()
+
+    @cached_property
+    def last_T(self) -> Tensor:
+        """int32: the last one."""
+        return self.last_RQ.flatten()[self.token_index_T].int()
+
+    def check(self, num_pages: int) -> None:
+        """Once for each `Keys`: what a kernel follows blindly leads to one of `num_pages` pages. Raises
+        AssertionError."""
+        if not self._checked:
+            reach_R = (self.first_page_R + self.pages_RP.shape[1]) * self.page_tokens
+            assert int(self.pages_RP.min()) >= 0 and int(self.pages_RP.max()) < num_pages, "a page that is not there"
+            assert bool((self.first_RQ >= self.first_page_R[:, None] * self.page_tokens).all()), "before its pages"
+            assert bool((self.last_RQ < reach_R[:, None]).all()), "behind its pages"
+            self._checked.append(True)
+
+    @cached_property
+    def _checked(self) -> list[bool]:
+        return []
 
 
 @dataclass(frozen=True)
@@ -159,25 +203,25 @@ def _segment(rows: list[Row], first_token: int, layout: CacheLayout, device: tor
         base += count
     queries = [[row.last_seen(i) for i in range(num_queries)] for row in rows]
     queries_RQ = _tensor(queries, device)
-    keys = {name: _keys(rows, queries_RQ, group, device) for name, group in layout.groups.items()}
+    flat_T = _tensor(flat, device)
+    keys = {name: _keys(rows, queries_RQ, flat_T, group, device) for name, group in layout.groups.items()}
     tokens = slice(first_token, first_token + base)
-    return Segment(tokens, num_queries, _tensor(index, device), _tensor(flat, device), keys)
+    return Segment(tokens, num_queries, _tensor(index, device), flat_T, keys)
 
 
-def _keys(rows: list[Row], queries_RQ: Tensor, group: PageGroup, device: torch.device) -> Keys:
-    """One mask, written in positions: right for prefill, extend, decode and window alike."""
+def _keys(rows: list[Row], queries_RQ: Tensor, token_index_T: Tensor, group: PageGroup, device: torch.device) -> Keys:
+    """Ranges of positions: right for prefill, extend, decode and window alike."""
     tables = [row.tables.groups[group.name] for row in rows]
     live = [group.num_pages(row.end) - table.first_page for row, table in zip(rows, tables, strict=True)]
     width = max(live)
     pages_RP = _tensor(
         [t.page_ids[:n] + [SCRATCH_PAGE] * (width - n) for t, n in zip(tables, live, strict=True)], device
     )
-    first_R1 = _tensor([[t.first_page * group.page_tokens] for t in tables], device)
-    key_RK = first_R1 + torch.arange(width * group.page_tokens, device=device)
-    key_R1K, query_RQ1 = key_RK[:, None, :], queries_RQ[:, :, None]
-    mask_RQK = key_R1K <= query_RQ1
-    if any(row.context_from for row in rows):
-        mask_RQK &= key_R1K >= _tensor([[[row.context_from]] for row in rows], device)
+    first_page_R = _tensor([t.first_page for t in tables], device)
+    first_R = _tensor(
+        [max(row.context_from, t.first_page * group.page_tokens) for row, t in zip(rows, tables, strict=True)], device
+    )
+    first_RQ = first_R[:, None].expand_as(queries_RQ)
     if group.window is not None:
-        mask_RQK &= key_R1K > query_RQ1 - group.window
-    return Keys(pages_RP, mask_RQK[:, None])
+        first_RQ = torch.maximum(first_RQ, queries_RQ - group.window + 1)
+    return Keys(pages_RP, first_page_R, first_RQ, queries_RQ, group.page_tokens, token_index_T)

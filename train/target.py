@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.batch import Batch, Row
+from engine.kernels import dense
 from engine.models import LoadedModel, load_model
 from engine.pages import CacheLayout, Pages, PageStore
 
@@ -30,8 +31,7 @@ class Target:
         self._kept: dict[int, Tensor] = {}
         for layer in self.tap_layers:
             self._decoder.layers[layer].register_forward_hook(self._keep(layer))
-        head = module.get_output_embeddings().weight
-        self.head_VD: Tensor = (head.to_dense() if head.is_mkldnn else head).detach().float()
+        self.head_VD: Tensor = dense(module.get_output_embeddings()).detach().float()
         self._embedding = module.get_input_embeddings()
         self._layout = CacheLayout.of(model.entries, PAGE_TOKENS)
         self._pages: Pages | None = None

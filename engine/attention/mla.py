@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention.paged import attend
-from engine.batch import Batch, Keys, Segment
-from engine.pages import Entry, PageStore
+from engine.batch import SHORT_ROW_TOKENS, Batch, Keys, Segment
+from engine.kernels.attention import attend_in_place
+from engine.kernels.native import Library, native_for
+from engine.pages import Entry, PageStore, Slab
 from engine.pages.layout import Part
 
 Rotation = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
@@ -71,6 +73,7 @@ class PagedMLA(nn.Module):
         self.scaling: float = attention.scaling
         self.compressed_queries = attention.q_lora_rank is not None
         self.rotate = rotation(attention)
+        self.native = native_for(attention.kv_b_proj.weight)
         self.entry = Entry(
             layer=self.layer,
             name="latent",
@@ -112,6 +115,9 @@ class PagedMLA(nn.Module):
         outputs = []
         for segment in batch.segments:
             keys = segment.keys[self.entry.group]
+            if self.native is not None and segment.num_queries <= min(SHORT_ROW_TOKENS, self.absorbed_queries):
+                outputs.append(self._in_place(segment, keys, q_nope_THN, q_rope_1THP[0], slab, self.native))
+                continue
             absorb = segment.num_queries <= self.absorbed_queries
             attention = self._absorbed if absorb else self._expanded
             entry_RKC = slab.gather(keys.pages_RP)
@@ -151,6 +157,16 @@ class PagedMLA(nn.Module):
         key_RK1C, value_RK1L = entry_RKC[:, :, None], entry_RKC[:, :, None, : self.latent]
         out_RQHL = attend(q_RQHC, key_RK1C, value_RK1L, keys.mask_R1QK, self.scaling)
         return torch.einsum("thl,hvl->thv", segment.unpad(out_RQHL), self.w_uv_HVL)
+
+    def _in_place(
+        self, segment: Segment, keys: Keys, q_nope: Tensor, q_rope: Tensor, slab: Slab, native: Library
+    ) -> Tensor:
+        """Absorbed, over pages where they lie."""
+        tokens = segment.tokens
+        q_latent_THL = torch.einsum("thn,hnl->thl", q_nope[tokens], self.w_uk_HNL)
+        q_THC = torch.cat([q_latent_THL, q_rope[tokens]], dim=-1)
+        out_THL = attend_in_place(q_THC, slab, slab, self.latent, keys, self.scaling, native)
+        return torch.einsum("thl,hvl->thv", out_THL, self.w_uv_HVL)
 
     def _expanded(self, segment: Segment, keys: Keys, q_nope: Tensor, q_rope: Tensor, entry_RKC: Tensor) -> Tensor:
         q_RQHD = segment.pad(torch.cat([q_nope, q_rope], dim=-1))

@@ -21,7 +21,7 @@ from engine.drafters.config import DrafterConfig
 from engine.drafters.dspark import DSparkModel, LoadedDSpark
 from engine.drafters.mtp import LoadedMTP, MTPLayer
 from engine.errors import CheckpointRefused
-from engine.kernels import pack_linears
+from engine.kernels import dense, use_kernels
 from engine.models import LoadedModel
 from engine.models.fp8 import dequantised_state
 
@@ -48,7 +48,7 @@ def load_dspark(path: Path, target: LoadedModel) -> LoadedDSpark:
     _check_names(path, model, tensors)
     model.load_state_dict({name: tensor.to(target.dtype) for name, tensor in tensors.items()})
     entries = attach(model.eval().requires_grad_(False), "drafter")
-    pack_linears(model)
+    use_kernels(model)
     calibration = Calibration.load(path, digest, config.block_size)
     return LoadedDSpark(
         model=model,
@@ -80,7 +80,7 @@ def load_mtp(target: LoadedModel, block_length: int) -> LoadedMTP:
     dtypes = {name: torch.float32 if name.endswith(wide) else target.dtype for name in state}
     layer.load_state_dict({n: t.to(target.device, dtypes[n]) for n, t in state.items()}, assign=True)
     entries = attach(layer.eval().requires_grad_(False), "drafter")
-    pack_linears(layer)
+    use_kernels(layer)
     decoder = module.get_decoder()
     return LoadedMTP(
         layer=layer,
@@ -155,10 +155,10 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 def _check_copies(path: Path, target: Any, tensors: dict[str, Tensor], embedding: str, head: str) -> None:
     """Take copies of the target's matrices out of `tensors`. The same is fine; another means another target."""
     for name, module in ((embedding, target.get_input_embeddings()), (head, target.get_output_embeddings())):
-        copy, own = tensors.pop(name, None), module.weight
+        copy = tensors.pop(name, None)
         if copy is None:
             continue
-        own = own.to_dense() if own.is_mkldnn else own
+        own = dense(module)
         if copy.shape != own.shape or not torch.equal(copy.to(own.dtype).to(own.device), own):
             raise CheckpointRefused(f"drafter {path}: {name} is not the target's own: it was made for another target")
 

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from engine.attention import attach
 from engine.errors import CheckpointRefused
-from engine.kernels import pack_linears
+from engine.kernels import use_kernels
 from engine.models.fp8 import dequantised_state
 from engine.models.preflight import layer_of, preflight
 from engine.pages import Entry
@@ -70,7 +70,7 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
     module = module.eval().requires_grad_(False)
     entries = attach(module)
     num_parameters = sum(p.numel() for p in module.parameters())
-    pack_linears(module)
+    use_kernels(module)
     return LoadedModel(
         module=module,
         config=looked.config,

@@ -20,6 +20,11 @@ class Slab:
         self.rows = self.pages_2d.unflatten(1, (page_tokens, *entry.shape))
         self._shape = entry.shape
 
+    @property
+    def num_pages(self) -> int:
+        """The scratch page included."""
+        return self.pages_2d.shape[0]
+
     def write(self, page_T: Tensor, offset_T: Tensor, values: Tensor) -> None:
         """Store `values` [T, *shape] at (page, offset) of each token. Only scratch slots may repeat."""
         self.rows[page_T, offset_T] = values
