@@ -37,7 +37,7 @@ drafter: $(READY)  ## retrain its drafter (half an hour on two cores)
 	$(BIN)/sparkpool train models/tiny-mla-dspark/train.yaml
 
 # torch first and pinned: any other way to ask for it can pull gigabytes of CUDA.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt setup.py engine/kernels/kernels.cpp
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -47,4 +47,4 @@ $(STUBS): cluster/proto/sparkpool.proto $(READY)
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. $<
 
 clean:
-	rm -rf $(VENV) build *.egg-info cluster/proto/*_pb2*
+	rm -rf $(VENV) build *.egg-info cluster/proto/*_pb2* engine/kernels/*.so

@@ -37,7 +37,8 @@ class EngineReplica:
         self._thread = EngineThread(lambda: build(agent), f"{pool} engine", _die, stream_interval)
         if section.warm_up:
             self._thread.call(lambda engine: engine.warm_up()).result()
-        logger.info(f"{pool} replica {self._replica} is ready: {self._facts.name}, {builder.model.dtype}")
+        how = f"{builder.model.dtype}, {builder.model.kernels}"
+        logger.info(f"{pool} replica {self._replica} is ready: {self._facts.name}, {how}")
 
     async def facts(self) -> ModelFacts:
         return self._facts

@@ -109,9 +109,8 @@ class Segment:
         """Whether every row has as many tokens, as when decoding: then padding is a view, and so is its undoing."""
         return self.flat_index_T.shape[0] == self.query_index_RQ.numel()
 
-    def pad(self, values_T: Tensor) -> Tensor:
-        """[T, ...] of the whole step -> this segment's [R, Q, ...]."""
-        own_T = values_T[self.tokens]
+    def pad(self, own_T: Tensor) -> Tensor:
+        """This segment's tokens, flat -> [R, Q, ...]."""
         return own_T.unflatten(0, (-1, self.num_queries)) if self.is_uniform else own_T[self.query_index_RQ]
 
     def unpad(self, values_RQ: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ SYNTHETIC_WARNING = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What a caller may know of the model. `max_tokens` counts prompt and output together."""
+    """What a caller may know of the model. `max_tokens` counts prompt and output together; `kernels` names what
+    computes it (engine/kernels)."""
 
     name: str
     architecture: str
@@ -22,6 +23,7 @@ class ModelFacts:
     page_bytes: dict[str, int]
     fingerprint: dict[str, str]
     num_parameters: int
+    kernels: str = "torch"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,7 @@ class Builder:
             page_bytes={name: group.page_bytes for name, group in self.layout.groups.items()},
             fingerprint=self.fingerprint,
             num_parameters=model.num_parameters,
+            kernels=model.kernels,
         )
 
     def prefiller(self, name: str, transfer: MakeTransfer, clock: Clock | None = None) -> Prefiller:

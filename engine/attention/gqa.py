@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.attention.paged import attend
-from engine.batch import SHORT_ROW_TOKENS, Batch
-from engine.kernels.attention import attend_in_place
-from engine.kernels.native import native_for
+from engine.attention.paged import attend_for
+from engine.batch import Batch
 from engine.pages import Entry, PageStore, Slab
 from engine.pages.layout import Part
 
@@ -47,7 +45,7 @@ class PagedGQA(nn.Module):
             window=getattr(attention, "sliding_window", None),
             part=part,
         )
-        self.native = native_for(attention.k_proj.weight)
+        self.attend = attend_for(attention.k_proj.weight)
         rotate: Callable[..., tuple[Tensor, Tensor]] = import_module(type(attention).__module__).apply_rotary_pos_emb
         self.rotate = rotate
 
@@ -71,13 +69,9 @@ class PagedGQA(nn.Module):
         outputs = []
         for segment in batch.segments:
             keys = segment.keys[group]
-            if self.native is not None and segment.num_queries <= SHORT_ROW_TOKENS:
-                q_THD = q_1THD[0, segment.tokens]
-                outputs.append(attend_in_place(q_THD, k_slab, v_slab, self.head_dim, keys, self.scaling, self.native))
-                continue
-            k_RKGD, v_RKGD = k_slab.gather(keys.pages_RP), v_slab.gather(keys.pages_RP)
-            out_RQHD = attend(segment.pad(q_1THD[0]), k_RKGD, v_RKGD, keys.mask_R1QK, self.scaling)
-            outputs.append(segment.unpad(out_RQHD))
+            outputs.append(
+                self.attend(q_1THD[0, segment.tokens], k_slab, v_slab, self.head_dim, segment, keys, self.scaling)
+            )
         out_THD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return self.o_proj(out_THD.flatten(1))[None], None
 

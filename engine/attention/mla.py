@@ -20,10 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.attention.paged import attend
-from engine.batch import SHORT_ROW_TOKENS, Batch, Keys, Segment
-from engine.kernels.attention import attend_in_place
-from engine.kernels.native import Library, native_for
+from engine.attention.paged import attend, attend_for
+from engine.batch import Batch, Keys, Segment
 from engine.pages import Entry, PageStore, Slab
 from engine.pages.layout import Part
 
@@ -73,7 +71,7 @@ class PagedMLA(nn.Module):
         self.scaling: float = attention.scaling
         self.compressed_queries = attention.q_lora_rank is not None
         self.rotate = rotation(attention)
-        self.native = native_for(attention.kv_b_proj.weight)
+        self.attend = attend_for(attention.kv_b_proj.weight)
         self.entry = Entry(
             layer=self.layer,
             name="latent",
@@ -115,13 +113,10 @@ class PagedMLA(nn.Module):
         outputs = []
         for segment in batch.segments:
             keys = segment.keys[self.entry.group]
-            if self.native is not None and segment.num_queries <= min(SHORT_ROW_TOKENS, self.absorbed_queries):
-                outputs.append(self._in_place(segment, keys, q_nope_THN, q_rope_1THP[0], slab, self.native))
-                continue
             absorb = segment.num_queries <= self.absorbed_queries
             attention = self._absorbed if absorb else self._expanded
-            entry_RKC = slab.gather(keys.pages_RP)
-            outputs.append(attention(segment, keys, q_nope_THN, q_rope_1THP[0], entry_RKC))
+            own = segment.tokens
+            outputs.append(attention(segment, keys, q_nope_THN[own], q_rope_1THP[0, own], slab))
         out_THV = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return self.o_proj(out_THV.flatten(1))[None], None
 
@@ -151,26 +146,15 @@ class PagedMLA(nn.Module):
         q_nope_THN, q_rope_THP = q.unflatten(-1, (self.num_heads, -1)).split([self.nope, self.rope], dim=-1)
         return q_nope_THN, q_rope_THP
 
-    def _absorbed(self, segment: Segment, keys: Keys, q_nope: Tensor, q_rope: Tensor, entry_RKC: Tensor) -> Tensor:
-        q_latent_RQHL = torch.einsum("rqhn,hnl->rqhl", segment.pad(q_nope), self.w_uk_HNL)
-        q_RQHC = torch.cat([q_latent_RQHL, segment.pad(q_rope)], dim=-1)
-        key_RK1C, value_RK1L = entry_RKC[:, :, None], entry_RKC[:, :, None, : self.latent]
-        out_RQHL = attend(q_RQHC, key_RK1C, value_RK1L, keys.mask_R1QK, self.scaling)
-        return torch.einsum("thl,hvl->thv", segment.unpad(out_RQHL), self.w_uv_HVL)
-
-    def _in_place(
-        self, segment: Segment, keys: Keys, q_nope: Tensor, q_rope: Tensor, slab: Slab, native: Library
-    ) -> Tensor:
-        """Absorbed, over pages where they lie."""
-        tokens = segment.tokens
-        q_latent_THL = torch.einsum("thn,hnl->thl", q_nope[tokens], self.w_uk_HNL)
-        q_THC = torch.cat([q_latent_THL, q_rope[tokens]], dim=-1)
-        out_THL = attend_in_place(q_THC, slab, slab, self.latent, keys, self.scaling, native)
+    def _absorbed(self, segment: Segment, keys: Keys, q_nope: Tensor, q_rope: Tensor, slab: Slab) -> Tensor:
+        q_latent_THL = torch.einsum("thn,hnl->thl", q_nope, self.w_uk_HNL)
+        q_THC = torch.cat([q_latent_THL, q_rope], dim=-1)
+        out_THL = self.attend(q_THC, slab, slab, self.latent, segment, keys, self.scaling)
         return torch.einsum("thl,hvl->thv", out_THL, self.w_uv_HVL)
 
-    def _expanded(self, segment: Segment, keys: Keys, q_nope: Tensor, q_rope: Tensor, entry_RKC: Tensor) -> Tensor:
+    def _expanded(self, segment: Segment, keys: Keys, q_nope: Tensor, q_rope: Tensor, slab: Slab) -> Tensor:
         q_RQHD = segment.pad(torch.cat([q_nope, q_rope], dim=-1))
-        latent_RKL, rope_RKP = entry_RKC.split([self.latent, self.rope], dim=-1)
+        latent_RKL, rope_RKP = slab.gather(keys.pages_RP).split([self.latent, self.rope], dim=-1)
         k_nope_RKHN = torch.einsum("rkl,hnl->rkhn", latent_RKL, self.w_uk_HNL)
         k_rope_RKHP = rope_RKP[:, :, None].expand(-1, -1, self.num_heads, -1)
         v_RKHV = torch.einsum("rkl,hvl->rkhv", latent_RKL, self.w_uv_HVL)

@@ -10,16 +10,17 @@ attention.py attention over pages where they lie
 from torch import nn
 
 from engine.kernels.experts import faster_experts
-from engine.kernels.linear import dense, faster_linear
+from engine.kernels.linear import NativeLinear, PackedLinear, dense, faster_linear
 from engine.kernels.native import library
 from engine.kernels.norm import faster_norm
 
-__all__ = ["dense", "in_use", "use_kernels"]
+__all__ = ["dense", "use_kernels"]
 
 
-def use_kernels(model: nn.Module) -> None:
-    """Replace every layer of `model` that there is something faster for here. Unknown classes stay as they are; a head
-    that shares the embedding's matrix gets a copy of its own, because the embedding has to be read by row."""
+def use_kernels(model: nn.Module) -> str:
+    """Replace every layer of `model` that there is something faster for here, and say what computes it now. Unknown
+    classes stay as they are; a head that shares the embedding's matrix gets a copy of its own, because the embedding
+    has to be read by row."""
     native = library()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -30,9 +31,7 @@ def use_kernels(model: nn.Module) -> None:
                 setattr(parent, name, faster_norm(child, native))
             elif kind.endswith("Experts"):
                 setattr(parent, name, faster_experts(child, native))
-
-
-def in_use() -> str:
-    """The kernels that float32 models are computed with on this CPU."""
-    native = library()
-    return native.name if native else "torch"
+    kinds = {type(layer) for layer in model.modules()}
+    if native is not None and NativeLinear in kinds:
+        return native.name
+    return "oneDNN" if PackedLinear in kinds else "torch"

@@ -38,6 +38,7 @@ class LoadedModel:
     fingerprint: dict[str, str]
     eos_token_ids: tuple[int, ...]
     num_parameters: int
+    kernels: str
     device: torch.device
     dtype: torch.dtype
     files: tuple[Path, ...]
@@ -70,7 +71,7 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
     module = module.eval().requires_grad_(False)
     entries = attach(module)
     num_parameters = sum(p.numel() for p in module.parameters())
-    use_kernels(module)
+    kernels = use_kernels(module)
     return LoadedModel(
         module=module,
         config=looked.config,
@@ -79,6 +80,7 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
         fingerprint={**looked.fingerprint, "dtype": str(dtype).removeprefix("torch.")},
         eos_token_ids=_eos_token_ids(path, looked.config),
         num_parameters=num_parameters,
+        kernels=kernels,
         device=device,
         dtype=dtype,
         files=looked.files,

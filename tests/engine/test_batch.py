@@ -89,7 +89,7 @@ def test_every_query_sees_its_own_past_inside_the_window_and_nothing_else(case: 
     window = LAYOUT.groups[group].window or TOKEN
     for segment in case.batch.segments:
         keys = segment.keys[group]
-        query_RQ = segment.pad(case.batch.token_ids_T)
+        query_RQ = segment.pad(case.batch.token_ids_T[segment.tokens])
         for r, pages in enumerate(keys.pages_RP.tolist()):
             owners = [case.owner(group, page) for page in pages]
             for q, token in enumerate(query_RQ[r].tolist()):
@@ -110,7 +110,7 @@ def where(owners: list[tuple[int, int] | None], key: int) -> tuple[int, int] | N
 def test_unpadding_undoes_padding_and_the_segments_make_the_whole(case: Case) -> None:
     values_T2 = torch.randn(case.batch.num_tokens, 2)
 
-    parts = [segment.unpad(segment.pad(values_T2)) for segment in case.batch.segments]
+    parts = [segment.unpad(segment.pad(values_T2[segment.tokens])) for segment in case.batch.segments]
 
     assert torch.equal(torch.cat(parts), values_T2)
 

@@ -163,7 +163,7 @@ def test_attention(
         k, v = key.gather(keys.pages_RP), values.gather(keys.pages_RP)
         if latent:
             k, v = k[:, :, None], v[:, :, None, :value]
-        expected = segment.unpad(attend(segment.pad(q_THD), k, v, keys.mask_R1QK, 0.2))
+        expected = segment.unpad(attend(segment.pad(q_THD[segment.tokens]), k, v, keys.mask_R1QK, 0.2))
 
         found = attend_in_place(q_THD[segment.tokens], key, values, value, keys, 0.2, library)
 
