@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STUBS := cluster/proto/sparkpool_pb2.py
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench check format model drafter ablations clean
+.PHONY: demo test bench check sanitize format model drafter ablations clean
 
 demo: $(READY) $(STUBS)
 	$(BIN)/python -m cluster.demo
@@ -21,6 +21,14 @@ check: $(READY) $(STUBS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+sanitize: $(READY)  ## the kernels' tests, built with AddressSanitizer and UndefinedBehaviorSanitizer
+	mkdir -p build/sanitize
+	for level in v3 v4; do g++ -O1 -g -std=c++17 -fopenmp -march=x86-64-$$level -fsanitize=address,undefined \
+	  -fno-sanitize-recover=all -shared -fPIC engine/kernels/kernels.cpp -o build/sanitize/_kernels_$$level.so; done
+	SPARKPOOL_KERNELS=build/sanitize ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
+	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  $(BIN)/python -m pytest -q tests/engine/kernels
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -5,6 +5,7 @@ T = tokens, H = query heads, G = key heads, D = key size, E = value size
 
 import ctypes
 import os
+from collections.abc import Iterator
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SWITCH = "SPARKPOOL_KERNELS"  # torch: as if nothing had been built
+SWITCH = "SPARKPOOL_KERNELS"  # torch: as if nothing had been built; or a folder of other builds
 LEVELS = {"v4": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"), "v3": ("avx2", "fma")}
 NAMES = {"v4": "native (AVX-512)", "v3": "native (AVX2)"}
 
@@ -60,14 +61,15 @@ class Library:
 @cache
 def library() -> Library | None:
     """The best build that this processor runs; None if there is none, or SPARKPOOL_KERNELS is `torch`."""
-    if os.environ.get(SWITCH) == "torch":
-        return None
-    flags = _processor_flags()
+    return None if os.environ.get(SWITCH) == "torch" else next(builds(), None)
+
+
+def builds() -> Iterator[Library]:
+    """All that this processor runs, the best first."""
+    folder, flags = Path(os.environ.get(SWITCH) or Path(__file__).parent), _processor_flags()
     for level, wanted in LEVELS.items():
-        files = sorted(Path(__file__).parent.glob(f"_kernels_{level}.*so"))
-        if files and flags.issuperset(wanted):
-            return Library(files[0], NAMES[level])
-    return None
+        if flags.issuperset(wanted):
+            yield from (Library(file, NAMES[level]) for file in sorted(folder.glob(f"_kernels_{level}.*so")))
 
 
 def native_for(weight: Tensor) -> Library | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
@@ -22,18 +20,11 @@ from engine.kernels.native import Library, lossless, packed, unpacked
 from engine.kernels.norm import NativeRMSNorm
 from engine.pages import CacheLayout, Entry, Pages, PageStore
 
-FOLDER = Path(native.__file__).parent
 CPU = torch.device("cpu")
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
 
 
-def builds() -> list[Library]:
-    flags = native._processor_flags()
-    found = [(level, file) for level in native.LEVELS for file in FOLDER.glob(f"_kernels_{level}.*so")]
-    return [Library(file, native.NAMES[level]) for level, file in found if flags.issuperset(native.LEVELS[level])]
-
-
-LIBRARIES = builds()
+LIBRARIES = list(native.builds())
 each_build = pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
 
 
