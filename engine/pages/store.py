@@ -3,6 +3,8 @@
 T = tokens, R = rows (requests), P = pages of a row, K = P * page_tokens keys of a row
 """
 
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,16 @@ class Slab:
         return self.pages_2d.index_select(0, pages_RP.flatten()).view(num_rows, -1, *self._shape)
 
 
+def _zeros(num_pages: int, page_bytes: int, device: torch.device) -> Tensor:
+    """`uint8[num_pages, page_bytes]`. On a CPU the kernel zeroes memory when it is first touched: a store that takes
+    gigabytes starts at once, and takes them as it fills."""
+    if device.type != "cpu":
+        return torch.zeros(num_pages, page_bytes, dtype=torch.uint8, device=device)
+    memory = mmap.mmap(-1, num_pages * page_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8).view(num_pages, page_bytes)
+
+
 class PageStore:
     """`uint8[num_pages + 1, page_bytes]` for each group. Zeroed: masked keys must be finite, or 0 * NaN spreads."""
 
@@ -43,8 +55,7 @@ class PageStore:
         self.num_pages = num_pages
         self.device = device
         self.records = {
-            name: torch.zeros(num_pages[name] + 1, group.page_bytes, dtype=torch.uint8, device=device)
-            for name, group in layout.groups.items()
+            name: _zeros(num_pages[name] + 1, group.page_bytes, device) for name, group in layout.groups.items()
         }
         self._slabs = {
             entry.key: Slab(self.records[name], entry, group.offsets[entry.key], layout.page_tokens)

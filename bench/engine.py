@@ -1,0 +1,67 @@
+"""What a decode step takes besides the model: schedule, batch building, sampling, commit, text.
+
+The shipped model, greedy, one decode engine, no speculation, all requests prefilled. The model's own time is taken
+around its forward; everything else of `Decoder.step` is the engine's.
+"""
+
+import time
+from statistics import median
+from typing import Any
+
+from bench.ceiling import Rates
+from bench.shape import Options, Report
+from bench.speculation import NONE, Side, held_out_prompts
+from engine.config import SHIPPED_MODEL, Config
+from engine.models import load_model
+from engine.types import Request, Sampling, StopRules
+
+TARGETS_MS = {1: 0.5, 32: 1.5}
+STEPS, WARM_UP = 200, 20
+
+
+def run(report: Report) -> None:
+    options = report.options
+    report.ceiling("memory read, GB/s", Rates.measured(options).read_bytes_per_second / 1e9)
+    rows = [_measured(at_once, options) for at_once in ((1, 4) if options.quick else TARGETS_MS)]
+    report.table("a decode step", rows)
+    for row in rows:
+        if row["at_once"] in TARGETS_MS:
+            what = f"the engine's own time of a step, {row['at_once']} at once"
+            report.goal(what, row["own_ms"], TARGETS_MS[row["at_once"]], "ms", at_most=True)
+
+
+def _measured(at_once: int, options: Options) -> dict[str, Any]:
+    steps = 10 if options.quick else STEPS
+    model = load_model(SHIPPED_MODEL, Config().model.torch_dtype, options.device)
+    side = Side(NONE, model, options)
+    pair = side.pair
+    inside = [0.0]
+
+    def begin(*_: Any) -> None:
+        inside[0] -= time.perf_counter()
+
+    def end(*_: Any) -> None:
+        inside[0] += time.perf_counter()
+
+    model.module.register_forward_pre_hook(begin)
+    model.module.register_forward_hook(end)
+    stop = StopRules(max_tokens=steps + WARM_UP + 2, ignore_eos=True)
+    for i, prompt in enumerate(held_out_prompts()[:at_once]):
+        pair.add(Request(id=str(i), prompt=prompt, sampling=Sampling(), stop=stop))
+    while pair.decoder.stats().running < at_once:
+        pair.step_prefill()
+        pair.take(pair.decoder.admit())
+    own, others = [], []
+    for _ in range(steps + WARM_UP):
+        inside[0] = 0.0
+        began = time.perf_counter()
+        pair.take(pair.decoder.step())
+        own.append(time.perf_counter() - began - inside[0])
+        others.append(inside[0])
+    return {
+        "at_once": at_once,
+        "own_ms": 1e3 * median(own[WARM_UP:]),
+        "model_ms": 1e3 * median(others[WARM_UP:]),
+        "own_share": median(own[WARM_UP:])
+        / median(o + m for o, m in zip(own[WARM_UP:], others[WARM_UP:], strict=True)),
+    }
