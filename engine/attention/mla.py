@@ -147,10 +147,10 @@ class PagedMLA(nn.Module):
         return q_nope_THN, q_rope_THP
 
     def _absorbed(self, segment: Segment, keys: Keys, q_nope: Tensor, q_rope: Tensor, slab: Slab) -> Tensor:
-        q_latent_THL = torch.einsum("thn,hnl->thl", q_nope, self.w_uk_HNL)
+        q_latent_THL = (q_nope.transpose(0, 1) @ self.w_uk_HNL).transpose(0, 1)
         q_THC = torch.cat([q_latent_THL, q_rope], dim=-1)
         out_THL = self.attend(q_THC, slab, slab, self.latent, segment, keys, self.scaling)
-        return torch.einsum("thl,hvl->thv", out_THL, self.w_uv_HVL)
+        return (out_THL.transpose(0, 1) @ self.w_uv_HVL.mT).transpose(0, 1)
 
     def _expanded(self, segment: Segment, keys: Keys, q_nope: Tensor, q_rope: Tensor, slab: Slab) -> Tensor:
         q_RQHD = segment.pad(torch.cat([q_nope, q_rope], dim=-1))
