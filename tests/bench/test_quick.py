@@ -140,3 +140,17 @@ def test_training_loses_what_plain_transformers_loses(run: Run) -> None:
 
     assert [row["side"] for row in rows] == ["plain", "ours, online", "ours, cached"]
     assert all(row["tok_s"] > 0 and row["peak_kib_per_token"] > 0 for row in rows)
+
+
+def test_engine_tells_its_own_time_from_the_models(run: Run) -> None:
+    rows = run("engine")["figures"]["a decode step"]
+
+    assert [row["at_once"] for row in rows] == [1, 4]
+    assert all(0 < row["own_ms"] and 0 < row["model_ms"] and 0 < row["own_share"] < 1 for row in rows)
+
+
+def test_start_waits_for_a_token(run: Run) -> None:
+    rows = run("start")["figures"]["start"]
+
+    assert rows[-1]["until"] == "the first token"
+    assert rows[-1]["seconds"] > rows[0]["seconds"] > 0
