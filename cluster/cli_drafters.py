@@ -61,6 +61,7 @@ def evaluate(
     skip: Annotated[int, typer.Option(help="so many of each domain first: calibrate and measure on others")] = 0,
     prompt_tokens: Annotated[int, typer.Option(help="of a prompt at most, without --prompts")] = 128,
     max_tokens: Annotated[int, typer.Option(help="of an answer")] = 160,
+    setting: Annotated[list[str] | None, typer.Option(help="greedy, sampled, seeded; may be repeated")] = None,
     concurrency: Annotated[int, typer.Option(help="requests that run at once")] = 8,
     dtype: Annotated[str, typer.Option(help="of the target: float32, bfloat16, float16")] = "float32",
     device: Annotated[str, typer.Option(help="a torch device")] = "cpu",
@@ -84,7 +85,9 @@ def evaluate(
 
     use(threads)
     try:
-        results = Asked(**context.params).results(Console(stderr=True, soft_wrap=True).print)
+        results = Asked(**context.params | {"setting": setting or []}).results(
+            Console(stderr=True, soft_wrap=True).print
+        )
     except (ConfigError, OSError, ValueError) as error:
         fail(str(error))
     Console(highlight=False).print(evaluation_table(results))

@@ -37,7 +37,7 @@ speculative decoding run on real, if modest, drafts.
 | block | {block_size} drafts: the last committed token and {masks} mask tokens |
 | mask token | {mask_token_id}, `<|pad|>`: no text contains it, so the target never says it |
 | heads | {markov_head_type} Markov head of rank {markov_rank}; confidence head with the Markov embedding |
-| confidences | calibrated by place (`calibration.json`), on other prompts than those below |
+| confidences | calibrated by place (`calibration.json`) at temperature 1, on other prompts than those below |
 | weights | bfloat16, {megabytes:.1f} MB |
 
 """
@@ -69,6 +69,8 @@ own included. The two ablations had the same text and as many steps; they are no
 Acceptance of the shipped drafter by place, of the drafts reached:
 
 {places}
+
+![reliability before and after calibration, on the prompts it was fitted on](reliability.png)
 
 Calibration error (20 bins, DeepSpec's definition) and area under the curve of its survival estimates are in the first
 table; "T=1 seeded" is the rule for requests with a seed of their own, which get the very tokens that they would get

@@ -15,6 +15,7 @@ import torch
 
 from decode.record import StepRecord, read
 from engine.config import SHIPPED_MODEL, Config
+from engine.errors import ConfigError
 from engine.models import LoadedModel, load_model
 from engine.types import FinishReason, Request, Sampling, StopRules
 from local import Builder, Pair
@@ -42,7 +43,7 @@ class Setting:
         return Sampling(temperature=self.temperature, seed=number + 1, seeded=self.rule == "seeded")
 
 
-SETTINGS = (Setting(0.0), Setting(1.0), Setting(1.0, "seeded"))
+SETTINGS = {"greedy": Setting(0.0), "sampled": Setting(1.0), "seeded": Setting(1.0, "seeded")}
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Evaluation:
     def measured(
         self,
         domains: Mapping[str, Sequence[Prompt]],
-        settings: Sequence[Setting] = SETTINGS,
+        settings: Sequence[Setting] = tuple(SETTINGS.values()),
         report: Callable[[str], None] = lambda _: None,
     ) -> Iterator[Result]:
         """One domain and setting after the other."""
@@ -161,6 +162,7 @@ class Asked:
     skip: int
     prompt_tokens: int
     max_tokens: int
+    setting: list[str]
     concurrency: int
     dtype: str
     device: str
@@ -171,6 +173,10 @@ class Asked:
 
     def results(self, report: Callable[[str], None]) -> list[Result]:
         """Raises ConfigError, and ValueError if answers are too short for a block."""
+        unknown = set(self.setting) - SETTINGS.keys()
+        if unknown:
+            raise ConfigError(f"--setting: {', '.join(sorted(unknown))} is none of {', '.join(SETTINGS)}")
+        settings = [SETTINGS[name] for name in self.setting] or list(SETTINGS.values())
         if self.records:
             self.records.mkdir(parents=True, exist_ok=True)
         path = self.target or SHIPPED_MODEL
@@ -181,7 +187,7 @@ class Asked:
         model = load_model(path, getattr(torch, self.dtype), torch.device(self.device))
         source: Drafter = "mtp" if self.drafter == "mtp" else Path(self.drafter)
         evaluation = Evaluation(model, path, source, self.concurrency, self.max_tokens, self.records)
-        return list(evaluation.measured(domains, report=report))
+        return list(evaluation.measured(domains, settings, report))
 
 
 def keep(results: Sequence[Result], file: Path) -> None:
