@@ -77,7 +77,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from cluster.tables import evaluation_table
+    from cluster.tables import evaluation_table, places_table
     from engine.errors import ConfigError
     from train.drafter_evaluation import Asked, keep
     from train.drafter_plots import draw
@@ -90,7 +90,7 @@ def evaluate(
         )
     except (ConfigError, OSError, ValueError) as error:
         fail(str(error))
-    Console(highlight=False).print(evaluation_table(results))
+    Console(highlight=False).print(evaluation_table(results), places_table(results))
     if json_file:
         keep(results, json_file)
     if plots and not draw(results, plots):
