@@ -82,7 +82,8 @@ def target() -> LoadedModel:
 
 @pytest.fixture
 def drafter(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(SHIPPED_DRAFTER, tmp_path / "drafter"))
+    """The shipped one, without its calibration."""
+    return Path(shutil.copytree(SHIPPED_DRAFTER, tmp_path / "drafter", ignore=shutil.ignore_patterns(FILE)))
 
 
 def recorded(drafter: Path, folder: Path, **decode: Any) -> Path:
@@ -98,18 +99,18 @@ def recorded(drafter: Path, folder: Path, **decode: Any) -> Path:
             for at in range(0, 1600, 100)
         ]
     )
-    recorder: Any = pair.decoder._recorder
-    recorder.close()
+    pair.decoder.close()
     return folder
 
 
 def test_from_recorded_steps_to_the_confidences_of_the_engine(
     drafter: Path, target: LoadedModel, tmp_path: Path
 ) -> None:
+    assert load_dspark(drafter, target).temperatures is None
+
     fit = calibrate(recorded(drafter, tmp_path / "steps"), drafter)
 
     assert sum(fit.ece_after) < sum(fit.ece_before)
-    assert load_dspark(SHIPPED_DRAFTER, target).temperatures is None
     assert load_dspark(drafter, target).temperatures == tuple(fit.temperatures)
     again = calibrate(recorded(drafter, tmp_path / "in force"), drafter)
     assert again.temperatures == pytest.approx(fit.temperatures, rel=0.05), "what was in force is taken out first"
