@@ -26,7 +26,7 @@ sanitize: $(READY)  ## the kernels' tests, built with AddressSanitizer and Undef
 	mkdir -p build/sanitize
 	for level in v3 v4; do g++ -O1 -g -std=c++17 -fopenmp -march=x86-64-$$level -fsanitize=address,undefined \
 	  -fno-sanitize-recover=all -shared -fPIC engine/kernels/kernels.cpp -o build/sanitize/_kernels_$$level.so; done
-	SPARKPOOL_KERNELS=build/sanitize ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
+	SANITIZED_KERNELS=build/sanitize ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
 	  LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  $(BIN)/python -m pytest -q tests/engine/kernels
 

@@ -4,7 +4,6 @@ T = tokens, H = query heads, G = key heads, D = key size, E = value size
 """
 
 import ctypes
-import os
 from collections.abc import Iterator
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from functools import cache
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-SWITCH = "SPARKPOOL_KERNELS"  # torch: as if nothing had been built; or a folder of other builds
+FOLDER = Path(__file__).parent
 LEVELS = {"v4": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"), "v3": ("avx2", "fma")}
 NAMES = {"v4": "native (AVX-512)", "v3": "native (AVX2)"}
 
@@ -60,13 +59,13 @@ class Library:
 
 @cache
 def library() -> Library | None:
-    """The best build that this processor runs; None if there is none, or SPARKPOOL_KERNELS is `torch`."""
-    return None if os.environ.get(SWITCH) == "torch" else next(builds(), None)
+    """The best build that this processor runs; None if there is none."""
+    return next(builds(FOLDER), None)
 
 
-def builds() -> Iterator[Library]:
-    """All that this processor runs, the best first."""
-    folder, flags = Path(os.environ.get(SWITCH) or Path(__file__).parent), _processor_flags()
+def builds(folder: Path) -> Iterator[Library]:
+    """All in `folder` that this processor runs, the best first."""
+    flags = _processor_flags()
     for level, wanted in LEVELS.items():
         if flags.issuperset(wanted):
             yield from (Library(file, NAMES[level]) for file in sorted(folder.glob(f"_kernels_{level}.*so")))

@@ -78,7 +78,7 @@ def test_mask_token_is_never_text() -> None:
     assert mask not in tokenizer.encode(library_text(HELD_OUT))
 
 
-@pytest.mark.parametrize(("setting", "least"), [(Setting(0.0), 2.0), (Setting(1.0), 1.9)])
+@pytest.mark.parametrize(("setting", "least"), [(Setting(0.0), 2.3), (Setting(1.0), 2.1)])
 def test_drafts_are_accepted_and_confidence_is_near_the_truth(setting: Setting, least: float) -> None:
     tokens = AutoTokenizer.from_pretrained(SHIPPED_MODEL).encode(library_text(HELD_OUT))
     prompts = [tuple(tokens[start : start + 96]) for start in range(0, 16 * 48, 48)]
@@ -86,7 +86,7 @@ def test_drafts_are_accepted_and_confidence_is_near_the_truth(setting: Setting, 
     evaluation = Evaluation(model, SHIPPED_MODEL, SHIPPED_DRAFTER, max_tokens=96)
     (result,) = evaluation.measured({"library": prompts}, [setting])
     assert result.figures.accepted_length > least
-    assert result.figures.auc is not None and result.figures.auc > 0.7
+    assert result.figures.auc is not None and result.figures.auc > 0.55
     if setting.temperature:
         assert result.figures.ece is not None and result.figures.ece < 0.08
 
