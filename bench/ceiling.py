@@ -69,46 +69,55 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Numbers, and the bytes that hold them."""
+
+    count: int = 0
+    bytes: int = 0
+
+    def and_of(self, tensor: torch.Tensor) -> "Weights":
+        """Those of one more tensor."""
+        return Weights(self.count + tensor.numel(), self.bytes + tensor.numel() * tensor.dtype.itemsize)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelCost:
-    """What a step has to read and multiply. Parameters are counted once for each layer that holds them."""
+    """What a step has to read and multiply, of matrices as they are packed. Parameters are counted once for each layer
+    that holds them."""
 
-    dense_parameters: int  # neither experts nor head; the embedding is read by row and counts nothing
-    head_parameters: int
-    expert_parameters: int
+    dense: Weights  # neither experts nor head; the embedding is read by row and counts nothing
+    head: Weights
+    experts: Weights
     num_experts: int
     experts_per_token: int
-    weight_bytes: int  # of one parameter
     cache_bytes_per_token: int  # over all layers
 
     @classmethod
     def of(cls, model: LoadedModel) -> "ModelCost":
-        sizes = {"head": 0, "expert": 0, "dense": 0}
+        sizes = {"head": Weights(), "experts": Weights(), "dense": Weights()}
         tensors = [*model.module.named_parameters(remove_duplicate=False), *model.module.named_buffers()]
         for name, tensor in tensors:
             if "embed_tokens" not in name:
-                kind = "expert" if ".experts." in name else "head" if name.startswith("lm_head") else "dense"
-                sizes[kind] += tensor.numel()
+                kind = "experts" if ".experts." in name else "head" if name.startswith("lm_head") else "dense"
+                sizes[kind] = sizes[kind].and_of(tensor)
         return cls(
-            dense_parameters=sizes["dense"],
-            head_parameters=sizes["head"],
-            expert_parameters=sizes["expert"],
+            **sizes,
             num_experts=getattr(model.config, "n_routed_experts", None) or 1,
             experts_per_token=getattr(model.config, "num_experts_per_tok", None) or 1,
-            weight_bytes=model.dtype.itemsize,
             cache_bytes_per_token=sum(entry.row_bytes for entry in model.entries),
         )
 
     def step_bytes(self, num_tokens: int, cached_tokens: int) -> float:
         """Weights and cached rows that a step of `num_tokens` reads. Of the experts, those that random routing hits."""
         hit = 1 - (1 - self.experts_per_token / self.num_experts) ** num_tokens
-        weights = self.dense_parameters + self.head_parameters + hit * self.expert_parameters
-        return weights * self.weight_bytes + cached_tokens * self.cache_bytes_per_token
+        weights = self.dense.bytes + self.head.bytes + hit * self.experts.bytes
+        return weights + cached_tokens * self.cache_bytes_per_token
 
     def step_flops(self, num_tokens: int, num_logits: int) -> float:
         """Multiplications and additions with the weights; attention is left out."""
-        experts = self.expert_parameters * self.experts_per_token / self.num_experts
-        return 2 * (num_tokens * (self.dense_parameters + experts) + num_logits * self.head_parameters)
+        experts = self.experts.count * self.experts_per_token / self.num_experts
+        return 2 * (num_tokens * (self.dense.count + experts) + num_logits * self.head.count)
 
     def answer_seconds(self, rates: Rates, requests: int, prompt_tokens: int, output_tokens: int) -> float:
         """The least time for `requests` prompts and their answers, all at once: one step for all prompts, then one

@@ -24,7 +24,8 @@ def test_a_step_reads_every_weight_but_the_embedding_and_every_cached_row(qwen3:
 
     weights = elements(qwen3) - elements(qwen3, "embed_tokens")
     cached = 4 * 2 * 2 * 24  # layers, keys and values, key heads, head size
-    assert cost.step_bytes(1, 0) == pytest.approx(weights * 4, rel=1e-3)  # frequencies of the rope are counted too
+    # frequencies of the rope are counted too, and what fills the last panel of a packed matrix
+    assert weights * 4 <= cost.step_bytes(1, 0) < 1.1 * weights * 4
     assert cost.step_bytes(1, 100) - cost.step_bytes(1, 0) == 100 * cached * 4
 
 
@@ -33,7 +34,7 @@ def test_a_tied_head_is_read_although_the_embedding_is_not(tmp_path: Path) -> No
 
     cost = ModelCost.of(load_model(path, torch.float32, CPU))
 
-    assert cost.step_bytes(1, 0) == pytest.approx(elements(path) * 4, rel=1e-3)
+    assert elements(path) * 4 <= cost.step_bytes(1, 0) < 1.1 * elements(path) * 4
 
 
 def test_few_tokens_hit_few_experts(deepseek_v3: Path) -> None:
