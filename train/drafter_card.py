@@ -79,9 +79,9 @@ without drafts and therefore accept less.
 ## Limits
 
 It knows Python source and little else, as its target does; sequences of {length} tokens are the longest it has seen.
-Rounds of a model this small are no faster than plain steps on a CPU: a step that verifies 8 tokens costs far more than
-one that decodes a token. The planner therefore verifies few drafts here, or none. For the licence of what it has learnt
-from, see the target's card.
+On a CPU drafting pays for a request that runs alone, and little or not at all beside others: a step that verifies 8
+tokens of each costs far more than one that decodes a token (README, speculation). For the licence of what it has
+learnt from, see the target's card.
 
 Versions: {versions}
 """
