@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer
 
-from engine.errors import ConfigError
 from train.corpus import Corpus, digest
-from train.sequences import prompt_of
+from train.sequences import prompt_lines
 
 Prompt = tuple[int, ...]
 DEFAULT_DOMAIN = "prompts"
@@ -41,15 +39,6 @@ def file_prompts(file: Path, target: Path, count: int, skip: int = 0) -> dict[st
     """Of a JSON Lines file; a line's `domain` says where it belongs. Raises ConfigError."""
     tokenizer = AutoTokenizer.from_pretrained(target, local_files_only=True)
     found: dict[str, list[Prompt]] = {}
-    try:
-        lines = file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error})") from None
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            prompt = tuple(prompt_of(line, f"{file}:{number}", tokenizer))
-            domain = str(json.loads(line).get("domain", DEFAULT_DOMAIN))
-            found.setdefault(domain, []).append(prompt)
-    if not found:
-        raise ConfigError(f"{file}: holds no prompt")
+    for content, tokens in prompt_lines(file, tokenizer, str(file)):
+        found.setdefault(str(content.get("domain", DEFAULT_DOMAIN)), []).append(tuple(tokens))
     return {domain: prompts[skip : skip + count] for domain, prompts in found.items() if len(prompts) > skip}

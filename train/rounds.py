@@ -112,7 +112,7 @@ def figures(of: Sequence[Round]) -> Figures:
         said_NK = survival(of)
         came_NK = np.array([[r.accepted > k for k in range(said_NK.shape[1])] for r in of])
         said = [(s[s >= 0], c[s >= 0]) for s, c in zip(said_NK.T, came_NK.T, strict=True)]
-        sweep = [_swept(of, (said_NK >= threshold).sum(axis=1), threshold) for threshold in THRESHOLDS]
+        sweep = [swept(of, said_NK, threshold) for threshold in THRESHOLDS]
     errors, areas = [ece(*pair) for pair in said], [auc(*pair) for pair in said]
     drafts = [len(s) for s, _ in said]
     return Figures(
@@ -136,13 +136,9 @@ def survival(of: Sequence[Round]) -> Values:
     return np.array([[*np.cumprod(r.confidence), *[-1.0] * (most - r.places)] for r in of])
 
 
-def swept(of: Sequence[Round], threshold: float) -> Sweep:
+def swept(of: Sequence[Round], survival_NK: Values, threshold: float) -> Sweep:
     """Had each block been cut before the first draft that is less likely to survive."""
-    length_N = (survival(of) >= threshold).sum(axis=1)
-    return _swept(of, length_N, threshold)
-
-
-def _swept(of: Sequence[Round], length_N: NDArray[np.int64], threshold: float) -> Sweep:
+    length_N = (survival_NK >= threshold).sum(axis=1)
     accepted_N = np.minimum([r.accepted for r in of], length_N)
     ended_N = np.array([r.ended for r in of]) & (accepted_N == [r.accepted for r in of])
     verified, accepted = int(length_N.sum()), int(accepted_N.sum())

@@ -128,7 +128,7 @@ class Writer:
             assert corpus is not None
             lengths = [PROMPT_LENGTHS[i // AT_ONCE % len(PROMPT_LENGTHS)] for i in range(section.sequences)]
             return [corpus.next(1, length)[0].tolist() for length in lengths]
-        found = prompts_of(section.prompts, tokenizer)
+        found = [tokens for _, tokens in prompt_lines(section.prompts, tokenizer, f"text.prompts: {section.prompts}")]
         for i, prompt in enumerate(found, start=1):
             if not 1 <= len(prompt) <= section.tokens - 2:
                 raise ConfigError(f"{section.prompts}:{i}: {len(prompt)} tokens; text.tokens is {section.tokens}")
@@ -176,21 +176,24 @@ def _padded(rows: list[list[int]], first: list[int], length: int) -> Sequences:
     return Sequences(token_NT, np.array(first), np.array([len(row) for row in rows]))
 
 
-def prompts_of(file: Path, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Each line's tokens. Raises ConfigError that names file and line."""
+def prompt_lines(file: Path, tokenizer: PreTrainedTokenizerBase, named: str) -> list[tuple[dict[str, Any], list[int]]]:
+    """What each line of a file of prompts says, and its tokens. Raises ConfigError, which begins with `named`, or with
+    the file and the line."""
     try:
         lines = file.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"text.prompts: {file}: cannot be read ({error})") from None
-    found = [
-        prompt_of(line, f"{file}:{number}", tokenizer) for number, line in enumerate(lines, start=1) if line.strip()
-    ]
-    if not found:
-        raise ConfigError(f"text.prompts: {file}: holds no prompt")
+        raise ConfigError(f"{named}: cannot be read ({error})") from None
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise ConfigError(f"{named}: holds no prompt")
+    found = []
+    for number, line in numbered:
+        tokens = _prompt(line, f"{file}:{number}", tokenizer)  # first: it says what is wrong with the line
+        found.append((json.loads(line), tokens))
     return found
 
 
-def prompt_of(line: str, where: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _prompt(line: str, where: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens of one line. Raises ConfigError, which begins with `where`."""
     try:
         content: Any = json.loads(line)

@@ -14,9 +14,8 @@ constexpr int W = 16, ROWS = 12;
 #else
 constexpr int W = 8, ROWS = 6;
 #endif
-constexpr int P = 2 * W;        // columns of a panel
-constexpr long CHUNK = 96;      // rows of x that stay in the second cache
-constexpr long LONG_ROWS = 24;  // from here on a chunk is worth a region of its own
+constexpr int P = 2 * W;    // columns of a panel
+constexpr long CHUNK = 96;  // rows of x that stay in the second cache
 typedef float vec __attribute__((vector_size(4 * W), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(4 * W), aligned(4)));
 typedef uint32_t bits __attribute__((vector_size(4 * W), aligned(4)));

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decode.record import StepRecord
-from train.rounds import THRESHOLDS, Answer, Round, figures, rounds, swept
+from train.rounds import THRESHOLDS, Answer, Round, figures, rounds, survival, swept
 
 
 def step(
@@ -72,7 +72,7 @@ def test_figures_by_hand() -> None:
         (abs(0.9 - 1) + abs(0.8 - 1) + abs(0.4 - 0) + abs(1.0 - 1)) / 4, abs=1e-9
     )
     assert sum(b.drafts for b in found.reliability) == 3 * 3 + 2
-    sweep = swept(of, 0.45)
+    sweep = swept(of, survival(of), 0.45)
     assert sweep.verified == (3 + 1 + 0 + 2) / 4
     assert sweep.tokens == (4 + 2 + 1 + 2) / 4
     assert sweep.accepted == (3 + 1 + 2) / 6
