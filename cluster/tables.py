@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 
 def replica_table(stats: pb.Stats) -> Table:
     """One row for each replica of both pools."""
-    table = Table(title="replicas")
-    columns = ("pool", "replica", "waiting", "running", "tokens", "preempted", "prefix hits")
-    for column in (*columns, "pages free+cached/held/total", "leases", "reads (lost)", "moved"):
-        table.add_column(column, justify="left" if column in ("pool", "replica") else "right")
+    columns = ("waiting", "running", "tokens", "preempted", "prefix hits", "pages free+cached/held/total")
+    table = _table("replicas", ("pool", "replica"), (*columns, "leases", "reads (lost)", "moved"))
     for replica in stats.replicas:
         pages = [f"{name} {p.free}+{p.cached}/{p.held}/{p.total}" for name, p in sorted(replica.pages.items())]
         table.add_row(
@@ -42,10 +40,8 @@ def speculation_table(stats: pb.Stats) -> Table | None:
     replicas = [replica for replica in stats.replicas if replica.drafted]
     if not replicas:
         return None
-    table = Table(title="speculation")
-    columns = ("pool", "replica", "steps", "ms a step: draft+plan+verify", "verified a step", "accepted length")
-    for column in (*columns, "acceptance by place", "without context"):
-        table.add_column(column, justify="left" if column in ("pool", "replica") else "right")
+    columns = ("steps", "ms a step: draft+plan+verify", "verified a step", "accepted length")
+    table = _table("speculation", ("pool", "replica"), (*columns, "acceptance by place", "without context"))
     for replica in replicas:
         seconds = (replica.draft_seconds, replica.plan_seconds, replica.verify_seconds)
         table.add_row(
@@ -89,9 +85,8 @@ def size(num_bytes: int) -> str:
 
 def calibration_table(fit: "Fit") -> Table:
     """Each place's temperature, and how well survival was foreseen there before and after."""
-    table = Table(title="confidences by place of the draft")
-    for column in ("place", "drafts", "temperature", "ECE before", "after", "AUC before", "after"):
-        table.add_column(column, justify="right")
+    columns = ("place", "drafts", "temperature", "ECE before", "after", "AUC before", "after")
+    table = _table("confidences by place of the draft", (), columns)
     places = zip(
         fit.drafts, fit.temperatures, fit.ece_before, fit.ece_after, fit.auc_before, fit.auc_after, strict=True
     )
@@ -113,9 +108,9 @@ def evaluation_table(results: "Sequence[Result]") -> Table:
     """One row for each domain and setting. Times are medians of a step of so many requests; the speed-up is that of
     decoding with every draft verified."""
     requests = results[0].cost.requests
-    table = Table(title=f"accepted length, every draft verified; ms of a step of {requests} requests")
-    for column in ("domain", "setting", "rounds", "length", "ECE", "AUC", "draft", "verify", "plain", "speed-up"):
-        table.add_column(column, justify="left" if column in ("domain", "setting") else "right")
+    title = f"accepted length, every draft verified; ms of a step of {requests} requests"
+    columns = ("rounds", "length", "ECE", "AUC", "draft", "verify", "plain", "speed-up")
+    table = _table(title, ("domain", "setting"), columns)
     for result in results:
         found, cost = result.figures, result.cost
         table.add_row(
@@ -135,10 +130,18 @@ def evaluation_table(results: "Sequence[Result]") -> Table:
 
 def places_table(results: "Sequence[Result]") -> Table:
     """How often the draft at each place was accepted if those before it were."""
-    table = Table(title="acceptance by place")
     places = len(results[0].figures.acceptance)
-    for column in ("domain", "setting", *map(str, range(1, places + 1))):
-        table.add_column(column, justify="left" if column in ("domain", "setting") else "right")
+    table = _table("acceptance by place", ("domain", "setting"), [str(place + 1) for place in range(places)])
     for result in results:
         table.add_row(result.domain, result.setting, *(f"{value:.0%}" for value in result.figures.acceptance))
+    return table
+
+
+def _table(title: str, names: Sequence[str], figures: Sequence[str]) -> Table:
+    """An empty one: columns of names, to the left, then columns of figures, to the right."""
+    table = Table(title=title)
+    for name in names:
+        table.add_column(name)
+    for figure in figures:
+        table.add_column(figure, justify="right")
     return table
