@@ -80,18 +80,11 @@ class Keys:
         return self.last_RQ.flatten()[self.token_index_T].int()
 
     def check(self, num_pages: int) -> None:
-        """Once for each `Keys`: what a kernel follows blindly leads to one of `num_pages` pages. Raises
-        AssertionError."""
-        if not self._checked:
-            reach_R = (self.first_page_R + self.pages_RP.shape[1]) * self.page_tokens
-            assert int(self.pages_RP.min()) >= 0 and int(self.pages_RP.max()) < num_pages, "a page that is not there"
-            assert bool((self.first_RQ >= self.first_page_R[:, None] * self.page_tokens).all()), "before its pages"
-            assert bool((self.last_RQ < reach_R[:, None]).all()), "behind its pages"
-            self._checked.append(True)
-
-    @cached_property
-    def _checked(self) -> list[bool]:
-        return []
+        """What a kernel follows blindly leads to one of `num_pages` pages. Raises AssertionError."""
+        reach_R = (self.first_page_R + self.pages_RP.shape[1]) * self.page_tokens
+        assert int(self.pages_RP.min()) >= 0 and int(self.pages_RP.max()) < num_pages, "a page that is not there"
+        assert bool((self.first_RQ >= self.first_page_R[:, None] * self.page_tokens).all()), "before its pages"
+        assert bool((self.last_RQ < reach_R[:, None]).all()), "behind its pages"
 
 
 @dataclass(frozen=True)
@@ -125,6 +118,12 @@ class Slots:
 
     page_T: Tensor
     offset_T: Tensor
+    page_tokens: int
+
+    def check(self, num_pages: int) -> None:
+        """They are in `num_pages` pages. Raises AssertionError."""
+        for index_T, end in ((self.page_T, num_pages), (self.offset_T, self.page_tokens)):
+            assert int(index_T.min()) >= 0 and int(index_T.max()) < end, "a slot that is not there"
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ def _slots(rows: list[Row], group: str, page_tokens: int, device: torch.device) 
             page, offset = divmod(position, page_tokens)
             pages.append(table.page_ids[page - table.first_page])
             offsets.append(offset)
-    return Slots(_tensor(pages, device), _tensor(offsets, device))
+    return Slots(_tensor(pages, device), _tensor(offsets, device), page_tokens)
 
 
 def _segment(rows: list[Row], first_token: int, layout: CacheLayout, device: torch.device) -> Segment:

@@ -1,5 +1,6 @@
 """What every test shares: one thread of arithmetic, repeatable examples, and random checkpoints made once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from tests.checkpoints import DEEPSEEK_V3, QWEN3, QWEN3_SLIDING, save_random
+from tests.kernels import IMPLEMENTATIONS, chosen, name_of
 
 # More threads than cores slow a small step by two orders of magnitude, and a test cannot know who else computes.
 torch.set_num_threads(1)
@@ -15,6 +17,12 @@ settings.register_profile(
     "suite", deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS, ids=name_of)
+def computed_by(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What a test that asks for this computes with, one after the other."""
+    yield from chosen(request.param)
 
 
 @pytest.fixture(scope="session")

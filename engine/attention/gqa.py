@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.attention.paged import attend_for
-from engine.batch import Batch
+from engine.attention.paged import gathered
+from engine.batch import Batch, Segment
 from engine.pages import Entry, PageStore, Slab
 from engine.pages.layout import Part
 
@@ -45,7 +45,6 @@ class PagedGQA(nn.Module):
             window=getattr(attention, "sliding_window", None),
             part=part,
         )
-        self.attend = attend_for(attention.k_proj.weight)
         rotate: Callable[..., tuple[Tensor, Tensor]] = import_module(type(attention).__module__).apply_rotary_pos_emb
         self.rotate = rotate
 
@@ -64,16 +63,14 @@ class PagedGQA(nn.Module):
         hidden_TD = hidden_states[0]
         q_THD = self.q_norm(self.q_proj(hidden_TD).unflatten(-1, (-1, self.head_dim)))
         q_1THD = self.remember(hidden_TD, position_embeddings, batch, store, q_THD)
-        k_slab, v_slab = self._slabs(store)
-        group = self.entry.group
-        outputs = []
-        for segment in batch.segments:
-            keys = segment.keys[group]
-            outputs.append(
-                self.attend(q_1THD[0, segment.tokens], k_slab, v_slab, self.head_dim, segment, keys, self.scaling)
-            )
+        outputs = [self.attended(segment, q_1THD[0, segment.tokens], store) for segment in batch.segments]
         out_THD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return self.o_proj(out_THD.flatten(1))[None], None
+
+    def attended(self, segment: Segment, q_THD: Tensor, store: PageStore) -> Tensor:
+        """What the queries of a segment's tokens attend to. [T, H, D]"""
+        keys = segment.keys[self.entry.group]
+        return gathered(q_THD, *self._slabs(store), self.head_dim, segment, keys, self.scaling)
 
     def remember(
         self,

@@ -15,21 +15,23 @@ T = tokens, R = rows, Q = queries, K = keys, H = heads, N = nope size, P = rope 
 from collections.abc import Callable
 from functools import cached_property
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from engine.attention.paged import attend, attend_for
+from engine.attention.paged import attend, gathered
 from engine.batch import Batch, Keys, Segment
 from engine.pages import Entry, PageStore, Slab
 from engine.pages.layout import Part
 
-Rotation = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
+Rotate = Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]]
+Rotation = Literal["halves", "pairs to halves", "pairs"]
 
 
-def rotation(attention: Any) -> Rotation:
-    """How this module's model turns queries and keys [1, T, heads, P], given its own kind of position embeddings."""
+def rotation(attention: Any) -> tuple[Rotate, Rotation]:
+    """How this module's model turns queries and keys [1, T, heads, P], given its own kind of position embeddings; and
+    which numbers that takes together, and where it leaves them."""
     model = import_module(type(attention).__module__)
     if hasattr(model, "apply_rotary_emb"):  # DeepSeek-V2: one complex tensor, heads before tokens
         turn = model.apply_rotary_emb
@@ -38,10 +40,25 @@ def rotation(attention: Any) -> Rotation:
             q_1HTP, k_11TP = turn(q_1THP.transpose(1, 2), k_1T1P.transpose(1, 2), positions)
             return q_1HTP.transpose(1, 2), k_11TP.transpose(1, 2)
 
-        return turn_complex
+        return turn_complex, "pairs"
     pairs = attention.config.rope_interleave
     turn_real = model.apply_rotary_pos_emb_interleave if pairs else model.apply_rotary_pos_emb
-    return lambda q, k, positions: turn_real(q, k, *positions, unsqueeze_dim=2)
+
+    def turn_halves(q: Tensor, k: Tensor, positions: Any) -> tuple[Tensor, Tensor]:
+        q, k = turn_real(q, k, *positions, unsqueeze_dim=2)
+        return q, k
+
+    return turn_halves, "pairs to halves" if pairs else "halves"
+
+
+class PerHead(nn.Module):
+    """One matrix for each head: `weight` [H, out, in]."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.contiguous())
 
 
 class PagedMLA(nn.Module):
@@ -54,8 +71,8 @@ class PagedMLA(nn.Module):
     kv_a_proj_with_mqa: nn.Module
     kv_a_layernorm: nn.Module
     o_proj: nn.Module
-    w_uk_HNL: Tensor
-    w_uv_HVL: Tensor
+    w_uk: Any  # `weight` [H, L, N]
+    w_uv: Any  # `weight` [H, V, L]
 
     def __init__(self, attention: Any, part: Part = "target") -> None:
         super().__init__()
@@ -70,8 +87,7 @@ class PagedMLA(nn.Module):
         self.latent: int = attention.kv_lora_rank
         self.scaling: float = attention.scaling
         self.compressed_queries = attention.q_lora_rank is not None
-        self.rotate = rotation(attention)
-        self.attend = attend_for(attention.kv_b_proj.weight)
+        self.rotate, self.rotation = rotation(attention)
         self.entry = Entry(
             layer=self.layer,
             name="latent",
@@ -82,8 +98,7 @@ class PagedMLA(nn.Module):
         )
         weight_HNL = attention.kv_b_proj.weight.detach().view(self.num_heads, self.nope + self.value, self.latent)
         w_uk_HNL, w_uv_HVL = weight_HNL.split([self.nope, self.value], dim=1)
-        self.register_buffer("w_uk_HNL", w_uk_HNL.contiguous())
-        self.register_buffer("w_uv_HVL", w_uv_HVL.contiguous())
+        self.w_uk, self.w_uv = PerHead(w_uk_HNL.mT), PerHead(w_uv_HVL)
 
     @property
     def entries(self) -> list[Entry]:
@@ -109,16 +124,17 @@ class PagedMLA(nn.Module):
         hidden_TD = hidden_states[0]
         q_nope_THN, q_rope_THP = self._queries(hidden_TD)
         q_rope_1THP = self.remember(hidden_TD, position_embeddings, batch, store, q_rope_THP)
-        slab = store.slab(self.entry.key)
         outputs = []
         for segment in batch.segments:
-            keys = segment.keys[self.entry.group]
-            absorb = segment.num_queries <= self.absorbed_queries
-            attention = self._absorbed if absorb else self._expanded
             own = segment.tokens
-            outputs.append(attention(segment, keys, q_nope_THN[own], q_rope_1THP[0, own], slab))
+            outputs.append(self.attended(segment, q_nope_THN[own], q_rope_1THP[0, own], store))
         out_THV = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return self.o_proj(out_THV.flatten(1))[None], None
+
+    def attended(self, segment: Segment, q_nope_THN: Tensor, q_rope_THP: Tensor, store: PageStore) -> Tensor:
+        """What the queries of a segment's tokens attend to. [T, H, V]"""
+        attention = self._absorbed if segment.num_queries <= self.absorbed_queries else self._expanded
+        return attention(segment, segment.keys[self.entry.group], q_nope_THN, q_rope_THP, store.slab(self.entry.key))
 
     def remember(
         self,
@@ -143,20 +159,25 @@ class PagedMLA(nn.Module):
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_TD)))
         else:
             q = self.q_proj(hidden_TD)
-        q_nope_THN, q_rope_THP = q.unflatten(-1, (self.num_heads, -1)).split([self.nope, self.rope], dim=-1)
+        return self.split(q)
+
+    def split(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, H (N + P)] -> [T, H, N], [T, H, P]"""
+        q_nope_THN, q_rope_THP = queries.unflatten(-1, (self.num_heads, -1)).split([self.nope, self.rope], dim=-1)
         return q_nope_THN, q_rope_THP
 
     def _absorbed(self, segment: Segment, keys: Keys, q_nope: Tensor, q_rope: Tensor, slab: Slab) -> Tensor:
-        q_latent_THL = (q_nope.transpose(0, 1) @ self.w_uk_HNL).transpose(0, 1)
+        q_latent_THL = (q_nope.transpose(0, 1) @ self.w_uk.weight.mT).transpose(0, 1)
         q_THC = torch.cat([q_latent_THL, q_rope], dim=-1)
-        out_THL = self.attend(q_THC, slab, slab, self.latent, segment, keys, self.scaling)
-        return (out_THL.transpose(0, 1) @ self.w_uv_HVL.mT).transpose(0, 1)
+        out_THL = gathered(q_THC, slab, slab, self.latent, segment, keys, self.scaling)
+        out_THV: Tensor = (out_THL.transpose(0, 1) @ self.w_uv.weight.mT).transpose(0, 1)
+        return out_THV
 
     def _expanded(self, segment: Segment, keys: Keys, q_nope: Tensor, q_rope: Tensor, slab: Slab) -> Tensor:
         q_RQHD = segment.pad(torch.cat([q_nope, q_rope], dim=-1))
         latent_RKL, rope_RKP = slab.gather(keys.pages_RP).split([self.latent, self.rope], dim=-1)
-        k_nope_RKHN = torch.einsum("rkl,hnl->rkhn", latent_RKL, self.w_uk_HNL)
+        k_nope_RKHN = torch.einsum("rkl,hln->rkhn", latent_RKL, self.w_uk.weight)
         k_rope_RKHP = rope_RKP[:, :, None].expand(-1, -1, self.num_heads, -1)
-        v_RKHV = torch.einsum("rkl,hvl->rkhv", latent_RKL, self.w_uv_HVL)
+        v_RKHV = torch.einsum("rkl,hvl->rkhv", latent_RKL, self.w_uv.weight)
         k_RKHD = torch.cat([k_nope_RKHN, k_rope_RKHP], dim=-1)
         return segment.unpad(attend(q_RQHD, k_RKHD, v_RKHV, keys.mask_R1QK, self.scaling))

@@ -1,56 +1,24 @@
-"""Attention of a step's tokens over pages: the seam that kernels fill.
+"""Attention of a step's tokens over gathered pages, in torch, for every device: what kernels are compared with.
 
 R = rows, Q = queries of a row (padded), K = keys, T = tokens of a segment, H = query heads, G = key heads,
 D = key size, E = value size
 """
 
-from typing import Protocol
-
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.batch import SHORT_ROW_TOKENS, Keys, Segment
-from engine.kernels.attention import attend_in_place
-from engine.kernels.native import Library, native_for
+from engine.batch import Keys, Segment
 from engine.pages import Slab
-
-
-class Attend(Protocol):
-    def __call__(
-        self, q_THD: Tensor, key: Slab, value: Slab, value_size: int, segment: Segment, keys: Keys, scale: float
-    ) -> Tensor:
-        """softmax(scale q k^T) v of a segment's tokens over what they see. [T, H, E]
-
-        Key head g serves H/G query heads. `value` may be the slab of the keys
-        themselves, with one head: then the first `value_size` numbers of a key are its value (MLA).
-        """
-        ...
-
-
-def attend_for(weight: Tensor) -> Attend:
-    """The fastest for layers with such weights."""
-    native = native_for(weight)
-    return gathered if native is None else InPlace(native)
-
-
-class InPlace:
-    """By kernels.cpp, where the pages lie. Rows of many tokens are better served by a product of matrices."""
-
-    def __init__(self, library: Library) -> None:
-        self._library = library
-
-    def __call__(
-        self, q_THD: Tensor, key: Slab, value: Slab, value_size: int, segment: Segment, keys: Keys, scale: float
-    ) -> Tensor:
-        if segment.num_queries > SHORT_ROW_TOKENS:
-            return gathered(q_THD, key, value, value_size, segment, keys, scale)
-        return attend_in_place(q_THD, key, value, value_size, keys, scale, self._library)
 
 
 def gathered(
     q_THD: Tensor, key: Slab, value: Slab, value_size: int, segment: Segment, keys: Keys, scale: float
 ) -> Tensor:
-    """In torch, for every device: the reference."""
+    """softmax(scale q k^T) v of a segment's tokens over what they see. [T, H, E]
+
+    Key head g serves H/G query heads. `value` may be the slab of the keys themselves, with one head: then the first
+    `value_size` numbers of a key are its value (MLA).
+    """
     k_RKGD = key.gather(keys.pages_RP)
     if value is key:
         k_RKGD = k_RKGD[:, :, None]

@@ -22,7 +22,7 @@ from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3RMSNorm
 
 from engine.attention import PagedAttention
-from engine.batch import Batch, Row, Slots
+from engine.batch import Batch, Row
 from engine.drafters import Anchor, DraftBlock, Rows
 from engine.drafters.dspark import drafted
 from engine.pages import Entry, PageStore
@@ -139,5 +139,5 @@ def _without_unknown(batch: Batch, before: Rows) -> Batch:
     for name, own in batch.slots.items():
         page_T = own.page_T.clone()
         page_T[batch.start_R[unknown]] = SCRATCH_PAGE
-        slots[name] = Slots(page_T, own.offset_T)
+        slots[name] = replace(own, page_T=page_T)
     return replace(batch, slots=slots)

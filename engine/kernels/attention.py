@@ -1,55 +1,312 @@
-"""Attention over pages where they lie: nothing is gathered, no mask is made. float32 on a CPU.
+"""Attention as programs: projections, norms, rotation and cache writes, attention over pages where they lie.
 
-T = tokens of a segment, H = query heads, G = key heads, D = key size, E = value size
+Rows of many tokens, as in prefill, are better served by products of matrices over gathered pages: their attention is
+left to the module that torch runs (engine/attention/), between the two halves of a program.
+
+T = tokens, H = query heads, G = key heads, D = head size, N = nope size, P = rope size, V = value size, L = latent size
 """
 
-import ctypes
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from engine.batch import Keys
-from engine.kernels.native import Attention, Library
-from engine.pages import Slab
+from engine.attention.gqa import PagedGQA
+from engine.attention.mla import PagedMLA
+from engine.batch import SHORT_ROW_TOKENS, Batch, Segment
+from engine.kernels.linear import NativeLinear, Packed
+from engine.kernels.native import Library
+from engine.kernels.norm import NativeRMSNorm
+from engine.kernels.program import (
+    HALVES,
+    KEYS,
+    NOWHERE,
+    PAIRS,
+    PAIRS_TO_HALVES,
+    VALUES,
+    Attend,
+    Columns,
+    Heads,
+    Op,
+    Program,
+    X,
+    Y,
+    arena,
+    column,
+    step_of,
+)
+from engine.pages import PageStore
 
 
-def attend_in_place(
-    q_THD: Tensor, key: Slab, value: Slab, value_size: int, keys: Keys, scale: float, library: Library
-) -> Tensor:
-    """softmax(scale q k^T) v of every token over the keys that it sees. [T, H, E]
+@dataclass(frozen=True)
+class Parts:
+    """Operations before attention, of attention and after it; `queries` and `attended` are the places where the first
+    leave the queries and the last expect what was attended to."""
 
-    `value` may be the slab of the keys themselves: then the first numbers of a key are its value (MLA).
-    """
-    q_THD = q_THD.contiguous()
-    num_tokens, num_heads, key_size = q_THD.shape
-    out_THE = q_THD.new_empty(num_tokens, num_heads, value_size)
-    keys.check(key.num_pages)
-    page_tokens = key.rows.shape[1]
-    key_row, value_row = (slab.pages_2d.shape[1] // page_tokens for slab in (key, value))
-    assert key.pages_2d.stride(0) == value.pages_2d.stride(0)
-    library.attend(
-        ctypes.byref(
-            Attention(
-                q=q_THD.data_ptr(),
-                keys=key.pages_2d.data_ptr(),
-                values=value.pages_2d.data_ptr(),
-                out=out_THE.data_ptr(),
-                tables=keys.pages_RP.data_ptr(),
-                row=keys.row_T.data_ptr(),
-                first=keys.first_T.data_ptr(),
-                last=keys.last_T.data_ptr(),
-                page0=keys.first_page_R.data_ptr(),
-                T=num_tokens,
-                H=num_heads,
-                G=key_row // key_size,
-                D=key_size,
-                E=value_size,
-                key_row=key_row,
-                value_row=value_row,
-                page_stride=key.pages_2d.stride(0),
-                max_pages=keys.pages_RP.shape[1],
-                page_tokens=page_tokens,
-                scale=scale,
-            )
+    before: list[Op]
+    attend: list[Op]
+    after: list[Op]
+    queries: int
+    attended: int
+
+
+class NativeAttention(nn.Module, ABC):
+    """In the place of a paged attention module, over the same pages."""
+
+    query_numbers: int  # per token, of all heads
+    value_numbers: int
+
+    def __init__(self, paged: Any, library: Library) -> None:
+        super().__init__()
+        self.paged, self.entries = paged, paged.entries
+        self._call = PagedProgram(self, library, self._parts)
+        columns = Columns()
+        self._remember = Program(library, self.writing(X, columns), columns.width)
+
+    def _parts(self, columns: Columns) -> Parts:
+        return self.operations(X, Y, NOWHERE, columns)
+
+    @abstractmethod
+    def writing(self, x: int, columns: Columns) -> list[Op]:
+        """Write the tokens' entries."""
+
+    @abstractmethod
+    def operations(self, x: int, y: int, add: int, columns: Columns) -> Parts:
+        """y = attention(x) + add."""
+
+    @abstractmethod
+    def attend_long(self, segment: Segment, queries: Tensor, store: PageStore) -> Tensor:
+        """What the tokens of one segment attend to. `queries` [T, H D] -> [T, H V]"""
+
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: Any, batch: Batch, store: PageStore, **_: object
+    ) -> tuple[Tensor, None]:
+        return self._call(hidden_states, position_embeddings, batch, store), None
+
+    def remember(self, hidden_TD: Tensor, position_embeddings: Any, batch: Batch, store: PageStore) -> None:
+        """Write the tokens' entries into their slots."""
+        step = step_of(batch, position_embeddings)
+        call = step.aim(self.entries[0].group, store.slab(self.entries[0].key), store.slab(self.entries[-1].key))
+        hidden_TD = hidden_TD.contiguous()
+        call.x, call.arena = hidden_TD.data_ptr(), arena(self._remember.width * batch.num_tokens).data_ptr()
+        self._remember(call)
+
+
+class PagedProgram:
+    """A program that writes entries and attends, from [1, T, D] to [1, T, D]."""
+
+    def __init__(self, attention: NativeAttention, library: Library, parts: Any) -> None:
+        columns = Columns()
+        self._parts: Parts = parts(columns)
+        self._attention = attention
+        self._keys = [entry.key for entry in attention.entries]
+        self._group = attention.entries[0].group
+        before, attend, after = self._parts.before, self._parts.attend, self._parts.after
+        self._before, self._attend, self._after, self._whole = (
+            Program(library, operations, columns.width)
+            for operations in (before, attend, after, before + attend + after)
         )
-    )
-    return out_THE
+
+    def __call__(self, x_1TD: Tensor, positions: Any, batch: Batch, store: PageStore) -> Tensor:
+        step = step_of(batch, positions)
+        call = step.aim(self._group, store.slab(self._keys[0]), store.slab(self._keys[-1]))
+        assert x_1TD.dtype == torch.float32
+        x_1TD = x_1TD.contiguous()
+        y_1TD = torch.empty_like(x_1TD)
+        call.x, call.y = x_1TD.data_ptr(), y_1TD.data_ptr()
+        call.arena = arena(self._whole.width * batch.num_tokens).data_ptr()
+        if not step.has_long_rows:
+            self._whole(call)
+        else:
+            self._before(call)
+            if call.num_segments:
+                self._attend(call)
+            self._attend_long(batch, store)
+            self._after(call)
+        return y_1TD
+
+    def _attend_long(self, batch: Batch, store: PageStore) -> None:
+        attention, parts, num_tokens = self._attention, self._parts, batch.num_tokens
+        queries = column(parts.queries, attention.query_numbers, num_tokens)
+        attended = column(parts.attended, attention.value_numbers, num_tokens)
+        for segment in batch.segments:
+            if segment.num_queries > SHORT_ROW_TOKENS:
+                own = segment.tokens
+                attended[own] = attention.attend_long(segment, queries[own], store)
+
+
+class NativeGQA(NativeAttention):
+    def __init__(self, paged: PagedGQA, library: Library) -> None:
+        projected: Any = paged.q_proj
+        self.query_numbers = self.value_numbers = projected.out_features
+        super().__init__(paged, library)
+
+    def writing(self, x: int, columns: Columns) -> list[Op]:
+        paged = self.paged
+        keys, values = columns.take(paged.k_proj.out_features), columns.take(paged.v_proj.out_features)
+        return [
+            paged.k_proj.product(x, keys),
+            paged.v_proj.product(x, values, wait=False),
+            self._heads(keys, KEYS, paged.k_norm, turned=True),
+            self._heads(values, VALUES, None, turned=False, wait=False),
+        ]
+
+    def operations(self, x: int, y: int, add: int, columns: Columns) -> Parts:
+        paged = self.paged
+        queries, attended = columns.take(self.query_numbers), columns.take(self.value_numbers)
+        project_k, project_v, write_k, write_v = self.writing(x, columns)
+        project_k.wait = write_k.wait = False
+        attend = Attend(
+            x=queries,
+            y=attended,
+            H=self.query_numbers // paged.head_dim,
+            G=paged.num_key_heads,
+            D=paged.head_dim,
+            E=paged.head_dim,
+            shared=False,
+            scale=paged.scaling,
+        )
+        turn = self._heads(queries, queries, paged.q_norm, turned=True)
+        return Parts(
+            before=[paged.q_proj.product(x, queries), project_k, project_v, turn, write_k, write_v],
+            attend=[attend],
+            after=[paged.o_proj.product(attended, y, add)],
+            queries=queries,
+            attended=attended,
+        )
+
+    def attend_long(self, segment: Segment, queries: Tensor, store: PageStore) -> Tensor:
+        q_THD = queries.unflatten(-1, (-1, self.paged.head_dim))
+        attended: Tensor = self.paged.attended(segment, q_THD, store).flatten(1)
+        return attended
+
+    def _heads(self, x: int, y: int, norm: Any, turned: bool, wait: bool = True) -> Heads:
+        """Heads of the place `x` to `y`, normed if `norm` is one."""
+        size = self.paged.head_dim
+        row = self.query_numbers if y >= 0 else self.paged.num_key_heads * size
+        weight = norm.weight if isinstance(norm, NativeRMSNorm) else None
+        return Heads(
+            x=x,
+            y=y,
+            H=row // size,
+            size=size,
+            x_row=row,
+            x_head=size,
+            x_at=0,
+            y_row=row,
+            y_head=size,
+            y_at=0,
+            normed=0 if weight is None else size,
+            turn_at=0,
+            turned=size if turned else 0,
+            rotation=HALVES,
+            weight=weight,
+            eps=0.0 if weight is None else norm.variance_epsilon,
+            wait=wait,
+        )
+
+
+class NativeMLA(NativeAttention):
+    ROTATIONS: ClassVar = {"halves": HALVES, "pairs to halves": PAIRS_TO_HALVES, "pairs": PAIRS}
+
+    def __init__(self, paged: PagedMLA, library: Library) -> None:
+        self.query_numbers = paged.num_heads * (paged.nope + paged.rope)
+        self.value_numbers = paged.num_heads * paged.value
+        super().__init__(paged, library)
+
+    def writing(self, x: int, columns: Columns) -> list[Op]:
+        paged = self.paged
+        entry = paged.latent + paged.rope
+        place = columns.take(entry)
+        write = Heads(
+            x=place,
+            y=KEYS,
+            H=1,
+            size=entry,
+            x_row=entry,
+            x_head=0,
+            x_at=0,
+            y_row=entry,
+            y_head=0,
+            y_at=0,
+            normed=paged.latent,
+            turn_at=paged.latent,
+            turned=paged.rope,
+            rotation=self.ROTATIONS[paged.rotation],
+            weight=paged.kv_a_layernorm.weight,
+            eps=paged.kv_a_layernorm.variance_epsilon,
+        )
+        return [paged.kv_a_proj_with_mqa.product(x, place), write]
+
+    def operations(self, x: int, y: int, add: int, columns: Columns) -> Parts:
+        paged, heads = self.paged, self.paged.num_heads
+        latents, entry = heads * paged.latent, paged.latent + paged.rope
+        queries, attended = columns.take(self.query_numbers), columns.take(self.value_numbers)
+        absorbed, seen = columns.take(heads * entry), columns.take(latents)
+        project, write = self.writing(x, columns)
+        project.wait = write.wait = False
+        if paged.compressed_queries:
+            small = columns.take(paged.q_a_proj.out_features)
+            norm = paged.q_a_layernorm.norm(small, small)
+            asking = [paged.q_a_proj.product(x, small), project, norm, write, paged.q_b_proj.product(small, queries)]
+        else:
+            write.wait = True
+            asking = [paged.q_proj.product(x, queries), project, write]
+        attend = Attend(x=absorbed, y=seen, H=heads, G=1, D=entry, E=paged.latent, shared=True, scale=paged.scaling)
+        turn = self._rope_of(queries, queries, turned=paged.rope, y_row=self.query_numbers, y_at=paged.nope)
+        return Parts(
+            before=[*asking, turn],
+            attend=[
+                paged.w_uk.by_head(queries, self.query_numbers, absorbed, heads * entry),
+                self._rope_of(queries, absorbed, turned=0, y_row=heads * entry, y_at=paged.latent, wait=False),
+                attend,
+                paged.w_uv.by_head(seen, latents, attended, self.value_numbers),
+            ],
+            after=[paged.o_proj.product(attended, y, add)],
+            queries=queries,
+            attended=attended,
+        )
+
+    def attend_long(self, segment: Segment, queries: Tensor, store: PageStore) -> Tensor:
+        q_nope_THN, q_rope_THP = self.paged.split(queries)
+        attended: Tensor = self.paged.attended(segment, q_nope_THN, q_rope_THP, store).flatten(1)
+        return attended
+
+    def _rope_of(self, x: int, y: int, turned: int, y_row: int, y_at: int, wait: bool = True) -> Heads:
+        """The rope part of the queries at `x`, to columns `y_at` of each head at `y`."""
+        paged = self.paged
+        return Heads(
+            x=x,
+            y=y,
+            H=paged.num_heads,
+            size=paged.rope,
+            x_row=self.query_numbers,
+            x_head=paged.nope + paged.rope,
+            x_at=paged.nope,
+            y_row=y_row,
+            y_head=y_row // paged.num_heads,
+            y_at=y_at,
+            normed=0,
+            turn_at=0,
+            turned=turned,
+            rotation=self.ROTATIONS[paged.rotation],
+            weight=None,
+            eps=0.0,
+            wait=wait,
+        )
+
+
+def faster_attention(paged: Any, library: Library) -> nn.Module:
+    """The same attention, ours if all of its projections are."""
+    projections = [child for name, child in paged.named_children() if name.endswith(("_proj", "_with_mqa"))]
+    norms = [child for name, child in paged.named_children() if "norm" in name]
+    plain = all(isinstance(child, NativeLinear) for child in projections)
+    if not plain or not all(isinstance(child, NativeRMSNorm | nn.Identity) for child in norms):
+        return paged  # type: ignore[no-any-return]
+    if isinstance(paged, PagedMLA):
+        for name in ("w_uk", "w_uv"):
+            setattr(paged, name, Packed(getattr(paged, name).weight, library))
+        return NativeMLA(paged, library)
+    return NativeGQA(paged, library)

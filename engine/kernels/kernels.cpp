@@ -1,8 +1,13 @@
-// What a CPU step spends its time on: products of packed matrices, norms, attention over pages, experts. Plain C behind
-// ctypes, GCC's vector types instead of intrinsics, so one source serves AVX2 and AVX-512; built once for each.
+// What a decoder layer spends its time on, as operations of which programs are made: products of packed matrices, norms,
+// rotation and cache writes, attention over pages, routing, experts. float32. Plain C behind ctypes, GCC's vector types
+// instead of intrinsics, so one source serves AVX2 and AVX-512; built once for each.
+//
+// One call runs a whole program, because at one token a call from Python costs as much as the work. The threads share
+// the work of an operation and do not wait for each other at its end: `wait` says that an operation needs what the ones
+// before it have written.
 //
 // Letters as in the Python: T tokens, H query heads, G key heads, D key size, E value size, K inputs, N outputs.
-// Nothing is checked here: engine/kernels/native.py is the seam that does.
+// Nothing is checked here: engine/kernels/program.py is the seam that does.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -22,15 +27,81 @@ typedef uint32_t bits __attribute__((vector_size(4 * W), aligned(4)));
 
 static inline vec load(const float* p) { return *(const vec*)p; }
 static inline void store(float* p, vec v) { *(vec*)p = v; }
-static inline float sum(vec v) {
-    float total = 0;
+
+// Sums over the lanes of a vector, and of four at once. `swapped<n>`: lane i is what lane i ^ n was.
+template <int N> static inline vec swapped(vec v) {
+    ivec lanes;
 #pragma GCC unroll 16
-    for (int i = 0; i < W; i++) total += v[i];
-    return total;
+    for (int i = 0; i < W; i++) lanes[i] = i ^ N;
+    return __builtin_shuffle(v, lanes);
+}
+static inline float sum(vec v) {
+    if constexpr (W == 16) v += swapped<8>(v);
+    v += swapped<4>(v);
+    return (v[0] + v[2]) + (v[1] + v[3]);
+}
+static inline void sum4(const vec* v, float* to) {
+    ivec odd, second;  // -1 in the lanes that the second of a pair takes
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) odd[i] = -(i & 1), second[i] = -(i >> 1 & 1);
+    vec low = (odd ? v[1] : v[0]) + swapped<1>(odd ? v[0] : v[1]);
+    vec high = (odd ? v[3] : v[2]) + swapped<1>(odd ? v[2] : v[3]);
+    vec all = (second ? high : low) + swapped<2>(second ? low : high);
+    if constexpr (W == 16) all += swapped<8>(all);
+    all += swapped<4>(all);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) to[i] = all[i];
+}
+static inline float dot(const float* x, const float* y, long K) {
+    vec total{};
+    long k = 0;
+    for (; k + W <= K; k += W) total += load(x + k) * load(y + k);
+    float rest = 0;
+    for (; k < K; k++) rest += x[k] * y[k];
+    return sum(total) + rest;
 }
 
-// ---- products: y[T, N] = x[T, K] w^T + bias. w lies in panels [ceil(N / P)][K][P]; in a bfloat16 panel, columns j and
-// j + W share 32 bits, j the low half.
+// ---- what a call brings along
+
+struct Segment {  // tokens begin .. begin + T: the i-th sees positions first[i] .. last[i] of row[i]
+    int64_t begin, T;
+    const int64_t* tables;  // [R, max_pages], beginning with logical page page0[row]
+    const int64_t* page0;   // [R]
+    const int32_t *row, *first, *last;
+    int64_t max_pages;
+};
+
+struct Call {
+    int64_t T;
+    float *x, *y, *arena;
+    const float *cos, *sin;         // token t, pair i: at t * angle_row + i * angle_step
+    const int64_t *page, *offset;   // [T]: where each token's entry goes
+    const Segment* segments;        // those whose attention is computed here
+    float *keys, *values;           // slabs: pages of [page_tokens, G, D], page_stride apart
+    int64_t angle_row, angle_step, num_segments, page_stride, page_tokens;
+};
+
+// Where an operation reads and writes: one of these, or that many numbers per token into the arena.
+enum : int64_t { X = -1, Y = -2, NOWHERE = -3, KEYS = -4, VALUES = -5 };
+
+static inline float* at(const Call& c, int64_t place) {
+    return place == X ? c.x : place == Y ? c.y : place == NOWHERE ? nullptr : c.arena + place * c.T;
+}
+
+struct Op {
+    int64_t kind, wait;
+};
+
+// ---- product: y = x w^T + bias + add, for each of H matrices. w lies in panels [ceil(N / P)][K][P]; in a bfloat16
+// panel, columns j and j + W share 32 bits, j the low half.
+
+struct Product : Op {
+    int64_t x, y, add;  // `add` lies as y does
+    int64_t is_short;   // bfloat16 panels
+    const void* w;
+    const float* bias;
+    int64_t H, K, N, x_row, x_head, y_row, y_head, w_head;  // *_row: numbers from token to token
+};
 
 template <typename T> static inline void columns(const T* panel, long k, vec& low, vec& high);
 template <> inline void columns<float>(const float* panel, long k, vec& low, vec& high) {
@@ -43,9 +114,15 @@ template <> inline void columns<uint16_t>(const uint16_t* panel, long k, vec& lo
     high = (vec)(pair & 0xffff0000u);
 }
 
+struct Rows {  // of one tile
+    const float* x[ROWS];
+    float* y[ROWS];
+    const float* add[ROWS];  // null, or as y
+};
+
 // M rows of x with one panel. U partial sums hide the latency of a multiply-add when M is small.
 template <int M, int U, typename T>
-static void tile(const float* const* x, const T* panel, long K, float* const* y, long width, const float* bias) {
+static void tile(const Rows& rows, const T* panel, long K, long width, const float* bias) {
     vec a[U][M][2];
 #pragma GCC unroll 16
     for (int u = 0; u < U; u++)
@@ -53,7 +130,7 @@ static void tile(const float* const* x, const T* panel, long K, float* const* y,
         for (int m = 0; m < M; m++) a[u][m][0] = a[u][m][1] = vec{};
     const float* row[M];
 #pragma GCC unroll 16
-    for (int m = 0; m < M; m++) row[m] = x[m];
+    for (int m = 0; m < M; m++) row[m] = rows.x[m];
     long k = 0;
     for (; k + U <= K; k += U)
 #pragma GCC unroll 16
@@ -78,55 +155,128 @@ static void tile(const float* const* x, const T* panel, long K, float* const* y,
     }
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
+        vec low = a[0][m][0], high = a[0][m][1];
 #pragma GCC unroll 16
-        for (int u = 1; u < U; u++) {
-            a[0][m][0] += a[u][m][0];
-            a[0][m][1] += a[u][m][1];
-        }
+        for (int u = 1; u < U; u++) low += a[u][m][0], high += a[u][m][1];
+        float *y = rows.y[m], both[P];
+        const float* add = rows.add[m];
         if (width == P) {
-            store(y[m], bias ? a[0][m][0] + load(bias) : a[0][m][0]);
-            store(y[m] + W, bias ? a[0][m][1] + load(bias + W) : a[0][m][1]);
+            if (bias) low += load(bias), high += load(bias + W);
+            if (add) low += load(add), high += load(add + W);
+            store(y, low);
+            store(y + W, high);
         } else {
-            float both[P];
-            store(both, a[0][m][0]);
-            store(both + W, a[0][m][1]);
-            for (long j = 0; j < width; j++) y[m][j] = both[j] + (bias ? bias[j] : 0.0f);
+            store(both, low);
+            store(both + W, high);
+            for (long j = 0; j < width; j++) y[j] = both[j] + (bias ? bias[j] : 0.0f) + (add ? add[j] : 0.0f);
         }
     }
 }
 
-template <typename T, int M>
-static void tile_of(long rows, const float* const* x, const T* panel, long K, float* const* y, long width,
-                    const float* bias) {
-    if (rows == M) return tile<M, M == 1 ? 4 : M == 2 ? 2 : 1, T>(x, panel, K, y, width, bias);
-    if constexpr (M > 1) tile_of<T, M - 1>(rows, x, panel, K, y, width, bias);
+template <typename T, int M> static void tile_of(long count, const Rows& rows, const T* panel, long K, long width,
+                                                 const float* bias) {
+    if (count == M) return tile<M, M == 1 ? 4 : M == 2 ? 2 : 1, T>(rows, panel, K, width, bias);
+    if constexpr (M > 1) tile_of<T, M - 1>(count, rows, panel, K, width, bias);
 }
 
-// `count` rows, wherever they lie (at x(i), to y(i)), with one panel.
-template <typename T, typename X, typename Y>
-static void panel_product(long count, X x, const T* panel, long K, Y y, long width, const float* bias) {
-    const float* from[ROWS];
-    float* to[ROWS];
+// `count` rows, wherever `place(i, rows, m)` says that the i-th lies, with one panel.
+template <typename T, typename Place>
+static void panel_product(long count, Place place, const T* panel, long K, long width, const float* bias = nullptr) {
+    Rows rows{};
     long tiles = (count + ROWS - 1) / ROWS, first = 0;
     for (long t = 0; t < tiles; t++) {
-        long rows = count / tiles + (t < count % tiles);
-        for (long m = 0; m < rows; m++) from[m] = x(first + m), to[m] = y(first + m);
-        tile_of<T, ROWS>(rows, from, panel, K, to, width, bias);
-        first += rows;
+        long here = count / tiles + (t < count % tiles);
+        for (long m = 0; m < here; m++) place(first + m, rows, m);
+        tile_of<T, ROWS>(here, rows, panel, K, width, bias);
+        first += here;
     }
 }
 
 template <typename T>
-static void product(const float* x, const T* w, const float* bias, float* y, long num, long K, long N) {
-    const long panels = (N + P - 1) / P;
+static void product(const Product& a, const float* x, float* y, const float* add, long num) {
+    const long panels = (a.N + P - 1) / P;
     for (long first = 0; first < num; first += CHUNK) {
-        long count = std::min(num - first, CHUNK);
-#pragma omp parallel for schedule(static)
-        for (long p = 0; p < panels; p++)
+        const long count = std::min(num - first, CHUNK);
+#pragma omp for schedule(static) nowait
+        for (long unit = 0; unit < a.H * panels; unit++) {
+            const long h = unit / panels, column = unit % panels * P;
             panel_product<T>(
-                count, [&](long i) { return x + (first + i) * K; }, w + p * K * P, K,
-                [&](long i) { return y + (first + i) * N + p * P; }, std::min(N - p * P, (long)P),
-                bias ? bias + p * P : nullptr);
+                count,
+                [&](long i, Rows& rows, long m) {
+                    const long to = (first + i) * a.y_row + h * a.y_head + column;
+                    rows.x[m] = x + (first + i) * a.x_row + h * a.x_head;
+                    rows.y[m] = y + to;
+                    rows.add[m] = add ? add + to : nullptr;
+                },
+                (const T*)a.w + h * a.w_head + column * a.K, a.K, std::min(a.N - column, (long)P),
+                a.bias ? a.bias + column : nullptr);
+        }
+    }
+}
+
+static void product(const Product& a, const Call& c) {
+    auto of = a.is_short ? product<uint16_t> : product<float>;
+    of(a, at(c, a.x), at(c, a.y), at(c, a.add), c.T);
+}
+
+// ---- norm: y = x / sqrt(mean(x^2) + eps) * weight
+
+struct Norm : Op {
+    int64_t x, y, D;
+    const float* weight;
+    float eps;
+};
+
+static inline void norm_row(const float* x, const float* weight, float* y, long D, float eps) {
+    const float scale = 1.0f / std::sqrt(dot(x, x, D) / D + eps);
+    long d = 0;
+    for (; d + W <= D; d += W) store(y + d, load(x + d) * scale * load(weight + d));
+    for (; d < D; d++) y[d] = x[d] * scale * weight[d];
+}
+
+static void norm(const Norm& a, const Call& c) {
+#pragma omp for schedule(static) nowait
+    for (long t = 0; t < c.T; t++) norm_row(at(c, a.x) + t * a.D, a.weight, at(c, a.y) + t * a.D, a.D, a.eps);
+}
+
+// ---- heads: of every head, `size` numbers move from x to y, which may be x itself or a slab; the first `normed` of
+// them normed, `turned` of them from `turn_at` on rotated.
+
+enum : int64_t { HALVES, PAIRS_TO_HALVES, PAIRS };  // number i goes with i + turned / 2, or 2 i with 2 i + 1
+
+struct Heads : Op {
+    int64_t x, y, H, size, x_row, x_head, x_at, y_row, y_head, y_at, normed, turn_at, turned, rotation;
+    const float* weight;
+    float eps;
+};
+
+static void turn(const float* x, float* y, long half, int64_t rotation, const float* cos, const float* sin, long step) {
+    const bool pairs = rotation != HALVES;
+    for (long i = 0; i < half; i++) {
+        const float a = pairs ? x[2 * i] : x[i], b = pairs ? x[2 * i + 1] : x[i + half];
+        const float along = a * cos[i * step] - b * sin[i * step], across = b * cos[i * step] + a * sin[i * step];
+        y[rotation == PAIRS ? 2 * i : i] = along;
+        y[rotation == PAIRS ? 2 * i + 1 : i + half] = across;
+    }
+}
+
+static void heads(const Heads& a, const Call& c) {
+    const float* x = at(c, a.x) + a.x_at;
+    float* slab = a.y == KEYS ? c.keys : a.y == VALUES ? c.values : nullptr;
+    std::vector<float> row(a.size);
+#pragma omp for schedule(static) nowait
+    for (long unit = 0; unit < c.T * a.H; unit++) {
+        const long t = unit / a.H, h = unit % a.H;
+        const float* from = x + t * a.x_row + h * a.x_head;
+        float* to = (slab ? slab + c.page[t] * c.page_stride + c.offset[t] * a.y_row : at(c, a.y) + t * a.y_row) +
+                    h * a.y_head + a.y_at;
+        memcpy(row.data(), from, a.size * sizeof(float));
+        if (a.normed) norm_row(row.data(), a.weight, row.data(), a.normed, a.eps);
+        memcpy(to, row.data(), a.turn_at * sizeof(float));
+        turn(row.data() + a.turn_at, to + a.turn_at, a.turned / 2, a.rotation, c.cos + t * c.angle_row,
+             c.sin + t * c.angle_row, c.angle_step);
+        const long rest = a.turn_at + a.turned;
+        memcpy(to + rest, row.data() + rest, (a.size - rest) * sizeof(float));
     }
 }
 
@@ -149,93 +299,127 @@ static inline vec exponential(vec x) {
     return e * (vec)((n + 127) << 23);
 }
 
-// ---- attention over pages. A token's queries see positions first .. last of its row; the row's table says which pages
-// those are, beginning with logical page `page0`. One unit of work: HEADS_AT_ONCE heads of a key head, of one token.
+// ---- attend: softmax(scale q k^T) v of the segments' tokens, each over the positions that it sees. One unit of work:
+// HEADS_AT_ONCE heads of a key head, of one token.
 
 constexpr long HEADS_AT_ONCE = 4, KEYS_AT_ONCE = 64;
 
-struct Attention {
-    const float* q;       // [T, H, D]
-    const float* keys;    // slab: page stride below, then [page_tokens, G, D]
-    const float* values;  // the same with E
-    float* out;           // [T, H, E]
-    const int64_t* tables;  // [R, max_pages]
-    const int32_t *row, *first, *last;  // [T]
-    const int64_t* page0;               // [R]
-    int64_t T, H, G, D, E, key_row, value_row, page_stride, max_pages, page_tokens;
+struct Attend : Op {
+    int64_t x, y, H, G, D, E;
+    int64_t shared;  // values are the first numbers of the keys
     float scale;
 };
 
-template <int M> static inline void dots(const float* const* q, const float* key, long D, float* to, long stride) {
-    vec a[M];
-#pragma GCC unroll 8
-    for (int m = 0; m < M; m++) a[m] = vec{};
+// The dot products of M queries with four keys, to.. and the next three of each query's scores.
+template <int M> static inline void dots4(const float* const* q, const float* key, long key_row, long D, float* to) {
+    vec a[M][4];
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) a[m][j] = vec{};
     long d = 0;
     for (; d + W <= D; d += W) {
-        vec k = load(key + d);
-#pragma GCC unroll 8
-        for (int m = 0; m < M; m++) a[m] += load(q[m] + d) * k;
+        vec k[4];
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) k[j] = load(key + j * key_row + d);
+#pragma GCC unroll 16
+        for (int m = 0; m < M; m++) {
+            vec x = load(q[m] + d);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) a[m][j] += x * k[j];
+        }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
-        float total = sum(a[m]);
-        for (long i = d; i < D; i++) total += q[m][i] * key[i];
-        to[m * stride] = total;
+        float* score = to + m * KEYS_AT_ONCE;
+        sum4(a[m], score);
+        for (long i = d; i < D; i++)
+            for (int j = 0; j < 4; j++) score[j] += q[m][i] * key[j * key_row + i];
     }
 }
 
-template <int M> static void unit(const Attention& a, long t, long head, float* scratch) {
-    const long group = head / (a.H / a.G), row = a.row[t];
-    const int64_t* table = a.tables + row * a.max_pages - a.page0[row];
+// out[m] += sum over `count` keys of weight[m][j] value[j], for V vectors of each.
+template <int M, int V>
+static inline void mix(const float* weight, const float* value, long value_row, long count, float* const* out, long e) {
+    vec acc[M][V];
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) acc[m][v] = load(out[m] + e + v * W);
+    for (long j = 0; j < count; j++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+            vec x = load(value + j * value_row + e + v * W);
+#pragma GCC unroll 16
+            for (int m = 0; m < M; m++) acc[m][v] += weight[m * KEYS_AT_ONCE + j] * x;
+        }
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) store(out[m] + e + v * W, acc[m][v]);
+}
+
+// Scores become weights exp(score - best so far); what was summed before fades accordingly.
+static inline void soften(float* score, long count, float scale, float& best, float& total, float* out, long E) {
+    const long padded = (count + W - 1) / W * W;
+    for (long j = count; j < padded; j++) score[j] = -INFINITY;
+    vec high = load(score) * scale;
+    for (long j = 0; j < padded; j += W) {
+        vec s = load(score + j) * scale;
+        store(score + j, s);
+        high = s > high ? s : high;
+    }
+    float most = best;
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) most = std::max(most, high[i]);
+    if (most > best) {
+        const float fade = best == -INFINITY ? 0.0f : std::exp(best - most);
+        for (long e = 0; e < E; e++) out[e] *= fade;
+        total *= fade, best = most;
+    }
+    vec gathered{};
+    for (long j = 0; j < padded; j += W) {
+        vec s = load(score + j), e = exponential(s - best);
+        e = s == -INFINITY ? vec{} : e;
+        store(score + j, e);
+        gathered += e;
+    }
+    total += sum(gathered);
+}
+
+template <int M>
+static void unit(const Attend& a, const Call& c, const Segment& s, long i, long head, float* scratch) {
+    constexpr int V = W == 16 ? 4 : 2;  // so many vectors of all queries fit the registers
+    const long group = head / (a.H / a.G), row = s.row[i], t = s.begin + i, last = s.last[i];
+    const long key_row = a.G * a.D, value_row = a.shared ? key_row : a.G * a.E;
+    const float* slab = a.shared ? c.keys : c.values;
+    const int64_t* table = s.tables + row * s.max_pages - s.page0[row];
     const float* q[M];
     float* out[M];
     float best[M], total[M];
     for (int m = 0; m < M; m++) {
-        q[m] = a.q + (t * a.H + head + m) * a.D;
-        out[m] = a.out + (t * a.H + head + m) * a.E;
+        q[m] = at(c, a.x) + (t * a.H + head + m) * a.D;
+        out[m] = at(c, a.y) + (t * a.H + head + m) * a.E;
         best[m] = -INFINITY, total[m] = 0;
         memset(out[m], 0, a.E * sizeof(float));
     }
-    for (long position = a.first[t]; position <= a.last[t];) {
-        long page = position / a.page_tokens, offset = position % a.page_tokens;
-        long count = std::min({a.page_tokens - offset, a.last[t] - position + 1, KEYS_AT_ONCE});
-        const float* keys = a.keys + table[page] * a.page_stride + offset * a.key_row + group * a.D;
-        const float* values = a.values + table[page] * a.page_stride + offset * a.value_row + group * a.E;
-        for (long j = 0; j < count; j++) dots<M>(q, keys + j * a.key_row, a.D, scratch + j, KEYS_AT_ONCE);
-        for (int m = 0; m < M; m++) {
-            float* s = scratch + m * KEYS_AT_ONCE;
-            float most = best[m];
-            for (long j = 0; j < count; j++) most = std::max(most, s[j] *= a.scale);
-            for (long j = count; j < KEYS_AT_ONCE; j++) s[j] = -INFINITY;
-            vec gathered{};
-            for (long j = 0; j < KEYS_AT_ONCE; j += W) {
-                vec e = exponential(load(s + j) - most);
-                for (long i = std::max(0L, count - j); i < W; i++) e[i] = 0;
-                store(s + j, e);
-                gathered += e;
-            }
-            float fade = best[m] == -INFINITY ? 0.0f : std::exp(best[m] - most);
-            total[m] = total[m] * fade + sum(gathered);
-            best[m] = most;
-            if (fade != 1.0f)
-                for (long e = 0; e < a.E; e++) out[m][e] *= fade;
-        }
-        long e = 0;
-        for (; e + W <= a.E; e += W) {
-            vec acc[M];
-#pragma GCC unroll 8
-            for (int m = 0; m < M; m++) acc[m] = load(out[m] + e);
-            for (long j = 0; j < count; j++) {
-                vec v = load(values + j * a.value_row + e);
-#pragma GCC unroll 8
-                for (int m = 0; m < M; m++) acc[m] += scratch[m * KEYS_AT_ONCE + j] * v;
-            }
-#pragma GCC unroll 8
-            for (int m = 0; m < M; m++) store(out[m] + e, acc[m]);
-        }
+    for (long position = s.first[i]; position <= last;) {
+        const long page = table[position / c.page_tokens], offset = position % c.page_tokens;
+        const long count = std::min({c.page_tokens - offset, last - position + 1, KEYS_AT_ONCE});
+        const float* keys = c.keys + page * c.page_stride + offset * key_row + group * a.D;
+        const float* values = slab + page * c.page_stride + offset * value_row + group * a.E;
+        long j = 0, e = 0;
+        for (; j + 4 <= count; j += 4) dots4<M>(q, keys + j * key_row, key_row, a.D, scratch + j);
+        for (; j < count; j++)
+            for (int m = 0; m < M; m++) scratch[m * KEYS_AT_ONCE + j] = dot(q[m], keys + j * key_row, a.D);
+        for (int m = 0; m < M; m++)
+            soften(scratch + m * KEYS_AT_ONCE, count, a.scale, best[m], total[m], out[m], a.E);
+        for (; e + V * W <= a.E; e += V * W) mix<M, V>(scratch, values, value_row, count, out, e);
+        for (; e + W <= a.E; e += W) mix<M, 1>(scratch, values, value_row, count, out, e);
         for (; e < a.E; e++)
             for (int m = 0; m < M; m++)
-                for (long j = 0; j < count; j++) out[m][e] += scratch[m * KEYS_AT_ONCE + j] * values[j * a.value_row + e];
+                for (j = 0; j < count; j++) out[m][e] += scratch[m * KEYS_AT_ONCE + j] * values[j * value_row + e];
         position += count;
     }
     for (int m = 0; m < M; m++) {
@@ -244,113 +428,200 @@ template <int M> static void unit(const Attention& a, long t, long head, float* 
     }
 }
 
-// ---- experts: SiLU(x gate) * (x up), then down, of each token's chosen ones, summed with their weights
+static void attend(const Attend& a, const Call& c) {
+    const long each = a.H / a.G, splits = (each + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE;
+    float scratch[HEADS_AT_ONCE * KEYS_AT_ONCE];
+    for (long n = 0; n < c.num_segments; n++) {
+        const Segment& s = c.segments[n];
+#pragma omp for schedule(dynamic, 1) nowait
+        for (long u = 0; u < s.T * a.G * splits; u++) {
+            const long i = u / (a.G * splits), g = u / splits % a.G, first = u % splits * HEADS_AT_ONCE;
+            const long head = g * each + first;
+            switch (std::min(HEADS_AT_ONCE, each - first)) {
+                case 1: unit<1>(a, c, s, i, head, scratch); break;
+                case 2: unit<2>(a, c, s, i, head, scratch); break;
+                case 3: unit<3>(a, c, s, i, head, scratch); break;
+                default: unit<4>(a, c, s, i, head, scratch);
+            }
+        }
+    }
+}
 
-struct Experts {
-    const float* x;         // [T, D]
-    const int64_t* chosen;  // [T, k]
-    const float* share;     // [T, k]
-    const void *up, *down;  // panels of [E][2 I, D] (gate first) and [E][D, I]
-    float *middle, *parts;  // [T k, 2 I], [T k, D]
-    float* out;             // [T, D]
-    int64_t T, k, E, D, I, up_stride, down_stride;  // strides between experts, in elements
+// ---- gate: x = SiLU(x) * up, row by row
+
+struct Gate : Op {
+    int64_t x, up, I;
 };
 
-template <typename T> static void experts(const Experts& a) {
-    std::vector<long> begin(a.E + 1, 0), order(a.T * a.k), hit;
-    for (long i = 0; i < a.T * a.k; i++) begin[a.chosen[i] + 1]++;
-    for (long e = 0; e < a.E; e++) {
-        if (begin[e + 1]) hit.push_back(e);
-        begin[e + 1] += begin[e];
+static inline void gate_row(float* x, const float* up, long I) {
+    long i = 0;
+    for (; i + W <= I; i += W) {
+        vec g = load(x + i);
+        store(x + i, g / (1.0f + exponential(-g)) * load(up + i));
     }
-    std::vector<long> next(begin.begin(), begin.end() - 1);
-    for (long i = 0; i < a.T * a.k; i++) order[next[a.chosen[i]]++] = i;
-    const long up_panels = (2 * a.I + P - 1) / P, down_panels = (a.D + P - 1) / P, hits = hit.size();
-#pragma omp parallel
-    {
-#pragma omp for schedule(dynamic, 1)
-        for (long unit = 0; unit < hits * up_panels; unit++) {
-            long e = hit[unit / up_panels], p = unit % up_panels, first = begin[e];
-            panel_product<T>(
-                begin[e + 1] - first, [&](long i) { return a.x + order[first + i] / a.k * a.D; },
-                (const T*)a.up + e * a.up_stride + p * a.D * P, a.D,
-                [&](long i) { return a.middle + (first + i) * 2 * a.I + p * P; }, std::min(2 * a.I - p * P, (long)P),
-                nullptr);
+    for (; i < I; i++) x[i] = x[i] / (1.0f + std::exp(-x[i])) * up[i];
+}
+
+static void gate(const Gate& a, const Call& c) {
+    constexpr long PIECE = 256;
+    const long pieces = (a.I + PIECE - 1) / PIECE;
+#pragma omp for schedule(static) nowait
+    for (long unit = 0; unit < c.T * pieces; unit++) {
+        const long from = unit / pieces * a.I + unit % pieces * PIECE;
+        gate_row(at(c, a.x) + from, at(c, a.up) + from, std::min(PIECE, a.I - unit % pieces * PIECE));
+    }
+}
+
+// ---- route: the k experts of a token by their scores, and what each counts for
+
+struct Route : Op {
+    int64_t x, chosen, share;  // logits [T, E]; int64 [T, k]; [T, k]
+    int64_t E, k, groups, best_groups;
+    int64_t sigmoid;      // else softmax over all experts
+    int64_t of_a_group;   // a group counts for the sum of so many of its best
+    int64_t to_one;       // shares are made to sum to 1
+    const float* bias;    // added for choosing alone
+    float scale;
+};
+
+static void best_of(const std::vector<float>& score, long count, long* found) {
+    std::vector<bool> taken(score.size());
+    for (long n = 0; n < count; n++) {
+        long best = -1;
+        for (long i = 0; i < (long)score.size(); i++)
+            if (!taken[i] && (best < 0 || score[i] > score[best])) best = i;
+        taken[best] = true;
+        found[n] = best;
+    }
+}
+
+static void route(const Route& a, const Call& c) {
+    const long each = a.E / a.groups;
+    std::vector<float> share(a.E), score(a.E), of_group(a.groups), within(each);
+    std::vector<long> found(std::max({a.k, a.best_groups, a.of_a_group}));
+#pragma omp for schedule(static) nowait
+    for (long t = 0; t < c.T; t++) {
+        const float* x = at(c, a.x) + t * a.E;
+        const float most = *std::max_element(x, x + a.E);
+        float total = 0;
+        for (long e = 0; e < a.E; e++) total += share[e] = a.sigmoid ? 1 / (1 + std::exp(-x[e])) : std::exp(x[e] - most);
+        for (long e = 0; e < a.E; e++) {
+            if (!a.sigmoid) share[e] /= total;
+            score[e] = share[e] + (a.bias ? a.bias[e] : 0.0f);
         }
-#pragma omp for schedule(static)
-        for (long i = 0; i < a.T * a.k; i++) {
-            float *gate = a.middle + i * 2 * a.I, *up = gate + a.I;
-            long j = 0;
-            for (; j + W <= a.I; j += W) {
-                vec g = load(gate + j);
-                store(gate + j, g / (1.0f + exponential(-g)) * load(up + j));
+        if (a.best_groups < a.groups) {
+            for (long g = 0; g < a.groups; g++) {
+                within.assign(score.begin() + g * each, score.begin() + (g + 1) * each);
+                best_of(within, a.of_a_group, found.data());
+                of_group[g] = 0;
+                for (long n = 0; n < a.of_a_group; n++) of_group[g] += within[found[n]];
             }
-            for (; j < a.I; j++) gate[j] = gate[j] / (1.0f + std::exp(-gate[j])) * up[j];
+            best_of(of_group, a.best_groups, found.data());
+            for (long g = 0; g < a.groups; g++)
+                if (std::find(found.begin(), found.begin() + a.best_groups, g) == found.begin() + a.best_groups)
+                    std::fill(score.begin() + g * each, score.begin() + (g + 1) * each, -INFINITY);
         }
+        best_of(score, a.k, found.data());
+        float sum = 1e-20f;
+        for (long n = 0; n < a.k; n++) sum += share[found[n]];
+        for (long n = 0; n < a.k; n++) {
+            ((int64_t*)at(c, a.chosen))[t * a.k + n] = found[n];
+            at(c, a.share)[t * a.k + n] = share[found[n]] / (a.to_one ? sum : 1.0f) * a.scale;
+        }
+    }
+}
+
+// ---- experts: SiLU(x gate) * (x up), then down, of each token's chosen ones, summed with their shares
+
+struct Experts : Op {
+    int64_t x, chosen, share, middle, parts, y, add;  // middle [T k, 2 I], parts [T k, D]
+    int64_t is_short;
+    const void *up, *down;  // panels of [E][2 I, D] (gate first) and [E][D, I]
+    int64_t E, k, D, I, up_head, down_head;
+};
+
+struct Routing {  // of one call: the pairs of token and choice in the order of their experts
+    std::vector<long> begin, order, hit;
+
+    void sort(const int64_t* chosen, long num, long E) {
+        begin.assign(E + 1, 0), order.resize(num), hit.clear();
+        for (long i = 0; i < num; i++) begin[chosen[i] + 1]++;
+        for (long e = 0; e < E; e++) {
+            if (begin[e + 1]) hit.push_back(e);
+            begin[e + 1] += begin[e];
+        }
+        std::vector<long> next(begin.begin(), begin.end() - 1);
+        for (long i = 0; i < num; i++) order[next[chosen[i]]++] = i;
+    }
+};
+
+// Every hit expert with every panel of its matrix, [N, K].
+template <typename T, typename Place>
+static void expert_products(const Routing& r, const T* w, long w_head, long N, long K, Place place) {
+    const long panels = (N + P - 1) / P;
 #pragma omp for schedule(dynamic, 1)
-        for (long unit = 0; unit < hits * down_panels; unit++) {
-            long e = hit[unit / down_panels], p = unit % down_panels, first = begin[e];
+    for (long unit = 0; unit < (long)r.hit.size() * panels; unit++) {
+        const long e = r.hit[unit / panels], column = unit % panels * P, end = r.begin[e + 1];
+        for (long first = r.begin[e]; first < end; first += CHUNK)
             panel_product<T>(
-                begin[e + 1] - first, [&](long i) { return a.middle + (first + i) * 2 * a.I; },
-                (const T*)a.down + e * a.down_stride + p * a.I * P, a.I,
-                [&](long i) { return a.parts + order[first + i] * a.D + p * P; }, std::min(a.D - p * P, (long)P),
-                nullptr);
-        }
+                std::min(end - first, CHUNK),
+                [&](long i, Rows& rows, long m) { place(first + i, column, rows, m); }, w + e * w_head + column * K, K,
+                std::min(N - column, (long)P));
+    }
+}
+
+template <typename T> static void experts(const Experts& a, const Call& c, Routing& r) {
+    const float *x = at(c, a.x), *share = at(c, a.share), *add = at(c, a.add);
+    float *middle = at(c, a.middle), *parts = at(c, a.parts), *y = at(c, a.y);
+#pragma omp single
+    r.sort((const int64_t*)at(c, a.chosen), c.T * a.k, a.E);
+    expert_products<T>(r, (const T*)a.up, a.up_head, 2 * a.I, a.D, [&](long i, long column, Rows& rows, long m) {
+        rows.x[m] = x + r.order[i] / a.k * a.D, rows.y[m] = middle + i * 2 * a.I + column;
+    });
 #pragma omp for schedule(static)
-        for (long t = 0; t < a.T; t++)
-            for (long d = 0; d < a.D; d++) {
-                float total = 0;
-                for (long j = 0; j < a.k; j++) total += a.share[t * a.k + j] * a.parts[(t * a.k + j) * a.D + d];
-                a.out[t * a.D + d] = total;
-            }
+    for (long i = 0; i < c.T * a.k; i++) gate_row(middle + i * 2 * a.I, middle + (i * 2 + 1) * a.I, a.I);
+    expert_products<T>(r, (const T*)a.down, a.down_head, a.D, a.I, [&](long i, long column, Rows& rows, long m) {
+        rows.x[m] = middle + i * 2 * a.I, rows.y[m] = parts + r.order[i] * a.D + column;
+    });
+#pragma omp for schedule(static) nowait
+    for (long t = 0; t < c.T; t++)
+        for (long d = 0; d < a.D; d++) {
+            float total = add ? add[t * a.D + d] : 0.0f;
+            for (long j = 0; j < a.k; j++) total += share[t * a.k + j] * parts[(t * a.k + j) * a.D + d];
+            y[t * a.D + d] = total;
+        }
+}
+
+// ---- programs
+
+enum : int64_t { PRODUCT, NORM, HEADS, ATTEND, GATE, ROUTE, EXPERTS };
+
+static void perform(const Op* op, const Call& c, Routing& routing) {
+    switch (op->kind) {
+        case PRODUCT: return product(*(const Product*)op, c);
+        case NORM: return norm(*(const Norm*)op, c);
+        case HEADS: return heads(*(const Heads*)op, c);
+        case ATTEND: return attend(*(const Attend*)op, c);
+        case GATE: return gate(*(const Gate*)op, c);
+        case ROUTE: return route(*(const Route*)op, c);
+        case EXPERTS: {
+            const Experts& a = *(const Experts*)op;
+            return a.is_short ? experts<uint16_t>(a, c, routing) : experts<float>(a, c, routing);
+        }
     }
 }
 
 extern "C" {
 int panel_columns() { return P; }
 
-void product_float32(const float* x, const float* w, const float* bias, float* y, long T, long K, long N) {
-    product<float>(x, w, bias, y, T, K, N);
-}
-void product_bfloat16(const float* x, const uint16_t* w, const float* bias, float* y, long T, long K, long N) {
-    product<uint16_t>(x, w, bias, y, T, K, N);
-}
-
-// y = x / sqrt(mean(x^2) + eps) * weight, row by row
-void rms_norm(const float* x, const float* weight, float* y, long T, long D, float eps) {
-#pragma omp parallel for schedule(static) if (T * D > 65536)
-    for (long t = 0; t < T; t++) {
-        const float* row = x + t * D;
-        vec squares{};
-        long d = 0;
-        for (; d + W <= D; d += W) squares += load(row + d) * load(row + d);
-        float total = sum(squares);
-        for (long i = d; i < D; i++) total += row[i] * row[i];
-        float scale = 1.0f / std::sqrt(total / D + eps);
-        for (d = 0; d + W <= D; d += W) store(y + t * D + d, load(row + d) * scale * load(weight + d));
-        for (; d < D; d++) y[t * D + d] = row[d] * scale * weight[d];
-    }
-}
-
-void attend(const Attention* a) {
-    const long each = a->H / a->G, splits = (each + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE, units = a->T * a->G * splits;
+void run(const Op* const* ops, long count, const Call* call) {
+    Routing routing;
 #pragma omp parallel
-    {
-        float scratch[HEADS_AT_ONCE * KEYS_AT_ONCE];
-#pragma omp for schedule(dynamic, 1)
-        for (long u = 0; u < units; u++) {
-            long t = u / (a->G * splits), g = u / splits % a->G, first = u % splits * HEADS_AT_ONCE;
-            long head = g * each + first;
-            switch (std::min(HEADS_AT_ONCE, each - first)) {
-                case 1: unit<1>(*a, t, head, scratch); break;
-                case 2: unit<2>(*a, t, head, scratch); break;
-                case 3: unit<3>(*a, t, head, scratch); break;
-                default: unit<4>(*a, t, head, scratch);
-            }
+    for (long n = 0; n < count; n++) {
+        if (ops[n]->wait) {
+#pragma omp barrier
         }
+        perform(ops[n], *call, routing);
     }
 }
-
-void experts_float32(const Experts* a) { experts<float>(*a); }
-void experts_bfloat16(const Experts* a) { experts<uint16_t>(*a); }
 }

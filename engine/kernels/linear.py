@@ -10,42 +10,93 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.kernels.native import Library, lossless, packed, unpacked
+from engine.kernels.native import Library, lossless, packed, suits, unpacked
+from engine.kernels.program import NOWHERE, Product, Program, X, Y, rows_through
 
 TYPICAL_TOKENS = 32  # a hint to oneDNN; its order suits other numbers too
 LEAST_ELEMENTS = 2**17  # a call costs 13 us against MKL's 4 (2 cores, AVX-512), which a smaller matrix never earns back
 
 
-class NativeLinear(nn.Module):
-    """An `nn.Linear` in float32 whose matrix lies in panels; in bfloat16 ones if that changes no number of it."""
+class Packed(nn.Module):
+    """Matrices [..., N, K] in panels; in bfloat16 ones if that changes no number of them."""
 
     panels: Tensor
+    bias: Tensor | None = None
 
-    def __init__(self, linear: nn.Linear, library: Library) -> None:
+    def __init__(self, weight_NK: Tensor, library: Library) -> None:
         super().__init__()
-        self.out_features, self.in_features = linear.weight.shape
-        weight = linear.weight.detach()
-        dtype = torch.bfloat16 if lossless(weight) else torch.float32
-        self.register_buffer("panels", packed(weight, library.panel, dtype))
-        self.bias = linear.bias
-        self._product = library.product[dtype]
-        self._bias = None if linear.bias is None else linear.bias.data_ptr()
+        self.out_features, self.in_features = weight_NK.shape[-2:]
+        dtype = torch.bfloat16 if lossless(weight_NK) else torch.float32
+        self.register_buffer("panels", packed(weight_NK, library.panel, dtype))
 
     @property
     def weight(self) -> Tensor:
-        """The matrix, unpacked anew each time."""
+        """The matrices, unpacked anew each time."""
         return unpacked(self.panels, self.out_features)
+
+    @property
+    def is_short(self) -> bool:
+        return self.panels.dtype == torch.bfloat16
+
+    @property
+    def per_matrix(self) -> int:
+        """Numbers in the panels of one."""
+        return self.panels.shape[-3] * self.panels.shape[-2] * self.panels.shape[-1]
+
+    def product(self, x: int, y: int, add: int = NOWHERE, wait: bool = True) -> Product:
+        """As an operation: y = x w^T + bias + add."""
+        return Product(
+            x=x,
+            y=y,
+            add=add,
+            is_short=self.is_short,
+            w=self.panels,
+            bias=self.bias,
+            H=1,
+            K=self.in_features,
+            N=self.out_features,
+            x_row=self.in_features,
+            x_head=0,
+            y_row=self.out_features,
+            y_head=0,
+            w_head=0,
+            wait=wait,
+        )
+
+    def by_head(self, x: int, x_row: int, y: int, y_row: int, wait: bool = True) -> Product:
+        """Head h of every token, from columns h K of the place `x`, x_row apart, times matrix h, to columns h y_row / H
+        of the place `y`."""
+        heads = self.panels.shape[0]
+        return Product(
+            x=x,
+            y=y,
+            add=NOWHERE,
+            is_short=self.is_short,
+            w=self.panels,
+            bias=None,
+            H=heads,
+            K=self.in_features,
+            N=self.out_features,
+            x_row=x_row,
+            x_head=x_row // heads,
+            y_row=y_row,
+            y_head=y_row // heads,
+            w_head=self.per_matrix,
+            wait=wait,
+        )
+
+
+class NativeLinear(Packed):
+    """An `nn.Linear` in float32."""
+
+    def __init__(self, linear: nn.Linear, library: Library) -> None:
+        super().__init__(linear.weight.detach(), library)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        self._program = Program(library, [self.product(X, Y)], width=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in features] -> [..., out features]"""
-        assert x.dtype == torch.float32
-        x = x.contiguous()
-        y = x.new_empty(*x.shape[:-1], self.out_features)
-        rows = x.numel() // self.in_features
-        self._product(
-            x.data_ptr(), self.panels.data_ptr(), self._bias, y.data_ptr(), rows, self.in_features, self.out_features
-        )
-        return y
+        return rows_through(self._program, x, self.out_features)
 
 
 class PackedLinear(nn.Module):
@@ -65,12 +116,9 @@ class PackedLinear(nn.Module):
 
 def faster_linear(linear: nn.Linear, library: Library | None) -> nn.Module:
     """The same layer, packed if there is a packed product for it here."""
-    weight = linear.weight
-    if weight.device.type != "cpu":
-        return linear
-    if library is not None and weight.dtype == torch.float32:
+    if library is not None and suits(linear.weight):
         return NativeLinear(linear, library)
-    return PackedLinear(linear) if _is_packable(weight) else linear
+    return PackedLinear(linear) if _is_packable(linear.weight) else linear
 
 
 def dense(layer: Any) -> Tensor:
@@ -80,7 +128,7 @@ def dense(layer: Any) -> Tensor:
 
 
 def _is_packable(weight: Tensor) -> bool:
-    if weight.numel() < LEAST_ELEMENTS or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or weight.numel() < LEAST_ELEMENTS or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

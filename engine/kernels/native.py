@@ -1,11 +1,7 @@
-"""The seam to kernels.cpp: its libraries, and the arguments that its functions trust. float32 on a CPU.
-
-T = tokens, H = query heads, G = key heads, D = key size, E = value size
-"""
+"""kernels.cpp as this processor can run it, and the order in which it reads matrices. float32 on a CPU."""
 
 import ctypes
 from collections.abc import Iterator
-from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -17,44 +13,16 @@ LEVELS = {"v4": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd"), "v3
 NAMES = {"v4": "native (AVX-512)", "v3": "native (AVX2)"}
 
 
-class Attention(Structure):
-    """Argument of `attend`; see kernels.cpp."""
-
-    _fields_ = [
-        *((name, c_void_p) for name in ("q", "keys", "values", "out", "tables", "row", "first", "last", "page0")),
-        *((name, c_int64) for name in ("T", "H", "G", "D", "E", "key_row", "value_row", "page_stride", "max_pages")),
-        ("page_tokens", c_int64),
-        ("scale", c_float),
-    ]
-
-
-class Experts(Structure):
-    """Argument of `experts_*`; see kernels.cpp."""
-
-    _fields_ = [
-        *((name, c_void_p) for name in ("x", "chosen", "share", "up", "down", "middle", "parts", "out")),
-        *((name, c_int64) for name in ("T", "k", "E", "D", "I", "up_stride", "down_stride")),
-    ]
-
-
 class Library:
-    """The functions of one build."""
+    """The functions of one build: `run(operations, how many, call)`, and the columns of a panel."""
 
     def __init__(self, file: Path, name: str) -> None:
         self.name = name
         found = ctypes.CDLL(str(file))
         self.panel: int = found.panel_columns()
-        pointers, sizes = [c_void_p] * 4, [ctypes.c_long] * 3
-        self.product = {torch.float32: found.product_float32, torch.bfloat16: found.product_bfloat16}
-        self.experts = {torch.float32: found.experts_float32, torch.bfloat16: found.experts_bfloat16}
-        self.rms_norm, self.attend = found.rms_norm, found.attend
-        for function in self.product.values():
-            function.argtypes, function.restype = [*pointers, *sizes], None
-        for function in self.experts.values():
-            function.argtypes, function.restype = [POINTER(Experts)], None
-        self.rms_norm.argtypes = [*[c_void_p] * 3, *[ctypes.c_long] * 2, c_float]
-        self.attend.argtypes = [POINTER(Attention)]
-        self.rms_norm.restype = self.attend.restype = None
+        self.run = found.run
+        self.run.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p]
+        self.run.restype = None
 
 
 @cache
@@ -71,9 +39,9 @@ def builds(folder: Path) -> Iterator[Library]:
             yield from (Library(file, NAMES[level]) for file in sorted(folder.glob(f"_kernels_{level}.*so")))
 
 
-def native_for(weight: Tensor) -> Library | None:
-    """The library, if it computes with such weights: float32 on the CPU."""
-    return library() if weight.device.type == "cpu" and weight.dtype == torch.float32 else None
+def suits(weight: Tensor) -> bool:
+    """Whether kernels.cpp computes with such weights."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def _processor_flags() -> set[str]:
@@ -103,8 +71,8 @@ def packed(weight_NK: Tensor, panel: int, dtype: torch.dtype) -> Tensor:
 
 
 def unpacked(panels: Tensor, num_out: int) -> Tensor:
-    """One matrix again, float32 [N, K]."""
+    """The matrices again, float32 [..., N, K]."""
     if panels.dtype == torch.bfloat16:
-        panels = torch.cat(panels.unflatten(2, (-1, 2)).unbind(3), dim=2)
-    matrix: Tensor = panels.float().mT.reshape(-1, panels.shape[1])[:num_out]
-    return matrix
+        panels = torch.cat(panels.unflatten(-1, (-1, 2)).unbind(-1), dim=-1)
+    matrices: Tensor = panels.float().mT.flatten(-3, -2)[..., :num_out, :]
+    return matrices

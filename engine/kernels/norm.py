@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from engine.kernels.native import Library
+from engine.kernels.program import Norm, Program, X, Y, rows_through
 
 PLAIN = ("DeepseekV2RMSNorm", "DeepseekV3RMSNorm", "LlamaRMSNorm", "Qwen3RMSNorm")
 
@@ -17,23 +17,13 @@ class NativeRMSNorm(nn.Module):
         super().__init__()
         self.weight: nn.Parameter = norm.weight
         self.variance_epsilon: float = norm.variance_epsilon
-        self._call, self._size = library.rms_norm, norm.weight.numel()
+        self.size = self.weight.numel()
+        self._program = Program(library, [self.norm(X, Y)], width=0)
+
+    def norm(self, x: int, y: int, wait: bool = True) -> Norm:
+        """As an operation."""
+        return Norm(x=x, y=y, D=self.size, weight=self.weight, eps=self.variance_epsilon, wait=wait)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> the same"""
-        assert x.dtype == torch.float32
-        x = x.contiguous()
-        y = torch.empty_like(x)
-        rows = x.numel() // self._size
-        self._call(x.data_ptr(), self.weight.data_ptr(), y.data_ptr(), rows, self._size, self.variance_epsilon)
-        return y
-
-
-def faster_norm(norm: Any, library: Library | None) -> nn.Module:
-    """The same norm, ours if it is of the plain kind."""
-    if library is not None and type(norm).__name__ in PLAIN:
-        weight: Tensor = norm.weight
-        if weight.device.type == "cpu" and weight.dtype == torch.float32:
-            return NativeRMSNorm(norm, library)
-    found: nn.Module = norm
-    return found
+        return rows_through(self._program, x, self.size)

@@ -20,6 +20,7 @@ class Slab:
         start, length = offset // itemsize, page_tokens * entry.row_elements
         self.pages_2d = typed[:, start : start + length]
         self.rows = self.pages_2d.unflatten(1, (page_tokens, *entry.shape))
+        self.address, self.page_stride, self.page_tokens = typed[:, start:].data_ptr(), typed.stride(0), page_tokens
         self._shape = entry.shape
 
     @property

@@ -38,7 +38,7 @@ ANSWERS = [40, 3, 12, 30, 25, 1, 17, 24]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, computed_by: str) -> Path:
     return save_random(FAMILIES[request.param], tmp_path_factory.mktemp(request.param), seed=11)
 
 

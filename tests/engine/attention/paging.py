@@ -3,11 +3,14 @@
 S = tokens of one sequence, D = hidden or head size, P = rope size, H = heads
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from engine.attention import PagedAttention
+from engine.attention import PagedAttention, PagedMLA
 from engine.batch import Batch, Row
+from engine.kernels import use_kernels
 from engine.pages import CacheLayout, Pages, PageStore
 
 THETA, PAGE_TOKENS = 10_000.0, 16
@@ -19,8 +22,15 @@ def randomise(module: nn.Module) -> None:
         tensor.data = torch.randn_like(tensor) * (1.0 if tensor.ndim == 1 else tensor.shape[-1] ** -0.5)
 
 
+def computed(module: PagedAttention) -> Any:
+    """The module as `use_kernels` leaves it."""
+    parent = nn.ModuleDict({"attention": module})
+    use_kernels(parent)
+    return parent["attention"]
+
+
 @torch.inference_mode()
-def over_pages(module: PagedAttention, hidden: list[Tensor], chunks: list[int]) -> list[Tensor]:
+def over_pages(module: Any, hidden: list[Tensor], chunks: list[int]) -> list[Tensor]:
     """The module's output for several sequences [S, D] at once, `chunks[step]` tokens of each in a step."""
     layout = CacheLayout.of(module.entries, PAGE_TOKENS)
     pages = Pages(layout, PageStore(layout, dict.fromkeys(layout.groups, 200), CPU))
@@ -39,7 +49,8 @@ def over_pages(module: PagedAttention, hidden: list[Tensor], chunks: list[int]) 
                 assert pages.extend(table, end)
                 rows.append(Row([starts[r] + p for p in range(done, end)], done, table, 1))
         batch = Batch.of(rows, layout, CPU)
-        positions = rope_angles(batch.positions_T, module.rope if hasattr(module, "rope") else module.head_dim)
+        own = getattr(module, "paged", module)
+        positions = rope_angles(batch.positions_T, own.rope if isinstance(own, PagedMLA) else own.head_dim)
         embedded = (positions.cos().float()[None], positions.sin().float()[None])
         out_TD[batch.token_ids_T] = module(hidden_TD[batch.token_ids_T][None], embedded, batch, pages.store)[0][0]
         done += chunk

@@ -7,7 +7,7 @@ from transformers import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from engine.attention import PagedGQA
-from tests.engine.attention.paging import linear, over_pages, randomise, rms, rotated, softmax_attention
+from tests.engine.attention.paging import computed, linear, over_pages, randomise, rms, rotated, softmax_attention
 
 LENGTHS = [1, 16, 17, 100]
 SHAPES = [
@@ -64,10 +64,10 @@ def by_formula(module: Qwen3Attention, hidden_SD: Tensor, shape: Shape) -> Tenso
 
 
 @shapes
-def test_it_gives_what_the_formulas_give(shape: Shape) -> None:
+def test_it_gives_what_the_formulas_give(computed_by: str, shape: Shape) -> None:
     hidden = some_hidden()
 
-    outputs = over_pages(paged(shape), hidden, chunks=[])
+    outputs = over_pages(computed(paged(shape)), hidden, chunks=[])
 
     for out_SD, hidden_SD in zip(outputs, hidden, strict=True):
         assert torch.allclose(out_SD.double(), by_formula(attention(shape), hidden_SD, shape), atol=2e-5)
@@ -75,11 +75,11 @@ def test_it_gives_what_the_formulas_give(shape: Shape) -> None:
 
 @shapes
 @pytest.mark.parametrize("chunks", [[1] * 100, [15, 1, 1, 30], [16, 16], [3, 50]], ids=str)
-def test_where_a_prompt_is_cut_does_not_matter(shape: Shape, chunks: list[int]) -> None:
+def test_where_a_prompt_is_cut_does_not_matter(computed_by: str, shape: Shape, chunks: list[int]) -> None:
     hidden = some_hidden()
-    whole = over_pages(paged(shape), hidden, chunks=[])
+    whole = over_pages(computed(paged(shape)), hidden, chunks=[])
 
-    cut = over_pages(paged(shape), hidden, chunks=list(chunks))
+    cut = over_pages(computed(paged(shape)), hidden, chunks=list(chunks))
 
     for one, other in zip(whole, cut, strict=True):
         assert torch.allclose(one, other, atol=2e-5)

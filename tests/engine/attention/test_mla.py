@@ -7,7 +7,7 @@ from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 
 from engine.attention import PagedMLA
-from tests.engine.attention.paging import linear, over_pages, randomise, rms, rotated, softmax_attention
+from tests.engine.attention.paging import computed, linear, over_pages, randomise, rms, rotated, softmax_attention
 
 LENGTHS = [1, 16, 17, 70]
 SHAPES = [
@@ -70,10 +70,12 @@ def by_formula(module: DeepseekV3Attention, hidden_SD: Tensor, shape: tuple[int,
 
 @shapes
 @pytest.mark.parametrize("absorbed_queries", [0, 10**6], ids=["expanded", "absorbed"])
-def test_both_ways_to_attend_give_what_the_formulas_give(shape: tuple[int, ...], absorbed_queries: int) -> None:
+def test_both_ways_to_attend_give_what_the_formulas_give(
+    computed_by: str, shape: tuple[int, ...], absorbed_queries: int
+) -> None:
     hidden = some_hidden()
 
-    outputs = over_pages(paged(shape, absorbed_queries), hidden, chunks=[])
+    outputs = over_pages(computed(paged(shape, absorbed_queries)), hidden, chunks=[])
 
     for out_SD, hidden_SD in zip(outputs, hidden, strict=True):
         assert torch.allclose(out_SD.double(), by_formula(attention(shape), hidden_SD, shape), atol=2e-5)
@@ -81,12 +83,12 @@ def test_both_ways_to_attend_give_what_the_formulas_give(shape: tuple[int, ...],
 
 @shapes
 @pytest.mark.parametrize("chunks", [[1] * 70, [15, 1, 1, 30], [16, 16], [3, 20]], ids=str)
-def test_where_a_prompt_is_cut_does_not_matter(shape: tuple[int, ...], chunks: list[int]) -> None:
+def test_where_a_prompt_is_cut_does_not_matter(computed_by: str, shape: tuple[int, ...], chunks: list[int]) -> None:
     """The module's own choice between both ways, which changes with the size of a chunk."""
     hidden = some_hidden()
-    whole = over_pages(paged(shape), hidden, chunks=[])
+    whole = over_pages(computed(paged(shape)), hidden, chunks=[])
 
-    cut = over_pages(paged(shape), hidden, chunks=list(chunks))
+    cut = over_pages(computed(paged(shape)), hidden, chunks=list(chunks))
 
     for one, other in zip(whole, cut, strict=True):
         assert torch.allclose(one, other, atol=2e-5)

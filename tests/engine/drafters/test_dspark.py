@@ -30,7 +30,7 @@ Target = tuple[Path, LoadedModel]
 
 
 @pytest.fixture(scope="module", params=["qwen3", "deepseek_v3"])
-def target(request: pytest.FixtureRequest) -> Target:
+def target(request: pytest.FixtureRequest, computed_by: str) -> Target:
     path: Path = request.getfixturevalue(request.param)
     return path, load_model(path, torch.float32, CPU)
 

@@ -21,7 +21,7 @@ DRAFTS = 3
 
 
 @pytest.fixture(scope="module")
-def target(deepseek_v3: Path) -> tuple[Path, LoadedModel]:
+def target(deepseek_v3: Path, computed_by: str) -> tuple[Path, LoadedModel]:
     return deepseek_v3, load_model(deepseek_v3, torch.float32, CPU)
 
 

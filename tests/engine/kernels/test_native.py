@@ -1,35 +1,39 @@
-"""Every build of kernels.cpp that this processor runs, against torch."""
+"""Every build of kernels.cpp that this processor runs, against torch: operation by operation, then whole models."""
 
 from __future__ import annotations
 
-import os
+import copy
 import shutil
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import DeepseekV3Config
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts, DeepseekV3RMSNorm
+from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV3Config, PretrainedConfig
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MLP, DeepseekV3MoE, DeepseekV3RMSNorm
 
-from engine.attention.paged import attend
+from engine import kernels
+from engine.attention import attach
+from engine.backend import TorchBackend
 from engine.batch import Batch, Row
-from engine.kernels import native
-from engine.kernels.attention import attend_in_place
-from engine.kernels.experts import NativeExperts
+from engine.kernels import native, use_kernels
+from engine.kernels.feedforward import NativeMLP, NativeMoE
+from engine.kernels.layer import NativeLayer
 from engine.kernels.linear import NativeLinear
 from engine.kernels.native import Library, lossless, packed, unpacked
 from engine.kernels.norm import NativeRMSNorm
-from engine.pages import CacheLayout, Entry, Pages, PageStore
+from engine.kernels.program import Group
+from engine.pages import CacheLayout, Entry, Pages, PageStore, Tables
+from tests.checkpoints import DEEPSEEK_V2, DEEPSEEK_V3, LLAMA, QWEN3, QWEN3_SLIDING, randomised
+from tests.kernels import LIBRARIES, each_build
 
 CPU = torch.device("cpu")
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
-
-
-LIBRARIES = list(native.builds(Path(os.environ.get("SANITIZED_KERNELS", native.FOLDER))))
-each_build = pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
 
 
 def test_what_can_run_here_was_built() -> None:
@@ -61,11 +65,12 @@ def test_product(library: Library, short: bool, num_out: int, num_in: int, rows:
     assert torch.equal(ours.weight, linear.weight)
 
 
-@given(st.integers(1, 70), st.integers(1, 40), st.sampled_from([16, 32]), st.booleans())
-def test_panels_hold_the_matrix(num_out: int, num_in: int, panel: int, short: bool) -> None:
-    weight = seeded(num_out, num_in).bfloat16().float()
+@given(st.integers(1, 3), st.integers(1, 70), st.integers(1, 40), st.sampled_from([16, 32]), st.booleans())
+def test_panels_hold_the_matrices(count: int, num_out: int, num_in: int, panel: int, short: bool) -> None:
+    weight = seeded(count, num_out, num_in).bfloat16().float()
     panels = packed(weight, panel, torch.bfloat16 if short else torch.float32)
     assert torch.equal(unpacked(panels, num_out), weight)
+    assert torch.equal(unpacked(panels[0], num_out), weight[0])
 
 
 @each_build
@@ -78,104 +83,186 @@ def test_norm(library: Library, size: int) -> None:
         torch.testing.assert_close(NativeRMSNorm(norm, library)(x), norm(x), **CLOSE)
 
 
+def through(library: Library, module: nn.Module) -> Any:
+    """What `use_kernels` makes of it."""
+    parent = nn.ModuleDict({"only": copy.deepcopy(module)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "library", lambda: library)
+        use_kernels(parent)
+    return parent["only"]
+
+
 @each_build
+@pytest.mark.parametrize(("hidden", "inner"), [(48, 20), (33, 300), (64, 512)])
+@torch.no_grad()
+def test_mlp(library: Library, hidden: int, inner: int) -> None:
+    mlp = randomised(DeepseekV3MLP(DeepseekV3Config(hidden_size=hidden, intermediate_size=inner)))
+    ours = through(library, mlp)
+    assert isinstance(ours, NativeMLP)
+    for shape in ((0,), (1,), (2, 3), (130,)):
+        x = seeded(*shape, hidden, seed=7)
+        torch.testing.assert_close(ours(x), mlp(x), atol=1e-4, rtol=1e-4)
+
+
+ROUTINGS: dict[str, tuple[type[nn.Module], PretrainedConfig]] = {
+    "v3": (DeepseekV3MoE, DeepseekV3Config(n_group=1, topk_group=1, norm_topk_prob=True)),
+    "v3 groups": (DeepseekV3MoE, DeepseekV3Config(n_group=4, topk_group=2, norm_topk_prob=True)),
+    "v3 shares as they are": (DeepseekV3MoE, DeepseekV3Config(n_group=2, topk_group=1, norm_topk_prob=False)),
+    "v2 greedy": (DeepseekV2Moe, DeepseekV2Config(topk_method="greedy")),
+    "v2 groups": (DeepseekV2Moe, DeepseekV2Config(topk_method="group_limited_greedy", n_group=4, topk_group=2)),
+}
+
+
+@each_build
+@pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("short", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("tokens", [0, 1, 2, 5, 40, 130])
-def test_experts(library: Library, short: bool, tokens: int) -> None:
-    config = DeepseekV3Config(hidden_size=48, moe_intermediate_size=20, n_routed_experts=6, num_experts_per_tok=3)
+@torch.no_grad()
+def test_experts(library: Library, routing: str, short: bool) -> None:
+    kind, config = ROUTINGS[routing]
+    sizes = {
+        "hidden_size": 48,
+        "num_attention_heads": 4,
+        "moe_intermediate_size": 20,
+        "n_routed_experts": 8,
+        "num_local_experts": 8,
+    }
+    config = type(config).from_dict({**config.to_dict(), **sizes, "num_experts_per_tok": 3, "n_shared_experts": 2})
     config._experts_implementation = "eager"
-    experts = DeepseekV3Experts(config)
-    for i, parameter in enumerate(experts.parameters()):
-        parameter.data.copy_(seeded(*parameter.shape, seed=i).bfloat16() if short else seeded(*parameter.shape, seed=i))
-    x, share = seeded(tokens, 48, seed=7), seeded(tokens, 3, seed=8).softmax(-1)
-    chosen = (
-        torch.stack([torch.randperm(5, generator=torch.Generator().manual_seed(t))[:3] for t in range(tokens)])
-        if tokens
-        else torch.empty(0, 3, dtype=torch.int64)
-    )  # expert 5 is nobody's
-    ours = NativeExperts(experts, library)
-    assert ours.up.dtype == (torch.bfloat16 if short else torch.float32)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x, chosen, share), experts(x, chosen, share), atol=1e-3, rtol=1e-4)
+    torch.manual_seed(3)
+    moe: Any = randomised(kind(config))
+    moe.gate.weight[5] = 0
+    if hasattr(moe.gate, "e_score_correction_bias"):
+        moe.gate.e_score_correction_bias[5] = -10.0  # nobody's, where biases count
+    if short:
+        for parameter in moe.experts.parameters():
+            parameter.copy_(parameter.bfloat16())
+    ours = through(library, moe)
+    assert isinstance(ours, NativeMoE)
+    for tokens in (0, 1, 2, 5, 40, 130):
+        x = seeded(1, tokens, 48, seed=tokens)
+        torch.testing.assert_close(ours(x), moe(x), atol=2e-4, rtol=1e-4)
 
 
-SHAPES = [(4, 2, 20, 20), (6, 1, 24, 16), (3, 3, 64, 64), (5, 1, 33, 17)]
-Asked = list[tuple[int, int, bool, int]]
+def variant(config: PretrainedConfig, **changes: Any) -> PretrainedConfig:
+    return type(config).from_dict({**config.to_dict(), **changes})
+
+
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+FAMILIES = {  # the odd ones have sizes that fill no register, and one key head for many
+    "llama": LLAMA,
+    "llama odd": variant(LLAMA, hidden_size=60, num_attention_heads=5, num_key_value_heads=1, head_dim=34),
+    "qwen3": QWEN3,
+    "qwen3 odd": variant(QWEN3, num_attention_heads=6, num_key_value_heads=1, head_dim=18),
+    "qwen3 sliding": QWEN3_SLIDING,
+    "deepseek_v2": DEEPSEEK_V2,
+    "deepseek_v3": DEEPSEEK_V3,
+    "deepseek_v3 plain": variant(DEEPSEEK_V3, q_lora_rank=None, rope_interleave=False, rope_parameters=PLAIN_ROPE),
+    "deepseek_v3 wide": variant(
+        DEEPSEEK_V3,
+        num_attention_heads=3,
+        kv_lora_rank=520,
+        qk_nope_head_dim=33,
+        qk_rope_head_dim=64,
+        head_dim=64,
+        v_head_dim=40,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request's part in a step: `tokens` from `start` on, as a block or not, seeing nothing before `context`."""
+
+    start: int
+    tokens: int
+    as_block: bool
+    context: int
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> Asked:
-    """(where it stands, its tokens in this step, whether as a block, where its context begins) of each request."""
-    count = draw(st.integers(1, 4))
+def steps(draw: st.DrawFn) -> list[Asked]:
     found = []
-    for _ in range(count):
-        start, tokens = draw(st.integers(0, 150)), draw(st.integers(1, 9))
-        context = draw(st.sampled_from([0, 0, start // 2, start]))
-        found.append((start, tokens, draw(st.booleans()), context))
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, 150))
+        tokens = draw(st.one_of(st.integers(1, 9), st.integers(1, 40)))
+        found.append(Asked(start, tokens, draw(st.booleans()), draw(st.sampled_from([0, 0, start // 2, start]))))
     return found
 
 
-@each_build
-@pytest.mark.parametrize(
-    ("heads", "groups", "size", "value"), [(4, 2, 20, 20), (6, 1, 24, 16), (3, 3, 64, 64), (5, 1, 33, 17)]
-)
-@pytest.mark.parametrize("window", [None, 20])
-@given(asked=requests(), seed=st.integers(0, 99))
-def test_attention(
-    library: Library,
-    heads: int,
-    groups: int,
-    size: int,
-    value: int,
-    window: int | None,
-    asked: list[tuple[int, int, bool, int]],
-    seed: int,
-) -> None:
-    """Over pages taken in any order, blocks and windows, rows that begin and end anywhere, tokens padded or not."""
-    latent = groups == 1
-    shape = (size,) if latent else (groups, size)
-    entry = Entry(layer=0, name="k", shape=shape, dtype=torch.float32, window=window)
-    other = Entry(layer=0, name="v", shape=shape, dtype=torch.float32, window=window)
-    layout = CacheLayout.of([entry] if latent else [entry, other], 16)
-    pages = Pages(layout, PageStore(layout, dict.fromkeys(layout.groups, 60), CPU))
-    for records in pages.store.records.values():
-        records.copy_(seeded(records.shape[0], records.shape[1] // 4, seed=seed).view(torch.uint8))
-    rows = []
-    for i, (start, tokens, as_block, context) in enumerate(asked):
-        tables = pages.open(f"request {i}")
-        assert pages.extend(tables, start + tokens)
-        if window is not None:
-            pages.trim(tables, start)
-        rows.append(Row([1] * tokens, start, tables, 0, as_block, context))
-    batch = Batch.of(rows, layout, CPU)
-    q_THD = seeded(batch.num_tokens, heads, size, seed=seed + 1)
-    key = pages.store.slab(entry.key)
-    values = key if latent else pages.store.slab(other.key)
-    for segment in batch.segments:
-        keys = segment.keys[entry.group]
-        k, v = key.gather(keys.pages_RP), values.gather(keys.pages_RP)
-        if latent:
-            k, v = k[:, :, None], v[:, :, None, :value]
-        expected = segment.unpad(attend(segment.pad(q_THD[segment.tokens]), k, v, keys.mask_R1QK, 0.2))
+class Model:
+    """A random model over pages whose every byte is random too, by torch or by a build."""
 
-        found = attend_in_place(q_THD[segment.tokens], key, values, value, keys, 0.2, library)
+    def __init__(self, config: PretrainedConfig, library: Library | None) -> None:
+        torch.manual_seed(5)
+        module = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
+        self.module: Any = randomised(module).eval().requires_grad_(False)
+        self.entries = attach(self.module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "library", lambda: library)
+            self.name = use_kernels(self.module)
+        self.layout = CacheLayout.of(self.entries, 16)
+        self.store = PageStore(self.layout, dict.fromkeys(self.layout.groups, 60), CPU)
 
-        torch.testing.assert_close(found, expected, **CLOSE)
+    def step(self, asked: Sequence[Asked], seed: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits and hidden states of all tokens of one step, and the bytes of all pages after it."""
+        for records in self.store.records.values():
+            records.copy_(seeded(records.shape[0], records.shape[1] // 4, seed=seed).view(torch.uint8))
+        pages = Pages(self.layout, self.store)
+        generator = torch.Generator().manual_seed(seed)
+        rows = []
+        for i, one in enumerate(asked):
+            tables: Tables = pages.open(f"request {i}")
+            assert pages.extend(tables, one.start + one.tokens)
+            pages.trim(tables, one.start)
+            tokens = torch.randint(0, 256, (one.tokens,), generator=generator).tolist()
+            rows.append(Row(tokens, one.start, tables, one.tokens, one.as_block, one.context))
+        last = self.module.config.num_hidden_layers - 1
+        output = TorchBackend(self.module, self.store, (last,)).forward(Batch.of(rows, self.layout, CPU))
+        written = [records[1:].view(torch.float32).clone() for records in self.store.records.values()]
+        return output.logits, output.taps[last], written
 
 
-def test_hostile_pages_are_refused_before_a_kernel_follows_them() -> None:
+@pytest.fixture(scope="module", params=FAMILIES)
+def reference(request: pytest.FixtureRequest) -> Model:
+    return Model(FAMILIES[request.param], None)
+
+
+@pytest.fixture(scope="module", params=LIBRARIES, ids=lambda library: library.name)
+def ours(request: pytest.FixtureRequest, reference: Model) -> Model:
+    return Model(reference.module.config, request.param)
+
+
+@settings(max_examples=25)
+@given(asked=steps(), seed=st.integers(0, 99))
+def test_models(reference: Model, ours: Model, asked: list[Asked], seed: int) -> None:
+    """Over pages taken in any order; rows that begin and end anywhere, blocks, windows, few tokens and many."""
+    assert reference.name in ("torch", "oneDNN") and ours.name.startswith("native")
+    assert all(isinstance(layer.forward, NativeLayer) for layer in ours.module.model.layers)
+
+    for found, expected in zip(ours.step(asked, seed), reference.step(asked, seed), strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-3, rtol=1e-3)
+
+
+def test_hostile_pages_and_slots_are_refused_before_a_kernel_follows_them() -> None:
     entry = Entry(layer=0, name="k", shape=(8,), dtype=torch.float32, window=None)
     layout = CacheLayout.of([entry], 16)
     pages = Pages(layout, PageStore(layout, dict.fromkeys(layout.groups, 4), CPU))
     tables = pages.open("a")
     assert pages.extend(tables, 20)
+    batch = Batch.of([Row([1], 19, tables, 0)], layout, CPU)
+    (segment,), slots = batch.segments, batch.slots[entry.group]
+    keys = segment.keys[entry.group]
+    Group(batch, entry.group, 5)
 
-    def keys():  # type: ignore[no-untyped-def]
-        return Batch.of([Row([1], 19, tables, 0)], layout, CPU).segments[0].keys[entry.group]
-
-    keys().check(5)
-    for field, value in (("pages_RP", 5), ("pages_RP", -1), ("last_RQ", 32), ("first_RQ", -1)):
-        bad = keys()
-        getattr(bad, field).fill_(value) if field != "first_RQ" else object.__setattr__(bad, field, bad.first_RQ - 1)
+    def refused(**changes: Any) -> None:
         with pytest.raises(AssertionError):
-            bad.check(5)
+            Group(replace(batch, **changes), entry.group, 5)
+
+    def elsewhere(tensor: Tensor, number: int) -> Tensor:
+        return torch.full_like(tensor, number)
+
+    for name, number in (("pages_RP", 5), ("pages_RP", -1), ("last_RQ", 32), ("first_RQ", -1), ("first_page_R", 1)):
+        bad_keys = replace(keys, **{name: elsewhere(getattr(keys, name), number)})
+        refused(segments=(replace(segment, keys={entry.group: bad_keys}),))
+    for name, number in (("page_T", 5), ("page_T", -1), ("offset_T", 16), ("offset_T", -1)):
+        refused(slots={entry.group: replace(slots, **{name: elsewhere(getattr(slots, name), number)})})
