@@ -1,7 +1,8 @@
 """Output tokens per second of one replica, beside transformers' `generate` and its continuous batching.
 
 One process, no Ray: a prefill and a decode engine joined by a copy. All sides have the same model in float32, the same
-threads, prompts and output lengths, answer greedily and must say the same tokens. Prefill counts.
+threads, prompts and output lengths, answer greedily and must say the same tokens. Prefill counts. The random models are
+stored in bfloat16, as models are published, and computed with in float32.
 """
 
 import random
@@ -12,7 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import Qwen3Config
+import torch
+from transformers import DeepseekV3Config, PretrainedConfig, Qwen3Config
 
 from bench import reference
 from bench.ceiling import ModelCost, Rates
@@ -38,7 +40,37 @@ QWEN3_60M = Qwen3Config(
     eos_token_id=EOS,
     bos_token_id=None,
 )
-AHEAD_OF_GENERATE = {1: 1.0, 4: 1.0, 16: 0.7, 32: 0.7}
+DEEPSEEK_60M = DeepseekV3Config(
+    vocab_size=8192,
+    hidden_size=512,
+    intermediate_size=1536,
+    moe_intermediate_size=512,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    n_routed_experts=8,
+    num_experts_per_tok=2,
+    n_shared_experts=1,
+    n_group=1,
+    topk_group=1,
+    first_k_dense_replace=1,
+    q_lora_rank=256,
+    kv_lora_rank=512,
+    qk_nope_head_dim=64,
+    qk_rope_head_dim=64,
+    v_head_dim=64,
+    max_position_embeddings=4096,
+    eos_token_id=EOS,
+    bos_token_id=None,
+)
+AT_ONCE = (1, 4, 16, 32)
+AHEAD_OF_GENERATE = {"qwen3-60m": dict(zip(AT_ONCE, (3.5, 3.2, 1.8, 1.4), strict=True))}
+AHEAD_ELSEWHERE = 2.5
+
+
+def save_published(config: PretrainedConfig, path: Path) -> Path:
+    """Random weights as they would be published."""
+    return save_random(config, path, dtype=torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +116,7 @@ class Ours:
 
 def run(report: Report) -> None:
     options = report.options
-    workloads = [Workload(concurrency=n, prompt_tokens=128, output_tokens=64) for n in AHEAD_OF_GENERATE]
+    workloads = [Workload(concurrency=n, prompt_tokens=128, output_tokens=128) for n in AT_ONCE]
     rates = Rates.measured(options)
     report.ceiling("memory read, GB/s", rates.read_bytes_per_second / 1e9)
     report.ceiling("float32 product, Gflop/s", rates.flops / 1e9)
@@ -93,9 +125,9 @@ def run(report: Report) -> None:
             workloads = [Workload(concurrency=n, prompt_tokens=20, output_tokens=6) for n in (1, 4)]
             random_models = {"deepseek_v3": DEEPSEEK_V3, "qwen3": QWEN3}
         else:
-            random_models = {"qwen3-60m": QWEN3_60M}
+            random_models = {"qwen3-60m": QWEN3_60M, "deepseek-v3-60m": DEEPSEEK_60M}
         paths = {} if options.quick else {"tiny-mla": SHIPPED_MODEL}
-        paths |= {name: save_random(config, Path(folder) / name) for name, config in random_models.items()}
+        paths |= {name: save_published(config, Path(folder) / name) for name, config in random_models.items()}
         rows = [row for name, path in paths.items() for row in _compared(report, rates, name, path, workloads)]
     report.table("output tokens per second", rows)
     for row in rows:
@@ -154,6 +186,7 @@ def _goals(
     report: Report, model: str, at_once: int, over_generate: float, over_continuous: float | None, **_: object
 ) -> None:
     what = f"{model}, {at_once} at once, output tok/s over"
-    report.goal(f"{what} generate", over_generate, AHEAD_OF_GENERATE[at_once], "x")
+    wanted = AHEAD_OF_GENERATE.get(model, {}).get(at_once, AHEAD_ELSEWHERE)
+    report.goal(f"{what} generate", over_generate, wanted, "x")
     if over_continuous is not None:
         report.goal(f"{what} continuous batching", over_continuous, 1.0, "x")

@@ -1,10 +1,8 @@
 """What a decode step takes besides the model: schedule, batch building, sampling, commit, text.
 
-The shipped model, greedy, one decode engine, no speculation, all requests prefilled. The model's own time is taken
-around its forward; everything else of `Decoder.step` is the engine's.
+The shipped model, greedy, one decode engine, no speculation, all requests prefilled; the figures of `GetStats`.
 """
 
-import time
 from statistics import median
 from typing import Any
 
@@ -35,33 +33,21 @@ def _measured(at_once: int, options: Options) -> dict[str, Any]:
     model = load_model(SHIPPED_MODEL, Config().model.torch_dtype, options.device)
     side = Side(NONE, model, options)
     pair = side.pair
-    inside = [0.0]
-
-    def begin(*_: Any) -> None:
-        inside[0] -= time.perf_counter()
-
-    def end(*_: Any) -> None:
-        inside[0] += time.perf_counter()
-
-    model.module.register_forward_pre_hook(begin)
-    model.module.register_forward_hook(end)
     stop = StopRules(max_tokens=steps + WARM_UP + 2, ignore_eos=True)
     for i, prompt in enumerate(held_out_prompts()[:at_once]):
         pair.add(Request(id=str(i), prompt=prompt, sampling=Sampling(), stop=stop))
     while pair.decoder.stats().running < at_once:
         pair.step_prefill()
         pair.take(pair.decoder.admit())
-    own, others = [], []
+    own, models = [], []
     for _ in range(steps + WARM_UP):
-        inside[0] = 0.0
-        began = time.perf_counter()
+        before = pair.decoder.stats()
         pair.take(pair.decoder.step())
-        own.append(time.perf_counter() - began - inside[0])
-        others.append(inside[0])
+        after = pair.decoder.stats()
+        models.append(after.compute_seconds - before.compute_seconds)
+        own.append(after.step_seconds - before.step_seconds - models[-1])
     return {
         "at_once": at_once,
         "own_ms": 1e3 * median(own[WARM_UP:]),
-        "model_ms": 1e3 * median(others[WARM_UP:]),
-        "own_share": median(own[WARM_UP:])
-        / median(o + m for o, m in zip(own[WARM_UP:], others[WARM_UP:], strict=True)),
+        "model_ms": 1e3 * median(models[WARM_UP:]),
     }

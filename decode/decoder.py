@@ -4,6 +4,7 @@ It receives its parts and never builds them, asks the clock for `now()` only, an
 """
 
 import logging
+import time
 from dataclasses import asdict, dataclass, replace
 
 from decode.inbox import Inbox
@@ -19,6 +20,7 @@ from engine.config import DecodeConfig
 from engine.drafters import row_from
 from engine.errors import DeadlineExceeded, DoesNotFit, HandoffRefused, Overloaded, Preempted
 from engine.facts import Acceptance, Counters, ReplicaStats
+from engine.machine import peak_bytes
 from engine.pages import Pages
 from engine.text import Text
 from engine.transfer import Transfer
@@ -134,6 +136,7 @@ class Decoder:
 
     def step(self) -> list[Event]:
         """Admit what has arrived, then one token for every running request, and more where drafts are accepted."""
+        entered, computed = time.perf_counter(), self._rounds.computing.seconds
         events = self.admit() + self._make_room()
         batch = self._schedule.next()
         if not batch:
@@ -156,6 +159,8 @@ class Decoder:
         events += self._counted(step, self._schedule.commit(step))
         if not self._schedule.running:
             self._ended = None
+        self._counters.step_seconds += time.perf_counter() - entered
+        self._counters.compute_seconds += self._rounds.computing.seconds - computed
         return events
 
     def close(self) -> None:
@@ -204,6 +209,7 @@ class Decoder:
             running=len(self._schedule.running),
             **asdict(self._counters),
             synthetic=self._rounds.acceptor.synthetic,
+            peak_bytes=peak_bytes(self._pages.store.device),
             pages=self._pages.counts(),
             reads=inbox.reads,
             reads_lost=inbox.reads_lost,

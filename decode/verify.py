@@ -114,10 +114,10 @@ class Exact:
     ) -> Accepted:
         changed_NV = logits_NV if edits is None else edits.applied(logits_NV)
         log_p_NV = changed_NV if options.all_greedy else log_probs(changed_NV, options)
-        places = Places.of(lengths, logits_NV.device)
         if not any(lengths):
             own_N = draw(changed_NV, log_p_NV, options)
             return Accepted(told(logits_NV, own_N, options), torch.zeros_like(own_N), tuple(lengths))
+        places = Places.of(lengths, logits_NV.device)
         draft_N = places.of_block(block.token_RK)
         if options.all_coupled:
             own_N = draw(changed_NV, log_p_NV, options)

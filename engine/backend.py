@@ -1,10 +1,11 @@
 """Running the model: a `Batch` in, logits and taps out. Never waits for the device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from engine.batch import Batch
@@ -28,29 +29,29 @@ class Backend(Protocol):
 class TorchBackend:
     """transformers' model with our attention, eagerly. `tap_layers` are decoder layers whose output is kept."""
 
-    def __init__(self, model: PreTrainedModel, store: PageStore, tap_layers: tuple[int, ...] = ()) -> None:
-        self._model = model
+    def __init__(self, model: PreTrainedModel, store: PageStore, tap_layers: Sequence[int] = ()) -> None:
+        self._decoder = model.get_decoder()
+        self._head = model.get_output_embeddings()
         self._store = store
-        self._taps: dict[int, Tensor] = {}
-        layers = model.get_decoder().layers
-        for layer in tap_layers:
-            layers[layer].register_forward_hook(self._tap(layer))
-
-    def _tap(self, layer: int):  # type: ignore[no-untyped-def]
-        def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
-            self._taps[layer] = output[0]
-
-        return keep
+        self._tap_layers = tap_layers
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> Output:
-        self._taps = {}
-        output = self._model(
-            input_ids=batch.token_ids_T[None],
-            position_ids=batch.positions_T[None],
-            use_cache=False,
-            logits_to_keep=batch.logits_index,  # a tensor, never a number: a number cuts rows inside some models
-            batch=batch,
-            store=self._store,
-        )
-        return Output(output.logits[0].float(), self._taps)
+        hidden_TD, taps = hidden_states(self._decoder, batch, self._store, self._tap_layers)
+        logits: Tensor = self._head(hidden_TD.index_select(0, batch.logits_index))
+        return Output(logits.float(), taps)
+
+
+def hidden_states(
+    decoder: Any, batch: Batch, store: PageStore, tap_layers: Sequence[int] = ()
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Through a transformers decoder: the states [T, hidden] after its final norm, and after the tapped layers. Its own
+    forward does the same and makes masks, caches and outputs of many kinds besides: 0.15 ms of a step (2 cores)."""
+    hidden_1TD = decoder.embed_tokens(batch.token_ids_T[None])
+    positions = decoder.rotary_emb(hidden_1TD, batch.positions_T[None])
+    taps: dict[int, Tensor] = {}
+    for i, layer in enumerate(decoder.layers):
+        hidden_1TD = layer(hidden_1TD, position_embeddings=positions, batch=batch, store=store)
+        if i in tap_layers:
+            taps[i] = hidden_1TD[0]
+    return decoder.norm(hidden_1TD)[0], taps

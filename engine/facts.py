@@ -82,6 +82,7 @@ class Acceptance(Drafts):
 class Counters(Drafts):
     """What an engine has done since it started. Of `prompt_tokens`, `prefix_hit_tokens` were in its pages already.
 
+    Of `step_seconds`, models took `compute_seconds`; the rest is the engine's own: schedule, batches, sampling, text.
     The seconds are sums over steps: `draft_seconds`, `plan_seconds` and `verify_seconds` of decode/schedule.py: Laps.
     `handoffs_without_context` came without the drafter's part of their pages, to an engine that drafts.
     """
@@ -98,6 +99,8 @@ class Counters(Drafts):
     draft_seconds: float = 0.0
     plan_seconds: float = 0.0
     verify_seconds: float = 0.0
+    step_seconds: float = 0.0
+    compute_seconds: float = 0.0
 
     def reset(self) -> None:
         """Forget what a warm-up did."""
@@ -107,7 +110,8 @@ class Counters(Drafts):
 @dataclass(frozen=True, kw_only=True)
 class ReplicaStats:
     """One replica, now. Counters only ever grow; the rest are levels. `role` is "prefill" or "decode"; `synthetic` says
-    that it accepts drafts as SYNTHETIC_WARNING has it."""
+    that it accepts drafts as SYNTHETIC_WARNING has it. `peak_bytes`: the most memory that its process has held so far,
+    on its device."""
 
     role: str
     replica: str = ""
@@ -132,7 +136,10 @@ class ReplicaStats:
     draft_seconds: float
     plan_seconds: float
     verify_seconds: float
+    step_seconds: float
+    compute_seconds: float
     synthetic: bool = False
+    peak_bytes: int = 0
     pages: dict[str, PageCounts]
     leases_held: int = 0
     leases_expired: int = 0

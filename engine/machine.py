@@ -1,6 +1,7 @@
 """The names of what computes here."""
 
 import platform
+import resource
 from pathlib import Path
 
 import torch
@@ -17,3 +18,10 @@ def cpu_model() -> str:
 def device_name(device: torch.device) -> str:
     """The accelerator's own name, or the processor's."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has held on the device so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

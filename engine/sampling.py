@@ -42,18 +42,23 @@ class SamplingBatch:
     def of(cls, rows: Sequence[tuple[Sampling, int]], device: torch.device) -> "SamplingBatch":
         """From each row's options and the position that the drawn token will have."""
         options = [sampling for sampling, _ in rows]
+        coupled = [s.greedy or s.seeded for s in options]
+        reals = [s.temperature for s in options], [s.top_p for s in options], [s.min_p for s in options]
+        wholes = [s.top_k for s in options], [s.seed for s in options], [position for _, position in rows], coupled
+        temperature_R, top_p_R, min_p_R = torch.tensor(reals, dtype=torch.float32).to(device)
+        top_k_R, seed_R, position_R, coupled_R = torch.tensor(wholes, dtype=torch.int64).to(device)
         return cls(
-            torch.tensor([s.temperature for s in options], dtype=torch.float32).to(device),
-            torch.tensor([s.top_k for s in options], dtype=torch.int64).to(device),
-            torch.tensor([s.top_p for s in options], dtype=torch.float32).to(device),
-            torch.tensor([s.min_p for s in options], dtype=torch.float32).to(device),
-            torch.tensor([s.seed for s in options], dtype=torch.int64).to(device),
-            torch.tensor([position for _, position in rows], dtype=torch.int64).to(device),
-            torch.tensor([s.greedy or s.seeded for s in options]).to(device),
-            all(s.greedy or s.seeded for s in options),
-            all(s.greedy for s in options),
-            any(s.top_k > 0 or s.top_p < 1.0 or s.min_p > 0.0 for s in options),
-            tuple(s.top_logprobs for s in options),
+            temperature_R=temperature_R,
+            top_k_R=top_k_R,
+            top_p_R=top_p_R,
+            min_p_R=min_p_R,
+            seed_R=seed_R,
+            position_R=position_R,
+            coupled_R=coupled_R.bool(),
+            all_coupled=all(coupled),
+            all_greedy=all(s.greedy for s in options),
+            any_filter=any(s.top_k > 0 or s.top_p < 1.0 or s.min_p > 0.0 for s in options),
+            top_logprobs=tuple(s.top_logprobs for s in options),
         )
 
 

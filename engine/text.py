@@ -16,6 +16,9 @@ class Text:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        # transformers' own decode looks at its argument for longer than the tokenizer takes
+        plain = tokenizer.is_fast and not tokenizer.clean_up_tokenization_spaces
+        self._decode = tokenizer.backend_tokenizer.decode if plain else tokenizer.decode
 
     @classmethod
     def load(cls, path: Path) -> "Text":
@@ -40,7 +43,7 @@ class Text:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        text: str = self._decode(tokens, skip_special_tokens=True)
         return text
 
 

@@ -4,6 +4,7 @@ It receives its parts and never builds them, asks the clock for `now()` only, an
 """
 
 import secrets
+import time
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from engine.backend import Backend
 from engine.batch import Batch
-from engine.clock import Clock
+from engine.clock import Clock, Stopwatch
 from engine.config import PrefillConfig
 from engine.drafters import Drafter, row_bytes
 from engine.edits import Draw, Edits
 from engine.errors import DeadlineExceeded, DoesNotFit, HandoffLost, ModelFailure, Overloaded
 from engine.facts import Counters, ReplicaStats
+from engine.machine import peak_bytes
 from engine.pages import Pages
 from engine.sampling import NO_TOKEN, SamplingBatch, sample
 from engine.transfer import Message, Transfer, Verb
@@ -54,6 +56,7 @@ class Prefiller:
         self._drafter_fingerprint = drafter_fingerprint
         self._eos_token_ids = eos_token_ids
         self._counters = Counters()
+        self._computing = Stopwatch()
         self._schedule = PromptSchedule(
             pages, config.chunk_tokens, config.max_requests, self._counters, drafter.keeps_rows
         )
@@ -81,14 +84,19 @@ class Prefiller:
 
     def step(self) -> list[Event]:
         """Answer readers, let leases and requests expire, and put one chunk of tokens through the model."""
+        entered, computed = time.perf_counter(), self._computing.seconds
         events = self._answer() + self._expire()
         chunks = self._schedule.next(self._clock.now())
         if not chunks:
             return events
         batch = Batch.of([chunk.row for chunk in chunks], self._pages.layout, self._pages.store.device)
-        output = self._backend.forward(batch)
-        self._absorb(chunks, batch, output.taps)
-        return events + self._advance(chunks, output.logits)
+        with self._computing:
+            output = self._backend.forward(batch)
+            self._absorb(chunks, batch, output.taps)
+        events += self._advance(chunks, output.logits)
+        self._counters.step_seconds += time.perf_counter() - entered
+        self._counters.compute_seconds += self._computing.seconds - computed
+        return events
 
     def warm_up(self) -> None:
         """One whole chunk and one single token, so that no request pays for first times."""
@@ -122,6 +130,7 @@ class Prefiller:
             waiting=len(self._schedule.waiting),
             running=len(self._schedule.running),
             **vars(self._counters),
+            peak_bytes=peak_bytes(self._pages.store.device),
             pages=self._pages.counts(),
             leases_held=len(self._leases),
             leases_expired=self._leases.ended[LeaseEnd.EXPIRED],
@@ -204,7 +213,9 @@ class Prefiller:
         rows = [(r.sampling if c.is_last else Sampling(), r.num_tokens) for c, r in zip(chunks, requests, strict=True)]
         draws = [Draw(r, r.tokens) if c.is_last else None for c, r in zip(chunks, requests, strict=True)]
         edits = Edits.of(draws, self._eos_token_ids, logits_RV.device)
-        return sample(logits_RV, SamplingBatch.of(rows, logits_RV.device), edits).drawn()
+        draws_R = sample(logits_RV, SamplingBatch.of(rows, logits_RV.device), edits)
+        with self._computing:  # the wait for them
+            return draws_R.drawn()
 
     def _broken(self, prompt: Prompt, num_tokens: int) -> Ended:
         assert prompt.tables is not None

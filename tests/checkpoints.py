@@ -122,15 +122,15 @@ QWEN3_SLIDING = Qwen3Config.from_dict(
 )
 
 
-def save_random(config: PretrainedConfig, path: Path, seed: int = 0) -> Path:
+def save_random(config: PretrainedConfig, path: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
     """Write a checkpoint directory: config.json, model.safetensors, and a tokenizer of single bytes. DeepSeek-V3's has
     a next-token layer too, as published."""
     torch.manual_seed(seed)
-    model = randomised(AutoModelForCausalLM.from_config(config, dtype=torch.float32)).eval()
+    model = randomised(AutoModelForCausalLM.from_config(config, dtype=torch.float32)).eval().to(dtype)
     model.save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
     if isinstance(config, DeepseekV3Config):
-        layer = dict(published_names(randomised(MTPLayer(config, config.num_hidden_layers))))
+        layer = dict(published_names(randomised(MTPLayer(config, config.num_hidden_layers)).to(dtype)))
         file = path / "model.safetensors"
         save_file({n: t.contiguous() for n, t in (load_file(file) | layer).items()}, file, metadata={"format": "pt"})
     return path

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from engine.backend import hidden_states
 from engine.batch import Batch, Row
 from engine.kernels import dense
 from engine.models import LoadedModel, load_model
@@ -28,9 +29,6 @@ class Target:
         self.model, self.tap_layers = model, tuple(tap_layers)
         module: Any = model.module
         self._decoder = module.get_decoder()
-        self._kept: dict[int, Tensor] = {}
-        for layer in self.tap_layers:
-            self._decoder.layers[layer].register_forward_hook(self._keep(layer))
         self.head_VD: Tensor = dense(module.get_output_embeddings()).detach().float()
         self._embedding = module.get_input_embeddings()
         self._layout = CacheLayout.of(model.entries, PAGE_TOKENS)
@@ -68,7 +66,8 @@ class Target:
             for i in live:
                 assert pages.extend(tables[i], first + len(pieces[i]))
             batch = Batch.of([Row(pieces[i], first, tables[i], 0) for i in live], self._layout, self.model.device)
-            state_TF = self._forward(batch, pages.store)
+            final_TD, taps = hidden_states(self._decoder, batch, pages.store, self.tap_layers)
+            state_TF = torch.cat([*(taps[layer] for layer in self.tap_layers), final_TD], dim=-1)
             for i, start in zip(live, batch.start_R.tolist(), strict=True):
                 parts[i].append(state_TF[start : start + len(pieces[i])])
         for table in tables:
@@ -79,22 +78,6 @@ class Target:
         """`int64[...] -> float32[..., D]`."""
         embedded: Tensor = self._embedding(tokens).float()
         return embedded
-
-    def _keep(self, layer: int) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            self._kept[layer] = output[0]
-
-        return hook
-
-    def _forward(self, batch: Batch, store: PageStore) -> Tensor:
-        final_TD = self._decoder(
-            input_ids=batch.token_ids_T[None],
-            position_ids=batch.positions_T[None],
-            use_cache=False,
-            batch=batch,
-            store=store,
-        ).last_hidden_state[0]
-        return torch.cat([*(self._kept[layer] for layer in self.tap_layers), final_TD], dim=-1)
 
     def _pages_for(self, sequences: Sequence[Sequence[int]]) -> Pages:
         """Pages for so many sequences, kept from call to call."""

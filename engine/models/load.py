@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AttentionInterface, GenerationConfig, PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import logging
 
 from engine.attention import attach
@@ -18,12 +18,6 @@ from engine.kernels import use_kernels
 from engine.models.fp8 import dequantised_state
 from engine.models.preflight import layer_of, preflight
 from engine.pages import Entry
-
-ATTENTION_NAME = "sparkpool_paged"
-
-
-def _never_called(*_args: object, **_kwargs: object) -> None:
-    raise AssertionError("an attention module was not replaced by ours")
 
 
 @dataclass(frozen=True)
@@ -48,8 +42,6 @@ class LoadedModel:
 def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Pre-flight, load, attach. Raises CheckpointRefused if a weight is missing or has another shape."""
     looked = preflight(path, dtype, device)
-    # Known to AttentionInterface alone, so that transformers builds no mask for it.
-    AttentionInterface.register(ATTENTION_NAME, _never_called)  # type: ignore[arg-type]
     options: dict[str, Any] = {"experts_implementation": "grouped_mm"} if _has_experts(looked.config) else {}
     if looked.fp8_block is not None:
         state = dequantised_state(looked.files, looked.fp8_block, dtype)
@@ -61,7 +53,6 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
-            attn_implementation=ATTENTION_NAME,
             output_loading_info=True,
             device_map={"": device},
             ignore_mismatched_sizes=True,  # so that they are reported, and refused here
