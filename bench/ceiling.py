@@ -3,9 +3,15 @@
 A step cannot be faster than reading its weights and its requests' cached rows once, nor than its multiplications.
 """
 
+import ctypes
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -38,6 +44,31 @@ class Rates:
             copy_bytes_per_second=2 * num_bytes / _seconds(lambda: target.copy_(source), device),
             flops=2 * size**3 / min(_seconds(product, device) for product in _products(size, device)),
         )
+
+
+def multiply_add_rate(threads: int, rounds: int = 10_000_000) -> float | None:
+    """Flop per second of a CPU's multiply-add units alone, the best of a few tries; None without a C compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        return None
+    with TemporaryDirectory() as folder:
+        built = Path(folder) / "peak.so"
+        source = Path(__file__).parent / "peak.c"
+        subprocess.run([compiler, "-O3", "-march=native", "-shared", "-fPIC", source, "-o", built], check=True)
+        multiply_add = ctypes.CDLL(str(built)).multiply_add
+    multiply_add.restype, multiply_add.argtypes = ctypes.c_double, [ctypes.c_long, ctypes.c_void_p]
+
+    def one(_: int) -> float:
+        sink = ctypes.c_float()
+        return float(multiply_add(rounds, ctypes.addressof(sink)))
+
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(TRIES):
+            began = time.perf_counter()
+            flop = sum(pool.map(one, range(threads)))
+            best = max(best, flop / (time.perf_counter() - began))
+    return best
 
 
 def _products(size: int, device: torch.device) -> list[Callable[[], object]]:

@@ -40,7 +40,9 @@ def kept(folder: Path, key: dict[str, str], measure: Callable[[], ProfiledTimes]
     return times
 
 
-def profiled(rounds: Round, pages: Pages, text: Text, max_requests: int, key: dict[str, str]) -> ProfiledTimes:
+def profiled(
+    rounds: Round, pages: Pages, text: Text, vocab_size: int, max_requests: int, key: dict[str, str]
+) -> ProfiledTimes:
     """The least of a few rounds for 1, 2, 4, ... requests, each verifying none, half and all of a block.
 
     Requests stand after a context of CONTEXT_PAGES pages, or fewer if the replica has too few for all of them. `key`
@@ -48,7 +50,7 @@ def profiled(rounds: Round, pages: Pages, text: Text, max_requests: int, key: di
     """
     length = rounds.drafter.block_length
     context = CONTEXT_PAGES * pages.layout.page_tokens
-    sequences = tuple(stand_ins(pages, text, context, 1 + length, max_requests, Sampling()))
+    sequences = tuple(stand_ins(pages, text, context, 1 + length, max_requests, Sampling(), vocab_size))
     assert sequences, "not even one request fits"
     counts = sorted({min(2**n, len(sequences)) for n in range(len(sequences).bit_length() + 1)})
     draft, verify = [], {}

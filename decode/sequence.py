@@ -106,15 +106,16 @@ class Sequence:
 
 
 def stand_ins(
-    pages: Pages, text: Text, context: int, step_tokens: int, most: int, sampling: Sampling
+    pages: Pages, text: Text, context: int, step_tokens: int, most: int, sampling: Sampling, vocab_size: int = 1
 ) -> Iterator[Sequence]:
     """Requests as they are in the middle of an answer, with `context` tokens in pages and room for a step; `most` of
-    them, or as many as there are pages for. Whoever takes them releases their tables."""
+    them, or as many as there are pages for. Whoever takes them releases their tables. Each has said something else, as
+    in life: were they all the same, a mixture of experts would need no more of them for many than for one."""
     for n in range(most):
         stop = StopRules(max_tokens=2 * step_tokens)
         request = Request(id=f"stand-in-{n}", prompt=(0,) * context, sampling=sampling, stop=stop)
         sequence = Sequence(request, text, (), 0.0)
-        sequence.commit([Drawn(0, 0.0)])
+        sequence.commit([Drawn(n * vocab_size // most, 0.0)])
         sequence.tables = pages.open(sequence.id)
         if not pages.extend(sequence.tables, context + step_tokens):
             return

@@ -136,7 +136,7 @@ class Builder:
 
     def _step_times(self, section: DecodeConfig, rounds: Round, pages: Pages, text: Text) -> ProfiledTimes:
         key = self._times_key(section)
-        measure = partial(profiled, rounds, pages, text, section.max_requests, key)
+        measure = partial(profiled, rounds, pages, text, self.model.config.vocab_size, section.max_requests, key)
         return kept(section.step_times, key, measure) if section.step_times else measure()
 
     def _times_key(self, section: DecodeConfig) -> dict[str, str]:

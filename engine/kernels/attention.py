@@ -1,13 +1,13 @@
 """Attention as programs: projections, norms, rotation and cache writes, attention over pages where they lie.
 
-Rows of many tokens, as in prefill, are better served by products of matrices over gathered pages: their attention is
-left to the module that torch runs (engine/attention/), between the two halves of a program.
+MLA is absorbed here, however many tokens a row has (engine/attention/mla.py): expanding would need the matrices in
+another order too, and saves little before contexts of thousands of tokens.
 
 T = tokens, H = query heads, G = key heads, D = head size, N = nope size, P = rope size, V = value size, L = latent size
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine.attention.gqa import PagedGQA
 from engine.attention.mla import PagedMLA
-from engine.batch import SHORT_ROW_TOKENS, Batch, Segment
+from engine.batch import Batch
 from engine.kernels.linear import NativeLinear, Packed
 from engine.kernels.native import Library
 from engine.kernels.norm import NativeRMSNorm
@@ -34,51 +34,28 @@ from engine.kernels.program import (
     X,
     Y,
     arena,
-    column,
     step_of,
 )
 from engine.pages import PageStore
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Operations before attention, of attention and after it; `queries` and `attended` are the places where the first
-    leave the queries and the last expect what was attended to."""
-
-    before: list[Op]
-    attend: list[Op]
-    after: list[Op]
-    queries: int
-    attended: int
-
-
 class NativeAttention(nn.Module, ABC):
     """In the place of a paged attention module, over the same pages."""
-
-    query_numbers: int  # per token, of all heads
-    value_numbers: int
 
     def __init__(self, paged: Any, library: Library) -> None:
         super().__init__()
         self.paged, self.entries = paged, paged.entries
-        self._call = PagedProgram(self, library, self._parts)
+        self._call = PagedProgram(self, library, lambda columns: self.operations(X, Y, NOWHERE, columns))
         columns = Columns()
         self._remember = Program(library, self.writing(X, columns), columns.width)
-
-    def _parts(self, columns: Columns) -> Parts:
-        return self.operations(X, Y, NOWHERE, columns)
 
     @abstractmethod
     def writing(self, x: int, columns: Columns) -> list[Op]:
         """Write the tokens' entries."""
 
     @abstractmethod
-    def operations(self, x: int, y: int, add: int, columns: Columns) -> Parts:
+    def operations(self, x: int, y: int, add: int, columns: Columns) -> list[Op]:
         """y = attention(x) + add."""
-
-    @abstractmethod
-    def attend_long(self, segment: Segment, queries: Tensor, store: PageStore) -> Tensor:
-        """What the tokens of one segment attend to. `queries` [T, H D] -> [T, H V]"""
 
     def forward(
         self, hidden_states: Tensor, position_embeddings: Any, batch: Batch, store: PageStore, **_: object
@@ -97,50 +74,27 @@ class NativeAttention(nn.Module, ABC):
 class PagedProgram:
     """A program that writes entries and attends, from [1, T, D] to [1, T, D]."""
 
-    def __init__(self, attention: NativeAttention, library: Library, parts: Any) -> None:
+    def __init__(self, attention: NativeAttention, library: Library, operations: Callable[[Columns], list[Op]]) -> None:
         columns = Columns()
-        self._parts: Parts = parts(columns)
-        self._attention = attention
         self._keys = [entry.key for entry in attention.entries]
         self._group = attention.entries[0].group
-        before, attend, after = self._parts.before, self._parts.attend, self._parts.after
-        self._before, self._attend, self._after, self._whole = (
-            Program(library, operations, columns.width)
-            for operations in (before, attend, after, before + attend + after)
-        )
+        self._program = Program(library, operations(columns), columns.width)
 
     def __call__(self, x_1TD: Tensor, positions: Any, batch: Batch, store: PageStore) -> Tensor:
-        step = step_of(batch, positions)
-        call = step.aim(self._group, store.slab(self._keys[0]), store.slab(self._keys[-1]))
+        call = step_of(batch, positions).aim(self._group, store.slab(self._keys[0]), store.slab(self._keys[-1]))
         assert x_1TD.dtype == torch.float32
         x_1TD = x_1TD.contiguous()
         y_1TD = torch.empty_like(x_1TD)
         call.x, call.y = x_1TD.data_ptr(), y_1TD.data_ptr()
-        call.arena = arena(self._whole.width * batch.num_tokens).data_ptr()
-        if not step.has_long_rows:
-            self._whole(call)
-        else:
-            self._before(call)
-            if call.num_segments:
-                self._attend(call)
-            self._attend_long(batch, store)
-            self._after(call)
+        call.arena = arena(self._program.width * batch.num_tokens).data_ptr()
+        self._program(call)
         return y_1TD
-
-    def _attend_long(self, batch: Batch, store: PageStore) -> None:
-        attention, parts, num_tokens = self._attention, self._parts, batch.num_tokens
-        queries = column(parts.queries, attention.query_numbers, num_tokens)
-        attended = column(parts.attended, attention.value_numbers, num_tokens)
-        for segment in batch.segments:
-            if segment.num_queries > SHORT_ROW_TOKENS:
-                own = segment.tokens
-                attended[own] = attention.attend_long(segment, queries[own], store)
 
 
 class NativeGQA(NativeAttention):
     def __init__(self, paged: PagedGQA, library: Library) -> None:
         projected: Any = paged.q_proj
-        self.query_numbers = self.value_numbers = projected.out_features
+        self._query_numbers = projected.out_features
         super().__init__(paged, library)
 
     def writing(self, x: int, columns: Columns) -> list[Op]:
@@ -153,15 +107,15 @@ class NativeGQA(NativeAttention):
             self._heads(values, VALUES, None, turned=False, wait=False),
         ]
 
-    def operations(self, x: int, y: int, add: int, columns: Columns) -> Parts:
+    def operations(self, x: int, y: int, add: int, columns: Columns) -> list[Op]:
         paged = self.paged
-        queries, attended = columns.take(self.query_numbers), columns.take(self.value_numbers)
+        queries, attended = columns.take(self._query_numbers), columns.take(self._query_numbers)
         project_k, project_v, write_k, write_v = self.writing(x, columns)
         project_k.wait = write_k.wait = False
         attend = Attend(
             x=queries,
             y=attended,
-            H=self.query_numbers // paged.head_dim,
+            H=self._query_numbers // paged.head_dim,
             G=paged.num_key_heads,
             D=paged.head_dim,
             E=paged.head_dim,
@@ -169,23 +123,13 @@ class NativeGQA(NativeAttention):
             scale=paged.scaling,
         )
         turn = self._heads(queries, queries, paged.q_norm, turned=True)
-        return Parts(
-            before=[paged.q_proj.product(x, queries), project_k, project_v, turn, write_k, write_v],
-            attend=[attend],
-            after=[paged.o_proj.product(attended, y, add)],
-            queries=queries,
-            attended=attended,
-        )
-
-    def attend_long(self, segment: Segment, queries: Tensor, store: PageStore) -> Tensor:
-        q_THD = queries.unflatten(-1, (-1, self.paged.head_dim))
-        attended: Tensor = self.paged.attended(segment, q_THD, store).flatten(1)
-        return attended
+        project = [paged.q_proj.product(x, queries), project_k, project_v]
+        return [*project, turn, write_k, write_v, attend, paged.o_proj.product(attended, y, add)]
 
     def _heads(self, x: int, y: int, norm: Any, turned: bool, wait: bool = True) -> Heads:
         """Heads of the place `x` to `y`, normed if `norm` is one."""
         size = self.paged.head_dim
-        row = self.query_numbers if y >= 0 else self.paged.num_key_heads * size
+        row = self._query_numbers if y >= 0 else self.paged.num_key_heads * size
         weight = norm.weight if isinstance(norm, NativeRMSNorm) else None
         return Heads(
             x=x,
@@ -212,8 +156,7 @@ class NativeMLA(NativeAttention):
     ROTATIONS: ClassVar = {"halves": HALVES, "pairs to halves": PAIRS_TO_HALVES, "pairs": PAIRS}
 
     def __init__(self, paged: PagedMLA, library: Library) -> None:
-        self.query_numbers = paged.num_heads * (paged.nope + paged.rope)
-        self.value_numbers = paged.num_heads * paged.value
+        self._query_numbers = paged.num_heads * (paged.nope + paged.rope)
         super().__init__(paged, library)
 
     def writing(self, x: int, columns: Columns) -> list[Op]:
@@ -240,10 +183,10 @@ class NativeMLA(NativeAttention):
         )
         return [paged.kv_a_proj_with_mqa.product(x, place), write]
 
-    def operations(self, x: int, y: int, add: int, columns: Columns) -> Parts:
+    def operations(self, x: int, y: int, add: int, columns: Columns) -> list[Op]:
         paged, heads = self.paged, self.paged.num_heads
         latents, entry = heads * paged.latent, paged.latent + paged.rope
-        queries, attended = columns.take(self.query_numbers), columns.take(self.value_numbers)
+        queries, attended = columns.take(self._query_numbers), columns.take(heads * paged.value)
         absorbed, seen = columns.take(heads * entry), columns.take(latents)
         project, write = self.writing(x, columns)
         project.wait = write.wait = False
@@ -255,24 +198,16 @@ class NativeMLA(NativeAttention):
             write.wait = True
             asking = [paged.q_proj.product(x, queries), project, write]
         attend = Attend(x=absorbed, y=seen, H=heads, G=1, D=entry, E=paged.latent, shared=True, scale=paged.scaling)
-        turn = self._rope_of(queries, queries, turned=paged.rope, y_row=self.query_numbers, y_at=paged.nope)
-        return Parts(
-            before=[*asking, turn],
-            attend=[
-                paged.w_uk.by_head(queries, self.query_numbers, absorbed, heads * entry),
-                self._rope_of(queries, absorbed, turned=0, y_row=heads * entry, y_at=paged.latent, wait=False),
-                attend,
-                paged.w_uv.by_head(seen, latents, attended, self.value_numbers),
-            ],
-            after=[paged.o_proj.product(attended, y, add)],
-            queries=queries,
-            attended=attended,
-        )
-
-    def attend_long(self, segment: Segment, queries: Tensor, store: PageStore) -> Tensor:
-        q_nope_THN, q_rope_THP = self.paged.split(queries)
-        attended: Tensor = self.paged.attended(segment, q_nope_THN, q_rope_THP, store).flatten(1)
-        return attended
+        turn = self._rope_of(queries, queries, turned=paged.rope, y_row=self._query_numbers, y_at=paged.nope)
+        return [
+            *asking,
+            turn,
+            paged.w_uk.by_head(queries, self._query_numbers, absorbed, heads * entry),
+            self._rope_of(queries, absorbed, turned=0, y_row=heads * entry, y_at=paged.latent, wait=False),
+            attend,
+            paged.w_uv.by_head(seen, latents, attended, heads * paged.value),
+            paged.o_proj.product(attended, y, add),
+        ]
 
     def _rope_of(self, x: int, y: int, turned: int, y_row: int, y_at: int, wait: bool = True) -> Heads:
         """The rope part of the queries at `x`, to columns `y_at` of each head at `y`."""
@@ -282,7 +217,7 @@ class NativeMLA(NativeAttention):
             y=y,
             H=paged.num_heads,
             size=paged.rope,
-            x_row=self.query_numbers,
+            x_row=self._query_numbers,
             x_head=paged.nope + paged.rope,
             x_at=paged.nope,
             y_row=y_row,

@@ -115,12 +115,15 @@ template <> inline void columns<uint16_t>(const uint16_t* panel, long k, vec& lo
 }
 
 struct Rows {  // of one tile
+    const char* soon;  // what to fetch meanwhile, `soon_step` bytes for each k
+    long soon_step;
     const float* x[ROWS];
     float* y[ROWS];
     const float* add[ROWS];  // null, or as y
 };
 
-// M rows of x with one panel. U partial sums hide the latency of a multiply-add when M is small.
+// M rows of x with one panel. U partial sums hide the latency of a multiply-add when M is 1; more rows leave the time to
+// fetch what comes next, each tile its share of the next panel.
 template <int M, int U, typename T>
 static void tile(const Rows& rows, const T* panel, long K, long width, const float* bias) {
     vec a[U][M][2];
@@ -137,6 +140,7 @@ static void tile(const Rows& rows, const T* panel, long K, long width, const flo
         for (int u = 0; u < U; u++) {
             vec low, high;
             columns<T>(panel, k + u, low, high);
+            if (M > 1) __builtin_prefetch(rows.soon + k * rows.soon_step);
 #pragma GCC unroll 16
             for (int m = 0; m < M; m++) {
                 float s = row[m][k + u];
@@ -175,7 +179,7 @@ static void tile(const Rows& rows, const T* panel, long K, long width, const flo
 
 template <typename T, int M> static void tile_of(long count, const Rows& rows, const T* panel, long K, long width,
                                                  const float* bias) {
-    if (count == M) return tile<M, M == 1 ? 4 : M == 2 ? 2 : 1, T>(rows, panel, K, width, bias);
+    if (count == M) return tile<M, M == 1 ? 4 : 1, T>(rows, panel, K, width, bias);
     if constexpr (M > 1) tile_of<T, M - 1>(count, rows, panel, K, width, bias);
 }
 
@@ -184,7 +188,10 @@ template <typename T, typename Place>
 static void panel_product(long count, Place place, const T* panel, long K, long width, const float* bias = nullptr) {
     Rows rows{};
     long tiles = (count + ROWS - 1) / ROWS, first = 0;
+    const long part = K * P * sizeof(T) / tiles;
+    rows.soon_step = P * sizeof(T) / tiles;
     for (long t = 0; t < tiles; t++) {
+        rows.soon = (const char*)(panel + K * P) + t * part;
         long here = count / tiles + (t < count % tiles);
         for (long m = 0; m < here; m++) place(first + m, rows, m);
         tile_of<T, ROWS>(here, rows, panel, K, width, bias);
@@ -252,7 +259,20 @@ struct Heads : Op {
 
 static void turn(const float* x, float* y, long half, int64_t rotation, const float* cos, const float* sin, long step) {
     const bool pairs = rotation != HALVES;
-    for (long i = 0; i < half; i++) {
+    long i = 0;
+    if (step == 1 && rotation != PAIRS) {
+        ivec even, odd;
+#pragma GCC unroll 16
+        for (int lane = 0; lane < W; lane++) even[lane] = 2 * lane, odd[lane] = 2 * lane + 1;
+        for (; i + W <= half; i += W) {
+            const vec low = load(x + (pairs ? 2 * i : i)), high = load(x + (pairs ? 2 * i + W : i + half));
+            const vec a = pairs ? __builtin_shuffle(low, high, even) : low;
+            const vec b = pairs ? __builtin_shuffle(low, high, odd) : high;
+            store(y + i, a * load(cos + i) - b * load(sin + i));
+            store(y + i + half, b * load(cos + i) + a * load(sin + i));
+        }
+    }
+    for (; i < half; i++) {
         const float a = pairs ? x[2 * i] : x[i], b = pairs ? x[2 * i + 1] : x[i + half];
         const float along = a * cos[i * step] - b * sin[i * step], across = b * cos[i * step] + a * sin[i * step];
         y[rotation == PAIRS ? 2 * i : i] = along;
@@ -299,10 +319,11 @@ static inline vec exponential(vec x) {
     return e * (vec)((n + 127) << 23);
 }
 
-// ---- attend: softmax(scale q k^T) v of the segments' tokens, each over the positions that it sees. One unit of work:
-// HEADS_AT_ONCE heads of a key head, of one token.
+// ---- attend: softmax(scale q k^T) v of the segments' tokens, each over the positions that it sees. Queries that share
+// their keys, the heads of a key head and the tokens of a row, are worked on together: a few of one token with the keys
+// where they lie (`unit`), many as products of matrices with copies of some keys at a time (`block`).
 
-constexpr long HEADS_AT_ONCE = 4, KEYS_AT_ONCE = 64;
+constexpr long HEADS_AT_ONCE = 4, KEYS_AT_ONCE = 64, QUERIES_OF_A_BLOCK = 96, FEWEST_OF_A_BLOCK = 12;
 
 struct Attend : Op {
     int64_t x, y, H, G, D, E;
@@ -428,22 +449,90 @@ static void unit(const Attend& a, const Call& c, const Segment& s, long i, long 
     }
 }
 
-static void attend(const Attend& a, const Call& c) {
-    const long each = a.H / a.G, splits = (each + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE;
-    float scratch[HEADS_AT_ONCE * KEYS_AT_ONCE];
-    for (long n = 0; n < c.num_segments; n++) {
-        const Segment& s = c.segments[n];
-#pragma omp for schedule(dynamic, 1) nowait
-        for (long u = 0; u < s.T * a.G * splits; u++) {
-            const long i = u / (a.G * splits), g = u / splits % a.G, first = u % splits * HEADS_AT_ONCE;
-            const long head = g * each + first;
-            switch (std::min(HEADS_AT_ONCE, each - first)) {
-                case 1: unit<1>(a, c, s, i, head, scratch); break;
-                case 2: unit<2>(a, c, s, i, head, scratch); break;
-                case 3: unit<3>(a, c, s, i, head, scratch); break;
-                default: unit<4>(a, c, s, i, head, scratch);
-            }
+// Tokens i .. i + num of one row, all heads of one key head.
+static void block(const Attend& a, const Call& c, const Segment& s, long i, long num, long group) {
+    const long each = a.H / a.G, rows = num * each, row = s.row[i], D = a.D, E = a.E;
+    const long key_row = a.G * D, value_row = a.shared ? key_row : a.G * E;
+    const long value_panels = (E + P - 1) / P;
+    const float* slab = a.shared ? c.keys : c.values;
+    const int64_t* table = s.tables + row * s.max_pages - s.page0[row];
+    const long from = *std::min_element(s.first + i, s.first + i + num);
+    const long last = *std::max_element(s.last + i, s.last + i + num);
+    thread_local std::vector<float> key_panels, values, scores, best, total;  // kept: a megabyte is not cheap to get
+    key_panels.resize(KEYS_AT_ONCE * D), values.resize(value_panels * P * KEYS_AT_ONCE);
+    scores.resize(rows * KEYS_AT_ONCE), best.assign(rows, -INFINITY), total.assign(rows, 0.0f);
+    auto q = [&](long r) { return at(c, a.x) + ((s.begin + i + r / each) * a.H + group * each + r % each) * D; };
+    auto out = [&](long r) { return at(c, a.y) + ((s.begin + i + r / each) * a.H + group * each + r % each) * E; };
+    for (long r = 0; r < rows; r++) memset(out(r), 0, E * sizeof(float));
+    for (long position = from; position <= last; position += KEYS_AT_ONCE) {
+        const long count = std::min(last - position + 1, KEYS_AT_ONCE);
+        for (long j = 0; j < count; j++) {  // keys side by side, values one below the other, both in panels
+            const long page = table[(position + j) / c.page_tokens], offset = (position + j) % c.page_tokens;
+            const float* key = c.keys + page * c.page_stride + offset * key_row + group * D;
+            const float* value = slab + page * c.page_stride + offset * value_row + group * E;
+            float* to = key_panels.data() + j / P * P * D + j % P;
+            for (long d = 0; d < D; d++) to[d * P] = key[d];
+            for (long p = 0; p < value_panels; p++)
+                memcpy(values.data() + (p * KEYS_AT_ONCE + j) * P, value + p * P, std::min(E - p * P, (long)P) * 4);
         }
+        for (long column = 0; column < count; column += P)
+            panel_product<float>(
+                rows,
+                [&](long r, Rows& to, long m) {
+                    to.x[m] = q(r), to.y[m] = scores.data() + r * KEYS_AT_ONCE + column, to.add[m] = nullptr;
+                },
+                key_panels.data() + column * D, D, P);
+        for (long r = 0; r < rows; r++) {
+            float* score = scores.data() + r * KEYS_AT_ONCE;
+            const long begin = s.first[i + r / each] - position, end = s.last[i + r / each] - position + 1;
+            for (long j = 0; j < std::min(begin, count); j++) score[j] = -INFINITY;
+            for (long j = std::max(end, 0L); j < count; j++) score[j] = -INFINITY;
+            soften(score, count, a.scale, best[r], total[r], out(r), E);
+        }
+        for (long p = 0; p < value_panels; p++)
+            panel_product<float>(
+                rows,
+                [&](long r, Rows& to, long m) {
+                    to.x[m] = scores.data() + r * KEYS_AT_ONCE, to.y[m] = out(r) + p * P, to.add[m] = to.y[m];
+                },
+                values.data() + p * KEYS_AT_ONCE * P, count, std::min(E - p * P, (long)P));
+    }
+    for (long r = 0; r < rows; r++) {
+        const float share = total[r] > 0 ? 1.0f / total[r] : 0.0f;
+        for (long e = 0; e < E; e++) out(r)[e] *= share;
+    }
+}
+
+static void attend(const Attend& a, const Call& c) {
+    struct Item {
+        const Segment* segment;
+        long i, num, head, heads;  // num 0: a unit of so many heads; else a block
+    };
+    const long each = a.H / a.G, most = std::max(1L, QUERIES_OF_A_BLOCK / each);
+    std::vector<Item> items;
+    for (const Segment* s = c.segments; s < c.segments + c.num_segments; s++)
+        for (long i = 0, num; i < s->T; i += num) {
+            for (num = 1; i + num < s->T && num < most && s->row[i + num] == s->row[i];) num++;
+            const bool together = num > 1 && num * each >= FEWEST_OF_A_BLOCK;
+            for (long t = i; t < (together ? i + 1 : i + num); t++)
+                for (long g = 0; g < a.G; g++)
+                    for (long h = 0; h < each; h += together ? each : HEADS_AT_ONCE)
+                        items.push_back({s, t, together ? num : 0, g * each + h, std::min(HEADS_AT_ONCE, each - h)});
+        }
+    float scratch[HEADS_AT_ONCE * KEYS_AT_ONCE];
+#pragma omp for schedule(dynamic, 1) nowait
+    for (size_t n = 0; n < items.size(); n++) {
+        const Item& item = items[n];
+        if (item.num)
+            block(a, c, *item.segment, item.i, item.num, item.head / each);
+        else if (item.heads == 1)
+            unit<1>(a, c, *item.segment, item.i, item.head, scratch);
+        else if (item.heads == 2)
+            unit<2>(a, c, *item.segment, item.i, item.head, scratch);
+        else if (item.heads == 3)
+            unit<3>(a, c, *item.segment, item.i, item.head, scratch);
+        else
+            unit<4>(a, c, *item.segment, item.i, item.head, scratch);
     }
 }
 

@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from engine.batch import Batch
-from engine.kernels.attention import NativeAttention, PagedProgram, Parts
+from engine.kernels.attention import NativeAttention, PagedProgram
 from engine.kernels.feedforward import FeedForward
 from engine.kernels.native import Library
 from engine.kernels.norm import NativeRMSNorm
-from engine.kernels.program import Columns, X, Y
+from engine.kernels.program import Columns, Op, X, Y
 from engine.pages import PageStore
 
 KNOWN = ("DeepseekV2DecoderLayer", "DeepseekV3DecoderLayer", "LlamaDecoderLayer", "Qwen3DecoderLayer")
@@ -22,18 +22,15 @@ class NativeLayer:
         self._layer = layer
         self._program = PagedProgram(layer.self_attn, library, self._operations)
 
-    def _operations(self, columns: Columns) -> Parts:
+    def _operations(self, columns: Columns) -> list[Op]:
         layer = self._layer
         normed = columns.take(layer.input_layernorm.size)
-        attention = layer.self_attn.operations(normed, Y, X, columns)
-        then = layer.mlp.operations(normed, Y, Y, columns)
-        return Parts(
-            before=[layer.input_layernorm.norm(X, normed), *attention.before],
-            attend=attention.attend,
-            after=[*attention.after, layer.post_attention_layernorm.norm(Y, normed), *then],
-            queries=attention.queries,
-            attended=attention.attended,
-        )
+        return [
+            layer.input_layernorm.norm(X, normed),
+            *layer.self_attn.operations(normed, Y, X, columns),
+            layer.post_attention_layernorm.norm(Y, normed),
+            *layer.mlp.operations(normed, Y, Y, columns),
+        ]
 
     def __call__(
         self, hidden_states: Tensor, position_embeddings: Any, batch: Batch, store: PageStore, **_: object

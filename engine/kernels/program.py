@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.batch import SHORT_ROW_TOKENS, Batch, Keys
+from engine.batch import Batch, Keys
 from engine.kernels.native import Library
 from engine.pages import Slab
 
@@ -142,13 +142,13 @@ class Program:
 
 
 class Group:
-    """A step's tokens in one page group: where their entries go, and what they see in rows of few tokens. Raises
-    AssertionError if anything leads out of `num_pages` pages."""
+    """A step's tokens in one page group: where their entries go, and what they see. Raises AssertionError if anything
+    leads out of `num_pages` pages."""
 
     def __init__(self, batch: Batch, name: str, num_pages: int) -> None:
         self.slots = batch.slots[name]
         self.slots.check(num_pages)
-        seen = [(s.tokens, s.keys[name]) for s in batch.segments if s.num_queries <= SHORT_ROW_TOKENS]
+        seen = [(segment.tokens, segment.keys[name]) for segment in batch.segments]
         self.keys: list[Keys] = [keys for _, keys in seen]
         for keys in self.keys:
             keys.check(num_pages)
@@ -173,7 +173,6 @@ class Step:
 
     def __init__(self, batch: Batch, positions: Any) -> None:
         self.batch, self.positions = batch, positions
-        self.has_long_rows = any(s.num_queries > SHORT_ROW_TOKENS for s in batch.segments)
         self.call = Call(T=batch.num_tokens)
         self._groups: dict[str, Group] = {}
         self._set_angles(positions)
@@ -227,11 +226,6 @@ def arena(numbers: int) -> Tensor:
         with torch.inference_mode(False):  # whatever mode it is first asked for in, every other may write to it
             _thread.arena = torch.empty(numbers)
     return _thread.arena
-
-
-def column(place: int, numbers: int, num_tokens: int) -> Tensor:
-    """What a program left in the arena. [T, numbers]"""
-    return _thread.arena[place * num_tokens : (place + numbers) * num_tokens].view(num_tokens, numbers)
 
 
 def rows_through(program: Program, x: Tensor, numbers: int) -> Tensor:

@@ -3,11 +3,10 @@
 T = tokens, R = rows (requests), P = pages of a row, K = P * page_tokens keys of a row
 """
 
-import mmap
-
 import torch
 from torch import Tensor
 
+from engine.machine import mapped
 from engine.pages.layout import CacheLayout, Entry, SlabKey
 
 
@@ -39,13 +38,10 @@ class Slab:
 
 
 def _zeros(num_pages: int, page_bytes: int, device: torch.device) -> Tensor:
-    """`uint8[num_pages, page_bytes]`. On a CPU the kernel zeroes memory when it is first touched: a store that takes
-    gigabytes starts at once, and takes them as it fills."""
+    """`uint8[num_pages, page_bytes]`."""
     if device.type != "cpu":
         return torch.zeros(num_pages, page_bytes, dtype=torch.uint8, device=device)
-    memory = mmap.mmap(-1, num_pages * page_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8).view(num_pages, page_bytes)
+    return mapped(num_pages * page_bytes).view(num_pages, page_bytes)
 
 
 class PageStore:
