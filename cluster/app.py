@@ -31,7 +31,7 @@ PREFILL = "Prefill"
 # instead of Ray objects, and our code runs in the replica's own loop: a message costs a third of the processor time
 # on every hop, and a stream is only asked for its next message when the last one is on its way.
 SWITCHES = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
-STATUS_SECONDS = 0.2
+STATUS_SECONDS, PATIENCE_SECONDS = 0.2, 5.0
 
 
 def application(args: dict[str, Any]) -> Application:
@@ -142,16 +142,18 @@ def deploy_config(config: Config) -> dict[str, Any]:
 def submit(content: dict[str, Any], progress: Callable[[str], None] = lambda _: None) -> None:
     """Deploy to the cluster this process is connected to, and wait until everything runs.
 
-    `progress` is told how things stand whenever that changes. Raises ConfigError with Serve's reason.
+    `progress` is told how things stand whenever that changes, and every PATIENCE_SECONDS. Raises ConfigError with
+    Serve's reason.
     """
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(content))
-    told = ""
+    told, began = ("", 0.0), time.monotonic()
     while True:
         status = serve.status().applications[APPLICATION]
         now = ", ".join(f"{name} {_replicas(d.replica_states)}" for name, d in sorted(status.deployments.items()))
-        if now != told:
-            progress(now)
-            told = now
+        seconds = time.monotonic() - began
+        if now != told[0] or seconds - told[1] >= PATIENCE_SECONDS:
+            progress(f"{seconds:3.0f} s: {now}")
+            told = now, seconds
         if status.status == "RUNNING":
             return
         if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):

@@ -18,6 +18,7 @@ N = rows of logits of all requests, R = requests, K = drafts of a block, V = voc
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -42,7 +43,8 @@ class Accepted:
     @property
     def last_row_R(self) -> Tensor:
         """The row of logits that each request's last token was drawn from."""
-        return _first_row(_on(self.num_drafts_R.device, self.lengths)) + self.num_drafts_R
+        first = [0, *accumulate(length + 1 for length in self.lengths[:-1])]
+        return torch.tensor(first, dtype=torch.int64).to(self.num_drafts_R.device) + self.num_drafts_R
 
     def drawn(self) -> list[list[Drawn]]:
         """The step's one copy to the host: the tokens of each request, never none."""
@@ -63,23 +65,13 @@ class Places:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Places":
-        length_R = _on(device, lengths)
-        request_N = torch.arange(len(lengths), device=device).repeat_interleave(length_R + 1)
-        offset_N = torch.arange(len(request_N), device=device) - _first_row(length_R)[request_N]
-        return cls(request_N, offset_N, offset_N < length_R[request_N])
+        places = [(request, offset, offset < n) for request, n in enumerate(lengths) for offset in range(n + 1)]
+        request_N, offset_N, drafted_N = torch.tensor(places, dtype=torch.int64).to(device).unbind(1)
+        return cls(request_N, offset_N, drafted_N.bool())
 
     def of_block(self, values_RK: Tensor) -> Tensor:
         """The value of the draft that comes next at each row; some other where none does."""
         return values_RK[self.request_N, self.offset_N.clamp(max=values_RK.shape[1] - 1)]
-
-
-def _on(device: torch.device, lengths: Sequence[int]) -> Tensor:
-    return torch.tensor(lengths, dtype=torch.int64).to(device)
-
-
-def _first_row(length_R: Tensor) -> Tensor:
-    """Where the rows of each request begin: it has one for each draft, and one more."""
-    return (length_R + 1).cumsum(0) - length_R - 1
 
 
 class Acceptor(Protocol):

@@ -80,11 +80,12 @@ class Keys:
         return self.last_RQ.flatten()[self.token_index_T].int()
 
     def check(self, num_pages: int) -> None:
-        """What a kernel follows blindly leads to one of `num_pages` pages. Raises AssertionError."""
-        reach_R = (self.first_page_R + self.pages_RP.shape[1]) * self.page_tokens
-        assert int(self.pages_RP.min()) >= 0 and int(self.pages_RP.max()) < num_pages, "a page that is not there"
-        assert bool((self.first_RQ >= self.first_page_R[:, None] * self.page_tokens).all()), "before its pages"
-        assert bool((self.last_RQ < reach_R[:, None]).all()), "behind its pages"
+        """On a CPU: what a kernel follows blindly leads to one of `num_pages` pages. Raises AssertionError."""
+        pages, size = self.pages_RP.numpy(), self.page_tokens
+        begin = self.first_page_R.numpy()[:, None] * size
+        assert pages.min() >= 0 and pages.max() < num_pages, "a page that is not there"
+        assert (self.first_RQ.numpy() - begin).min() >= 0, "before its pages"
+        assert (self.last_RQ.numpy() - begin).max() < pages.shape[1] * size, "behind its pages"
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,9 @@ class Slots:
     page_tokens: int
 
     def check(self, num_pages: int) -> None:
-        """They are in `num_pages` pages. Raises AssertionError."""
-        for index_T, end in ((self.page_T, num_pages), (self.offset_T, self.page_tokens)):
-            assert int(index_T.min()) >= 0 and int(index_T.max()) < end, "a slot that is not there"
+        """On a CPU: they are in `num_pages` pages. Raises AssertionError."""
+        for index, end in ((self.page_T.numpy(), num_pages), (self.offset_T.numpy(), self.page_tokens)):
+            assert index.min() >= 0 and index.max() < end, "a slot that is not there"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What computes here: its names, its memory."""
 
+import ctypes
 import mmap
 import platform
 import resource
@@ -40,3 +41,9 @@ def mapped(num_bytes: int) -> Tensor:
     whole = torch.frombuffer(memory, dtype=torch.uint8)
     first = -whole.data_ptr() % HUGE_PAGE
     return whole[first : first + num_bytes]
+
+
+def give_back() -> None:
+    """Let the operating system have what was freed: after loading, the C library would keep a model's worth of it."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -35,14 +35,14 @@ class DraftBlock:
         anchors: Sequence["Anchor"],
         tokens: Sequence[Tensor],
         log_probs: Sequence[Tensor],
-        confidences: Sequence[Tensor],
+        confidence_RK: Tensor | None,
     ) -> "DraftBlock":
-        """From what was made place by place. Only requests that rejection sampling serves need the distributions."""
+        """From what was drawn place by place. Only requests that rejection sampling serves need the distributions."""
         drawn = not all(a.sampling.greedy or a.sampling.seeded for a in anchors)
         return cls(
             torch.stack(list(tokens), dim=1),
             torch.stack(list(log_probs), dim=1) if drawn else None,
-            torch.stack(list(confidences), dim=1) if confidences else None,
+            confidence_RK,
         )
 
     @property

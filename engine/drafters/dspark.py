@@ -27,6 +27,7 @@ from engine.batch import Batch, Row
 from engine.drafters import Anchor, DraftBlock, Rows
 from engine.drafters.config import DrafterConfig
 from engine.drafters.heads import MARKOV_HEADS, ConfidenceHead
+from engine.kernels import native_context
 from engine.pages import Entry, PageStore
 from engine.sampling import DRAFT_NOISE, TARGET_NOISE, SamplingBatch, gumbel
 
@@ -67,9 +68,9 @@ class DSparkModel(nn.Module):
         features = size + (rank if config.confidence_head_with_markov else 0)
         self.confidence_head = ConfidenceHead(features) if config.enable_confidence_head else None
 
-    def context(self, taps: dict[int, Tensor]) -> Tensor:
-        """The feature of each token [T, D] from the target's hidden states after `target_layer_ids`."""
-        context_TD: Tensor = self.hidden_norm(self.fc(torch.cat([taps[i] for i in self.config.target_layer_ids], -1)))
+    def context(self, taps_TF: Tensor) -> Tensor:
+        """The feature of each token [T, D] from the target's hidden states after `target_layer_ids`, side by side."""
+        context_TD: Tensor = self.hidden_norm(self.fc(taps_TF))
         return context_TD
 
     @property
@@ -109,13 +110,19 @@ class DSpark:
         self._store = store
         self.tap_layers = tuple(loaded.model.config.target_layer_ids)
         self.block_length = loaded.block_length
-        self._temperatures = loaded.temperatures or (1.0,) * loaded.block_length
+        temperatures = loaded.temperatures or (1.0,) * loaded.block_length
+        self._temperature_K = torch.tensor(temperatures, device=store.device)
+        self._native = native_context(loaded.model, store)
 
     @torch.inference_mode()
     def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:
         """Write the entries of a target step's tokens."""
-        context_TD = self._model.context(taps)
-        positions = self._model.rotary_emb(context_TD[None], batch.positions_T[None])
+        taps_TF = torch.cat([taps[i] for i in self.tap_layers], dim=-1)
+        positions = self._model.rotary_emb(taps_TF[None], batch.positions_T[None])
+        if self._native is not None:
+            self._native(taps_TF, positions, batch)
+            return before
+        context_TD = self._model.context(taps_TF)
         for attention in self._model.attentions:
             attention.remember(context_TD, positions, batch, self._store)
         return before
@@ -146,27 +153,36 @@ class DSpark:
         model, device = self._model, hidden_RKD.device
         base_RKV = self._head(hidden_RKD).float()
         before_R = torch.tensor([anchor.token for anchor in anchors], dtype=torch.int64).to(device)
+        options = SamplingBatch.of([(a.sampling, a.position + 1) for a in anchors], device)
         state = model.markov_head.start(len(anchors)) if model.markov_head is not None else None
-        tokens, log_probs, confidences = [], [], []
+        tokens, log_probs, embedded = [], [], []
         for k in range(hidden_RKD.shape[1]):
-            logits_RV, features = base_RKV[:, k], hidden_RKD[:, k]
+            logits_RV = base_RKV[:, k]
             if model.markov_head is not None:
                 before_RM = model.markov_head.markov_w1(before_R)
-                bias_RV, state = model.markov_head(before_RM, features, state)
+                bias_RV, state = model.markov_head(before_RM, hidden_RKD[:, k], state)
                 logits_RV = logits_RV + bias_RV.float()
-                if model.config.confidence_head_with_markov:
-                    features = torch.cat([features, before_RM], dim=-1)
-            if model.confidence_head is not None:
-                confidences.append((model.confidence_head(features).float() / self._temperatures[k]).sigmoid())
-            options = SamplingBatch.of([(a.sampling, a.position + 1 + k) for a in anchors], device)
-            before_R, log_prob_RV = drafted(logits_RV, options)
+                embedded.append(before_RM)
+            before_R, log_prob_RV = drafted(logits_RV, options, k)
             tokens.append(before_R)
             log_probs.append(log_prob_RV)
-        return DraftBlock.of(anchors, tokens, log_probs, confidences)
+        return DraftBlock.of(anchors, tokens, log_probs, self._confidence(hidden_RKD, embedded))
+
+    def _confidence(self, hidden_RKD: Tensor, embedded: list[Tensor]) -> Tensor | None:
+        """[R, K], from the block's states and the embedded token before each draft."""
+        if self._model.confidence_head is None:
+            return None
+        features = hidden_RKD
+        if self._model.config.confidence_head_with_markov:
+            features = torch.cat([hidden_RKD, torch.stack(embedded, dim=1)], dim=-1)
+        logit_RK = self._model.confidence_head(features).float()
+        confidence_RK: Tensor = (logit_RK / self._temperature_K[: logit_RK.shape[1]]).sigmoid()
+        return confidence_RK
 
 
-def drafted(logits_RV: Tensor, options: SamplingBatch) -> tuple[Tensor, Tensor]:
-    """Tokens [R] drawn at the requests' temperatures, and the log-probabilities [R, V] they were drawn from.
+def drafted(logits_RV: Tensor, options: SamplingBatch, k: int) -> tuple[Tensor, Tensor]:
+    """Tokens [R] drawn at the requests' temperatures, `k` places behind the positions of `options`, and the
+    log-probabilities [R, V] they were drawn from.
 
     A coupled row uses the very noise with which the target will draw at that position, so that both tend to agree; its
     filters are the target's business, and a draft that they forbid is rejected there.
@@ -177,6 +193,6 @@ def drafted(logits_RV: Tensor, options: SamplingBatch) -> tuple[Tensor, Tensor]:
     above_RV = logits_RV - logits_RV.amax(dim=-1, keepdim=True)
     log_probs_RV = (above_RV / temperature_R1).log_softmax(dim=-1)
     purpose_R = torch.where(options.coupled_R, TARGET_NOISE, DRAFT_NOISE)
-    noise_RV = gumbel(options.seed_R, options.position_R, purpose_R, logits_RV.shape[-1])
+    noise_RV = gumbel(options.seed_R, options.position_R + k, purpose_R, logits_RV.shape[-1])
     greedy_R1 = (options.temperature_R == 0)[:, None]
     return torch.where(greedy_R1, logits_RV, log_probs_RV + noise_RV).argmax(dim=-1), log_probs_RV

@@ -105,6 +105,7 @@ class MTP:
         token_R = torch.tensor([anchor.token for anchor in anchors], dtype=torch.int64).to(store.device)
         embedding_RD = parts.embedding(token_R)
         state_RD = _stacked([anchor.row for anchor in anchors], embedding_RD)
+        options = SamplingBatch.of([(a.sampling, a.position + 1) for a in anchors], store.device)
         tokens, log_probs, confidences = [], [], []
         for k in range(min(most, self.block_length)):
             rows = [Row((0,), a.position + k, a.tables, 1, context_from=max(1, a.context_from)) for a in anchors]
@@ -115,12 +116,11 @@ class MTP:
             logits_RV = parts.head(state_RD).float()
             # of the best token, whatever is drawn: it may not depend on the draft itself, or planning would bias
             confidences.append(logits_RV.softmax(dim=-1).amax(dim=-1))
-            options = SamplingBatch.of([(a.sampling, a.position + 1 + k) for a in anchors], store.device)
-            token_R, log_prob_RV = drafted(logits_RV, options)
+            token_R, log_prob_RV = drafted(logits_RV, options, k)
             embedding_RD = parts.embedding(token_R)
             tokens.append(token_R)
             log_probs.append(log_prob_RV)
-        return DraftBlock.of(anchors, tokens, log_probs, confidences)
+        return DraftBlock.of(anchors, tokens, log_probs, torch.stack(confidences, dim=1))
 
 
 def _stacked(rows: Rows, like: Tensor) -> Tensor:

@@ -44,14 +44,14 @@ class NativeAttention(nn.Module, ABC):
 
     def __init__(self, paged: Any, library: Library) -> None:
         super().__init__()
-        self.paged, self.entries = paged, paged.entries
+        self.paged, self.entries, self.library = paged, paged.entries, library
         self._call = PagedProgram(self, library, lambda columns: self.operations(X, Y, NOWHERE, columns))
         columns = Columns()
         self._remember = Program(library, self.writing(X, columns), columns.width)
 
     @abstractmethod
-    def writing(self, x: int, columns: Columns) -> list[Op]:
-        """Write the tokens' entries."""
+    def writing(self, x: int, columns: Columns, keys_at: int = 0, values_at: int = 0) -> list[Op]:
+        """Write the tokens' entries, so many numbers behind the slabs that the call brings along."""
 
     @abstractmethod
     def operations(self, x: int, y: int, add: int, columns: Columns) -> list[Op]:
@@ -97,14 +97,14 @@ class NativeGQA(NativeAttention):
         self._query_numbers = projected.out_features
         super().__init__(paged, library)
 
-    def writing(self, x: int, columns: Columns) -> list[Op]:
+    def writing(self, x: int, columns: Columns, keys_at: int = 0, values_at: int = 0) -> list[Op]:
         paged = self.paged
         keys, values = columns.take(paged.k_proj.out_features), columns.take(paged.v_proj.out_features)
         return [
             paged.k_proj.product(x, keys),
             paged.v_proj.product(x, values, wait=False),
-            self._heads(keys, KEYS, paged.k_norm, turned=True),
-            self._heads(values, VALUES, None, turned=False, wait=False),
+            self._heads(keys, KEYS, paged.k_norm, turned=True, y_at=keys_at),
+            self._heads(values, VALUES, None, turned=False, y_at=values_at, wait=False),
         ]
 
     def operations(self, x: int, y: int, add: int, columns: Columns) -> list[Op]:
@@ -126,8 +126,8 @@ class NativeGQA(NativeAttention):
         project = [paged.q_proj.product(x, queries), project_k, project_v]
         return [*project, turn, write_k, write_v, attend, paged.o_proj.product(attended, y, add)]
 
-    def _heads(self, x: int, y: int, norm: Any, turned: bool, wait: bool = True) -> Heads:
-        """Heads of the place `x` to `y`, normed if `norm` is one."""
+    def _heads(self, x: int, y: int, norm: Any, turned: bool, y_at: int = 0, wait: bool = True) -> Heads:
+        """Heads of the place `x` to column `y_at` of `y`, normed if `norm` is one."""
         size = self.paged.head_dim
         row = self._query_numbers if y >= 0 else self.paged.num_key_heads * size
         weight = norm.weight if isinstance(norm, NativeRMSNorm) else None
@@ -141,7 +141,7 @@ class NativeGQA(NativeAttention):
             x_at=0,
             y_row=row,
             y_head=size,
-            y_at=0,
+            y_at=y_at,
             normed=0 if weight is None else size,
             turn_at=0,
             turned=size if turned else 0,
@@ -159,7 +159,7 @@ class NativeMLA(NativeAttention):
         self._query_numbers = paged.num_heads * (paged.nope + paged.rope)
         super().__init__(paged, library)
 
-    def writing(self, x: int, columns: Columns) -> list[Op]:
+    def writing(self, x: int, columns: Columns, keys_at: int = 0, values_at: int = 0) -> list[Op]:
         paged = self.paged
         entry = paged.latent + paged.rope
         place = columns.take(entry)
@@ -173,7 +173,7 @@ class NativeMLA(NativeAttention):
             x_at=0,
             y_row=entry,
             y_head=0,
-            y_at=0,
+            y_at=keys_at,
             normed=paged.latent,
             turn_at=paged.latent,
             turned=paged.rope,

@@ -66,6 +66,7 @@ class NativeMoE(nn.Module):
         self.experts = nn.Module()  # the name by which a layer's experts are known
         self.experts.register_buffer("up", packed(matrices[0], library.panel, dtype))
         self.experts.register_buffer("down", packed(matrices[1], library.panel, dtype))
+        moe.experts = nn.Identity()  # whoever still holds the old module must not hold the weights
         columns = Columns()
         self._program = Program(library, self.operations(X, Y, NOWHERE, columns), columns.width)
 

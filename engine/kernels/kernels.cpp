@@ -323,7 +323,7 @@ static inline vec exponential(vec x) {
 // their keys, the heads of a key head and the tokens of a row, are worked on together: a few of one token with the keys
 // where they lie (`unit`), many as products of matrices with copies of some keys at a time (`block`).
 
-constexpr long HEADS_AT_ONCE = 4, KEYS_AT_ONCE = 64, QUERIES_OF_A_BLOCK = 96, FEWEST_OF_A_BLOCK = 12;
+constexpr long HEADS_AT_ONCE = 4, KEYS_AT_ONCE = 64, QUERIES_OF_A_BLOCK = 96, FEWEST_OF_A_BLOCK = 64;
 
 struct Attend : Op {
     int64_t x, y, H, G, D, E;

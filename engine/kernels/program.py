@@ -171,10 +171,9 @@ def _pointers(tokens: slice, keys: Keys) -> SegmentPointers:
 class Step:
     """What the layers of one step share, prepared when the first of them asks."""
 
-    def __init__(self, batch: Batch, positions: Any) -> None:
-        self.batch, self.positions = batch, positions
+    def __init__(self, batch: Batch, positions: Any, groups: dict[str, Group]) -> None:
+        self.batch, self.positions, self.groups = batch, positions, groups
         self.call = Call(T=batch.num_tokens)
-        self._groups: dict[str, Group] = {}
         self._set_angles(positions)
 
     def _set_angles(self, positions: Any) -> None:
@@ -191,9 +190,9 @@ class Step:
 
     def aim(self, group_name: str, key: Slab, value: Slab) -> Call:
         """The call, at the pages of one layer."""
-        group = self._groups.get(group_name)
+        group = self.groups.get(group_name)
         if group is None:
-            group = self._groups[group_name] = Group(self.batch, group_name, key.num_pages)
+            group = self.groups[group_name] = Group(self.batch, group_name, key.num_pages)
         call, slots = self.call, group.slots
         call.page, call.offset = slots.page_T.data_ptr(), slots.offset_T.data_ptr()
         call.segments, call.num_segments = ctypes.addressof(group.segments), len(group.keys)
@@ -213,10 +212,12 @@ _thread = _Thread()
 
 
 def step_of(batch: Batch, positions: Any) -> Step:
-    """The step of these very tokens; the next layers get the same one."""
+    """The step of these very tokens; the next layers get the same one, and with other positions the same groups."""
     step = _thread.step
-    if step is None or step.batch is not batch or step.positions is not positions:
-        step = _thread.step = Step(batch, positions)
+    if step is None or step.batch is not batch:
+        step = _thread.step = Step(batch, positions, {})
+    elif step.positions is not positions:
+        step = _thread.step = Step(batch, positions, step.groups)
     return step
 
 

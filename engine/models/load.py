@@ -1,6 +1,8 @@
 """Loading: transformers builds the model from the checkpoint, then our attention takes its place in it."""
 
 import contextlib
+import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +12,17 @@ import torch
 import transformers
 from torch import nn
 from transformers import GenerationConfig, PretrainedConfig
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from engine.attention import attach
 from engine.errors import CheckpointRefused
 from engine.kernels import use_kernels
+from engine.machine import give_back
 from engine.models.fp8 import dequantised_state
 from engine.models.preflight import layer_of, preflight
 from engine.pages import Entry
+
+logger = logging.getLogger("sparkpool")
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class LoadedModel:
 
 def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Pre-flight, load, attach. Raises CheckpointRefused if a weight is missing or has another shape."""
-    looked = preflight(path, dtype, device)
+    looked, began = preflight(path, dtype, device), time.monotonic()
     options: dict[str, Any] = {"experts_implementation": "grouped_mm"} if _has_experts(looked.config) else {}
     if looked.fp8_block is not None:
         state = dequantised_state(looked.files, looked.fp8_block, dtype)
@@ -62,7 +67,11 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
     module = module.eval().requires_grad_(False)
     entries = attach(module)
     num_parameters = sum(p.numel() for p in module.parameters())
+    loaded = time.monotonic()
     kernels = use_kernels(module)
+    give_back()
+    seconds = f"{loaded - began:.1f} s, made ready for {kernels} in {time.monotonic() - loaded:.1f} s"
+    logger.info(f"{path}: {num_parameters:,} parameters loaded in {seconds}")
     return LoadedModel(
         module=module,
         config=looked.config,
@@ -82,14 +91,14 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """transformers' loading report and progress bar say less than `_check_report`, and say it on every load."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
 
 
 def _check_report(path: Path, report: dict[str, Any], num_layers: int) -> None:

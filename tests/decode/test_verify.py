@@ -77,7 +77,7 @@ class Game:
         for k in range(BLOCK):
             confidence.append(self.confidence_KV[k, before])  # may know the token before, not its own
             places = [(r.sampling, 1 + len(s) + k) for r, s in zip(requests, said, strict=True)]
-            before, log_prob = drafted(self.draft_VV[before], SamplingBatch.of(places, CPU))
+            before, log_prob = drafted(self.draft_VV[before], SamplingBatch.of(places, CPU), 0)
             if self.certain:
                 before = self.draft_VV[before].argmax(-1)
             tokens.append(before)
@@ -174,8 +174,8 @@ class Appendix:
     def share_of_a(self, plan: Callable[[DraftBlock], int], sampling: Sampling, count: int = 20_000) -> float:
         """How often the first token said is A."""
         rows = [replace(sampling, seed=i) for i in range(count)]
-        first, q = drafted(self.DRAFT.expand(count, 2), SamplingBatch.of([(s, 1) for s in rows], CPU))
-        second, q2 = drafted(self.DRAFT.expand(count, 2), SamplingBatch.of([(s, 2) for s in rows], CPU))
+        first, q = drafted(self.DRAFT.expand(count, 2), SamplingBatch.of([(s, 1) for s in rows], CPU), 0)
+        second, q2 = drafted(self.DRAFT.expand(count, 2), SamplingBatch.of([(s, 1) for s in rows], CPU), 1)
         c2 = torch.where(first == 0, 0.9, 1e-9)
         confidence = torch.stack([torch.full_like(c2, 0.8), c2], 1)
         block = DraftBlock(torch.stack([first, second], 1), torch.stack([q, q2], 1), confidence)
