@@ -7,7 +7,7 @@ stored in bfloat16, as models are published, and computed with in float32.
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -149,14 +149,13 @@ def _compared(
     batching = reference.ContinuousBatching(
         reference.load(path, device), requests=widest.concurrency, total_tokens=widest.total_tokens
     )
-    with closing(batching):
-        sides: dict[str, Side] = {"ours": ours, "generate": generate}
-        if fault := batching.fault(widest.prompts(model.config.vocab_size, seed=0)):
-            report.note(f"{name}: transformers' continuous batching cannot run this model: {fault}")
-        else:
-            sides["continuous"] = batching
-        for workload in workloads:
-            yield {"model": name, **_measured(report, name, workload, sides, generate, model.config.vocab_size)}
+    sides: dict[str, Side] = {"ours": ours, "generate": generate}
+    if fault := batching.fault():
+        report.note(f"{name}: transformers' continuous batching cannot run this model: {fault}")
+    else:
+        sides["continuous"] = batching
+    for workload in workloads:
+        yield {"model": name, **_measured(report, name, workload, sides, generate, model.config.vocab_size)}
 
 
 def _measured(
@@ -165,10 +164,17 @@ def _measured(
     """Check that all sides answer alike, then time them."""
     prompts = workload.prompts(vocab, seed=1)
     expected = generate.answers(prompts, workload.output_tokens)
-    ties = sum(expected.ties_with(side(prompts, workload.output_tokens)) for side in sides.values())
+    ties = 0
+    for side in sides.values():
+        with awake(side):
+            ties += expected.ties_with(side(prompts, workload.output_tokens))
 
     def timed(side: Side) -> Callable[[list[reference.Prompt]], float]:
-        return lambda prompts: seconds_of(lambda: side(prompts, workload.output_tokens))
+        def seconds(prompts: list[reference.Prompt]) -> float:
+            with awake(side):
+                return seconds_of(lambda: side(prompts, workload.output_tokens))
+
+        return seconds
 
     num_rounds = 1 if report.options.quick else ROUNDS
     rounds = [workload.prompts(vocab, seed) for seed in range(2, 3 + num_rounds)]
@@ -180,6 +186,11 @@ def _measured(
     for name in ("generate", "continuous"):
         row[f"over_{name}"] = samples.speed_up("ours", name) if name in sides else None
     return row | {"ties": ties}
+
+
+def awake(side: Side) -> AbstractContextManager[None]:
+    """What a side needs while it answers, and only then."""
+    return side.awake() if isinstance(side, reference.ContinuousBatching) else nullcontext()
 
 
 def _goals(

@@ -1,9 +1,11 @@
 """transformers on the same checkpoint: `generate`, and its continuous batching."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
@@ -66,34 +68,50 @@ class Generate:
 
 
 class ContinuousBatching:
-    """transformers' paged cache and scheduler, in their thread, which lives until `close`."""
+    """transformers' paged cache and scheduler. They run in a thread of their own, which takes a core even while it has
+    nothing to do: it lives within `awake` only."""
 
     def __init__(self, model: PreTrainedModel, requests: int, total_tokens: int) -> None:
         logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)  # a failure is told once, by `fault`
-        self._manager = model.init_continuous_batching(
-            generation_config=GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
-            continuous_batching_config=ContinuousBatchingConfig(
+        self._model = model
+        self._manager: Any = None
+        self._options: dict[str, Any] = {
+            "generation_config": GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
+            "continuous_batching_config": ContinuousBatchingConfig(
                 page_size=PAGE_TOKENS,
                 num_blocks=requests * -(-total_tokens // PAGE_TOKENS),
                 max_batch_tokens=BATCH_TOKENS,
                 max_requests_per_batch=requests,
                 allow_block_sharing=False,  # the prompts have nothing in common
             ),
-        )
-        with torch.inference_mode():
-            self._manager.start()
+        }
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Calls can be answered, the first as fast as any. Raises RuntimeError if this model cannot be run so."""
+        self._manager = self._model.init_continuous_batching(**self._options)
+        try:
+            with torch.inference_mode():
+                self._manager.start()
+            (first,) = self._outputs([(0,)], 2)
+            if first.error is not None:
+                raise RuntimeError(first.error)
+            yield
+        finally:
+            self._manager.stop(block=True, hard_stop=True)
 
     def __call__(self, prompts: Sequence[Prompt], output_tokens: int) -> list[list[int]]:
         outputs = self._outputs(prompts, output_tokens)
         assert all(output.error is None for output in outputs), outputs[0].error
         return [output.generated_tokens for output in outputs]
 
-    def fault(self, prompts: Sequence[Prompt]) -> str | None:
+    def fault(self) -> str | None:
         """Why this model cannot be run so; None if it can."""
-        return next((output.error for output in self._outputs(prompts, 2) if output.error is not None), None)
-
-    def close(self) -> None:
-        self._manager.stop(block=True, hard_stop=True)
+        try:
+            with self.awake():
+                return None
+        except RuntimeError as error:
+            return str(error)
 
     def _outputs(self, prompts: Sequence[Prompt], output_tokens: int) -> list[GenerationOutput]:
         ids = self._manager.add_requests([list(prompt) for prompt in prompts], max_new_tokens=output_tokens)

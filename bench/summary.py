@@ -1,7 +1,7 @@
 """The README's figures, from the result files: `python -m bench.summary` writes them there, a test compares."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ Rows = list[dict[str, Any]]
 def summary(results: Path = RESULTS) -> str:
     """Markdown: a table for each benchmark, and the goals that were missed."""
     found = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
-    parts = [_decode, _handoff, _front, _speculation, _planning, _acceptance, _training]
+    parts = [_decode, _kernels, _engine, _start, _handoff, _front, _speculation, _planning, _acceptance, _training]
     return "\n\n".join(text for part in parts for text in part(found[part.__name__.removeprefix("_")]))
 
 
@@ -33,8 +33,38 @@ def _decode(result: dict[str, Any]) -> Iterator[str]:
     (rows,) = result["figures"].values()
     columns = ["ours", "`generate`", "continuous batching", "over `generate`", "over continuous batching"]
     keys = ["ours_tok_s", "generate_tok_s", "continuous_tok_s", "over_generate", "over_continuous"]
-    yield _table(["model", "at once", *columns], [[row[key] for key in ("model", "at_once", *keys)] for row in rows])
+    yield _table(["model", "at once", *columns], _columns(rows, ("model", "at_once", *keys)))
     yield _missed(result)
+
+
+def _kernels(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline("kernels", result, "products of packed matrices, Gflop/s, beside the multiply-add peak")
+    peak = result["ceilings"]["multiply-add, Gflop/s"]
+    products, steps = result["figures"].values()
+    sides = {"ours": "ours_gflop_s", "oneDNN": "onednn_gflop_s", "MKL": "mkl_gflop_s"}
+    rows = [[r["rows"], *(r[key] for key in sides.values()), r["ours_gflop_s"] / peak] for r in products]
+    yield _table(["rows", *sides, "ours, of the peak"], rows)
+    keys = ("model", "mbytes", "reading_ms", "step_ms", "over_reading")
+    yield _table(["a step of one request", "MB", "reading them, ms", "the step, ms", "of it"], _columns(steps, keys))
+    yield _missed(result)
+
+
+def _engine(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline("engine", result, "a decode step of the shipped model: the engine's own time, and the model's")
+    (rows,) = result["figures"].values()
+    yield _table(["at once", "own ms", "model ms"], _columns(rows, ("at_once", "own_ms", "model_ms")))
+    yield _missed(result)
+
+
+def _start(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline("start", result, "`sparkpool generate --local` on the shipped model, a process each")
+    (rows,) = result["figures"].values()
+    yield _table(["until", "seconds"], _columns(rows, ("until", "seconds")))
+    yield _missed(result)
+
+
+def _columns(rows: Rows, keys: Sequence[str]) -> list[list[Any]]:
+    return [[row[key] for key in keys] for row in rows]
 
 
 def _handoff(result: dict[str, Any]) -> Iterator[str]:
@@ -108,7 +138,7 @@ def _training(result: dict[str, Any]) -> Iterator[str]:
     rows = result["figures"]["training"]
     columns = ["step", "how", "tok/s", "over plain", "peak KiB per token", "of plain"]
     keys = ("step", "side", "tok_s", "over_plain", "peak_kib_per_token", "memory_over_plain")
-    yield _table(columns, [[row[key] for key in keys] for row in rows])
+    yield _table(columns, _columns(rows, keys))
     yield _missed(result)
 
 

@@ -54,6 +54,7 @@ class Outlook:
 
     FEWEST, MOST = 8, 128
     NEWEST = 0.2  # the share of the newest step in the mean
+    KEPT = 8  # steps for which an answer holds while no drafts are made: a step may take less time than the answer
 
     def __init__(self, seconds: StepSeconds) -> None:
         self._seconds = seconds
@@ -62,6 +63,7 @@ class Outlook:
         self._pause = self.FEWEST
         self._waited = 0
         self._answers: dict[tuple[object, ...], int] = {}
+        self._asked = 0
 
     def drafts(self, demand: Demand) -> int:
         """How many drafts of each request to make now."""
@@ -86,10 +88,12 @@ class Outlook:
         self._answers = {}
 
     def _known_useful(self, demand: Demand) -> int:
-        """`_useful`, computed once for as long as nothing has changed that matters."""
+        """`_useful`, computed anew every KEPT steps, after drafts were seen and for other requests."""
+        self._asked += 1
+        if self._asked % self.KEPT == 0:
+            self._answers = {}
         most = tuple(min(limit, self._seconds.block_length) for limit in demand.most)
-        corrections = (round(value, 2) for value in self._seconds.corrections)
-        key = (most, demand.context // self._seconds.NEAR, round(demand.besides_seconds, 4), *corrections)
+        key = (most, demand.context // self._seconds.NEAR)
         if key not in self._answers:
             self._answers[key] = self._useful(demand)
         return self._answers[key]

@@ -2,29 +2,42 @@
 
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from decode.schedule import DecodeBatch
 from decode.verify import Acceptor
 from engine.backend import Backend
+from engine.batch import Batch
 from engine.clock import Stopwatch
 from engine.drafters import DraftBlock, Drafter
 from engine.types import Drawn
+
+Taps = dict[int, Tensor]
+LATE_STEPS = 16
 
 
 @dataclass(frozen=True)
 class Round:
     """Draft, verify: everything on the device, until the tokens are copied to the host. `computing` is the time that
-    models take: the target, the drafter, and the wait for the tokens."""
+    models take: the target, the drafter, and the wait for the tokens.
+
+    While nothing is drafted, the drafter's context is written for several steps at once: it is only needed when
+    drafting begins again. (With drafts it cannot wait: a place that was rejected is written again by the next step.)
+    """
 
     backend: Backend
     drafter: Drafter
     acceptor: Acceptor
     computing: Stopwatch = field(default_factory=Stopwatch)
+    _late: list[tuple[Batch, Taps]] = field(default_factory=list, init=False)
 
     def draft(self, batch: DecodeBatch, most: int) -> DraftBlock:
         """At most so many drafts for each request. With 0, the drafter has nothing to do."""
         if not most:
             return DraftBlock.empty(len(batch))
         with self.computing:
+            self.settle()
             return self.drafter.propose(batch.anchors, most)
 
     def verify(self, batch: DecodeBatch, block: DraftBlock, lengths: list[int]) -> list[list[Drawn]]:
@@ -34,7 +47,23 @@ class Round:
         with self.computing:
             output = self.backend.forward(target)
         accepted = self.acceptor(output.logits, block, lengths, trial.options, trial.edits)
-        last_R = target.logits_index[accepted.last_row_R]
         with self.computing:
-            batch.keep(self.drafter.absorb(target, output.taps, batch.rows, last_R))
+            if any(lengths) or self.drafter.keeps_rows:
+                self.settle()
+                last_R = target.logits_index[accepted.last_row_R]
+                batch.keep(self.drafter.absorb(target, output.taps, batch.rows, last_R))
+            elif self.drafter.tap_layers:
+                self._late.append((target, output.taps))
+                batch.pages.written_late(self.settle)
+                if len(self._late) >= LATE_STEPS:
+                    self.settle()
             return accepted.drawn()
+
+    def settle(self) -> None:
+        """Write the drafter's context of the steps for which that was put off."""
+        if self._late:
+            batches, taps = zip(*self._late, strict=True)
+            self._late.clear()
+            joined = {layer: torch.cat([one[layer] for one in taps]) for layer in self.drafter.tap_layers}
+            whole = Batch.joined(batches)
+            self.drafter.absorb(whole, joined, (), whole.logits_index)

@@ -59,12 +59,8 @@ class StepSeconds:
         self._times = times
         self.block_length = block_length
         self._known: dict[tuple[int, int], Tensor] = {}
+        self._known_without: dict[tuple[int, int], float] = {}
         self._correction = {True: 1.0, False: 1.0}  # of steps that draft, and that do not
-
-    @property
-    def corrections(self) -> tuple[float, float]:
-        """Of steps that draft, and of steps that do not."""
-        return self._correction[True], self._correction[False]
 
     def observe(self, demand: Demand, outcome: Outcome) -> None:
         """A step took so long."""
@@ -91,7 +87,10 @@ class StepSeconds:
         return self._known[requests, context]
 
     def _without(self, requests: int, demand: Demand) -> float:
-        return self._times.verify_seconds(requests, requests, demand.context // self.NEAR * self.NEAR)
+        context = demand.context // self.NEAR * self.NEAR
+        if (requests, context) not in self._known_without:
+            self._known_without[requests, context] = self._times.verify_seconds(requests, requests, context)
+        return self._known_without[requests, context]
 
 
 def survival(block: DraftBlock, most: Sequence[int]) -> Tensor:

@@ -144,6 +144,21 @@ class Batch:
         return self.token_ids_T.shape[0]
 
     @classmethod
+    def joined(cls, batches: Sequence["Batch"]) -> "Batch":
+        """The tokens of several steps, to write something of theirs: nothing is attended to, no logits are wanted."""
+        none = batches[0].start_R[:0]
+        slots = {
+            name: Slots(
+                torch.cat([batch.slots[name].page_T for batch in batches]),
+                torch.cat([batch.slots[name].offset_T for batch in batches]),
+                own.page_tokens,
+            )
+            for name, own in batches[0].slots.items()
+        }
+        tokens = torch.cat([batch.token_ids_T for batch in batches])
+        return cls(tokens, torch.cat([batch.positions_T for batch in batches]), none, none, slots, ())
+
+    @classmethod
     def of(cls, rows: Sequence[Row], layout: CacheLayout, device: torch.device) -> "Batch":
         """Every row's tables must already reach its `end`."""
         grouped = _in_segments(rows)

@@ -8,7 +8,7 @@ A request's pages in one group:
 Pages come as the tokens do (`extend`) and may run out: then somebody has to give some back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.facts import PageCounts
@@ -77,6 +77,17 @@ class Pages:
         self.pools = {name: PagePool(store.num_pages[name]) for name in layout.groups}
         self._sharing = sharing
         self._quarantine: dict[str, dict[str, list[int]]] = {}
+        self._settle: Callable[[], None] | None = None
+
+    def written_late(self, settle: Callable[[], None]) -> None:
+        """Somebody has not written yet what belongs into pages: `settle` does, and is called before any page goes to
+        another holder or is cleared."""
+        self._settle = settle
+
+    def _settled(self) -> None:
+        if self._settle is not None:
+            settle, self._settle = self._settle, None
+            settle()
 
     def demand(self, num_tokens: int, step_tokens: int) -> dict[str, int]:
         """Pages of each group that a request of at most `num_tokens` ever holds at once, in steps of `step_tokens`."""
@@ -127,6 +138,7 @@ class Pages:
         if not self.has_room(self.missing(tables, most)):
             self.release(tables)
             return None
+        self._settled()
         for name, table in tables.groups.items():
             found[name] += [None] * (table.group.num_pages(num_tokens) - table.first_page - len(found[name]))
             new = iter(self.pools[name].take(found[name].count(None), tables.holder))
@@ -137,6 +149,7 @@ class Pages:
         """Replace the last page, which others may read, by a copy that may be written. False if there is no room."""
         if any(pool.num_available < 1 for pool in self.pools.values()):
             return False
+        self._settled()
         for name, table in tables.groups.items():
             shared, (own,) = table.page_ids[-1], self.pools[name].take(1, tables.holder)
             self.store.records[name][own] = self.store.records[name][shared]
@@ -158,6 +171,8 @@ class Pages:
         missing = self.missing(tables, num_tokens)
         if not self.has_room(missing):
             return False
+        if any(missing.values()):
+            self._settled()
         for name, count in missing.items():
             tables.groups[name].page_ids += self.pools[name].take(count, tables.holder)
         return True
@@ -186,6 +201,7 @@ class Pages:
     def clear(self, tables: Tables, published: bool) -> None:
         """Zero what is the request's alone, its `published` pages too (nobody finds them any more) or not: what may
         not be finite must not stay for the next holder, where 0 * NaN is NaN."""
+        self._settled()
         for name, table in tables.groups.items():
             pool = self.pools[name]
             own = [p for p in table.page_ids if not pool.is_shared(p) and (published or not pool.is_published(p))]

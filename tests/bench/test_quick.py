@@ -142,6 +142,15 @@ def test_training_loses_what_plain_transformers_loses(run: Run) -> None:
     assert all(row["tok_s"] > 0 and row["peak_kib_per_token"] > 0 for row in rows)
 
 
+def test_kernels_are_beside_the_machines_peak(run: Run) -> None:
+    result = run("kernels")
+
+    products, steps = result["figures"]["products, Gflop/s"], result["figures"]["a step of one request"]
+    assert result["ceilings"]["multiply-add, Gflop/s"] > max(row["mkl_gflop_s"] for row in products) > 0
+    assert [row["model"] for row in steps] == ["deepseek_v3", "qwen3"]
+    assert all(row["step_ms"] > row["reading_ms"] > 0 for row in steps)
+
+
 def test_engine_tells_its_own_time_from_the_models(run: Run) -> None:
     rows = run("engine")["figures"]["a decode step"]
 

@@ -1,6 +1,7 @@
 """The command line, as a user types it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,6 +107,7 @@ def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         status = server.wait(60)
 
     assert status == 0, log.read_text()
+    assert re.search(r"\d s: Decode-default 1 starting", log.read_text()), "what it is waiting for"
     assert "[9 tokens" in answer.stderr, log.read_text() + answer.stderr
     assert "accepted length" in answer.stderr
     assert "acceptance by place" in stats.stdout

@@ -223,7 +223,7 @@ def test_one_step_that_was_held_up_says_little() -> None:
     for took in (1.2, 1.2, 500.0):  # 1.2 is the table's
         seconds.observe(wanted, Outcome([0], [0], False, took))
 
-    assert seconds.corrections == (1.0, pytest.approx(1.3))
+    assert seconds.without(1, wanted) == pytest.approx(1.3 * 1.2)
 
 
 def test_drafting_that_the_table_promised_too_much_of_is_given_up() -> None:

@@ -1,10 +1,11 @@
 """What is told of speculation: by each request's last chunk, and by the replica's statistics."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,7 +14,7 @@ from engine.facts import Acceptance
 from engine.types import Request, Sampling
 from local import Pair
 from tests.drafters import KnowingBuilder, save_random_drafter
-from tests.local.rig import request
+from tests.local.rig import MIB, request
 from tests.local.test_speculation import pair_config, with_other_prefill
 
 BLOCK = 5
@@ -156,6 +157,30 @@ def test_times_are_those_of_drafting_planning_and_verifying(qwen3: Path) -> None
     assert times == (0.5 * stats.steps, 0.25 * stats.steps, 3.0 * stats.steps)
     timings = pair.chunks["r"][-1].timings
     assert timings is not None and timings.decode_seconds == 3.75 * stats.steps
+
+
+def test_of_a_step_the_models_time_and_the_engines_own_are_told_apart(qwen3: Path) -> None:
+    one = request("r", tokens=70, max_tokens=6)
+    pair = knowing(qwen3, [one], 7)
+    decoder, prefiller = cast(Any, pair.decoder), cast(Any, pair.prefiller)
+
+    def slow(call: Callable[..., Any]) -> Callable[..., Any]:
+        def slowly(*args: Any) -> Any:
+            time.sleep(0.02)
+            return call(*args)
+
+        return slowly
+
+    decoder._rounds.backend.forward = slow(decoder._rounds.backend.forward)
+    prefiller._backend.forward = slow(prefiller._backend.forward)
+    decoder._schedule.commit = slow(decoder._schedule.commit)
+    pair.generate([one])
+
+    decode, prefill = pair.decoder.stats(), pair.prefiller.stats()
+    assert decode.compute_seconds >= 0.02 * decode.steps > 0
+    assert decode.step_seconds - decode.compute_seconds >= 0.02 * decode.steps
+    assert prefill.step_seconds > prefill.compute_seconds >= 0.02 * prefill.steps > 0
+    assert decode.peak_bytes >= prefill.peak_bytes > 100 * MIB, "of the process"
 
 
 def test_statistics_do_not_change_after_they_were_told(qwen3: Path) -> None:
