@@ -52,9 +52,9 @@ class Outlook:
     more is made than will be verified, to see whether that one is worth it too.
     """
 
-    FEWEST, MOST = 8, 128
+    FEWEST, MOST = 8, 256
     NEWEST = 0.2  # the share of the newest step in the mean
-    KEPT = 8  # steps for which an answer holds while no drafts are made: a step may take less time than the answer
+    KEPT = 32  # steps for which an answer holds while no drafts are made: a step may take less time than the answer
 
     def __init__(self, seconds: StepSeconds) -> None:
         self._seconds = seconds

@@ -14,7 +14,7 @@ from engine.drafters import DraftBlock, Drafter
 from engine.types import Drawn
 
 Taps = dict[int, Tensor]
-LATE_STEPS = 16
+LATE_STEPS = 32
 
 
 @dataclass(frozen=True)
