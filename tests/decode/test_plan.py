@@ -153,7 +153,7 @@ def test_drafting_that_pays_goes_on_and_drafting_that_does_not_is_tried_ever_mor
     seconds = times(draft=1.0)
 
     assert drafted_steps(kind(seconds, BLOCK), 0.95, 20) == list(range(20))
-    assert drafted_steps(kind(seconds, BLOCK), 0.3, 500) == [0, 8, 24, 56, 120, 248, 376]
+    assert drafted_steps(kind(seconds, BLOCK), 0.3, 800) == [0, 8, 24, 56, 120, 248, 504, 760]
 
 
 def test_drafting_begins_again_when_drafts_get_better() -> None:
