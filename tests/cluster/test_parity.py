@@ -73,11 +73,14 @@ def test_sixteen_at_once_answer_as_transformers_does(tight: Service) -> None:
     answers = tight.ask_all(prompts, max_tokens)
 
     assert_all_same(tight, prompts, max_tokens, answers)
+    longest = max(prompts, key=len)
+    for _ in range(2):  # how many of the sixteen found a prefix in decode depends on who was still there; this one does
+        assert_all_same(tight, [longest], [4], tight.ask_all([longest], [4]))
     stats = tight.assert_idle_and_consistent()
     (decode,) = (replica for replica in stats.replicas if replica.role == "decode")
     (prefill,) = (replica for replica in stats.replicas if replica.role == "prefill")
     assert decode.preempted == stats.front.preemptions > 0
-    assert decode.prefix_hit_tokens > 0, "how many depends on who is still there"
+    assert decode.prefix_hit_tokens > SHARED
     assert prefill.prefix_hit_tokens > SHARED
     assert (decode.drafted > 0) == (tight.config.model.drafter is not None)
     assert max(map(len, prompts)) > tight.config.prefill.chunk_tokens
