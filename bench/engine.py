@@ -34,11 +34,8 @@ def _measured(at_once: int, options: Options) -> dict[str, Any]:
     side = Side(NONE, model, options)
     pair = side.pair
     stop = StopRules(max_tokens=steps + WARM_UP + 2, ignore_eos=True)
-    for i, prompt in enumerate(held_out_prompts()[:at_once]):
-        pair.add(Request(id=str(i), prompt=prompt, sampling=Sampling(), stop=stop))
-    while pair.decoder.stats().running < at_once:
-        pair.step_prefill()
-        pair.take(pair.decoder.admit())
+    prompts = enumerate(held_out_prompts()[:at_once])
+    pair.begin([Request(id=str(i), prompt=prompt, sampling=Sampling(), stop=stop) for i, prompt in prompts])
     own, models = [], []
     for _ in range(steps + WARM_UP):
         before = pair.decoder.stats()

@@ -91,10 +91,7 @@ def _step(report: Report, name: str, path: Path) -> dict[str, Any]:
     workload = Workload(concurrency=1, prompt_tokens=PROMPT, output_tokens=(steps + 1) * (rounds + 1))
     (prompt,) = workload.prompts(model.config.vocab_size, seed=1)
     stop = StopRules(max_tokens=workload.output_tokens, ignore_eos=True)
-    pair.add(Request(id="one", prompt=prompt, sampling=Sampling(), stop=stop))
-    while pair.decoder.stats().running < 1:
-        pair.step_prefill()
-        pair.take(pair.decoder.admit())
+    pair.begin([Request(id="one", prompt=prompt, sampling=Sampling(), stop=stop)])
     num_bytes = ModelCost.of(model).step_bytes(1, workload.prompt_tokens + workload.output_tokens // 2)
     memory = torch.ones(int(num_bytes) // 4)
 

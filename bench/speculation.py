@@ -132,11 +132,7 @@ class Side:
         stop = StopRules(max_tokens=output_tokens, ignore_eos=True)
         asked = [Request(id=str(i), prompt=p, sampling=Sampling(), stop=stop) for i, p in enumerate(prompts)]
         pair.chunks.clear()
-        for request in asked:
-            pair.add(request)
-        while pair.decoder.stats().running < len(asked):
-            pair.step_prefill()
-            pair.take(pair.decoder.admit())
+        pair.begin(asked)
         before, started = pair.decoder.stats(), time.perf_counter()
         started_with = {part: getattr(before, f"{part}_seconds") for part in ("draft", "plan", "verify")}
         while before.running:

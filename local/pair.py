@@ -56,6 +56,14 @@ class Pair:
                 self._carry(event)
         return self.take(events)
 
+    def begin(self, requests: list[Request]) -> None:
+        """Prefill all of them and let decode admit them; it has not taken a step yet."""
+        for request in requests:
+            self.add(request)
+        while self.decoder.stats().running < len(requests):
+            self.step_prefill()
+            self.take(self.decoder.admit())
+
     def take(self, events: list[Event]) -> list[Event]:
         """Note what an engine says of requests, and send those that gave up their pages through prefill again."""
         for event in events:

@@ -22,7 +22,8 @@ settings.load_profile("suite")
 @pytest.fixture(scope="module", params=IMPLEMENTATIONS, ids=name_of)
 def computed_by(request: pytest.FixtureRequest) -> Iterator[str]:
     """What a test that asks for this computes with, one after the other."""
-    yield from chosen(request.param)
+    with chosen(request.param) as name:
+        yield name
 
 
 @pytest.fixture(scope="session")

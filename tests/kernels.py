@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ def name_of(library: Library | None) -> str:
     return "torch" if library is None else library.name
 
 
+@contextmanager
 def chosen(library: Library | None) -> Iterator[str]:
     """While this is under way, models are loaded for `library`, or for torch alone."""
     with pytest.MonkeyPatch.context() as patch:

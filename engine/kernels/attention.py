@@ -33,10 +33,9 @@ from engine.kernels.program import (
     Program,
     X,
     Y,
-    arena,
     step_of,
 )
-from engine.pages import PageStore
+from engine.pages import PageStore, Slab
 
 
 class NativeAttention(nn.Module, ABC):
@@ -45,6 +44,7 @@ class NativeAttention(nn.Module, ABC):
     def __init__(self, paged: Any, library: Library) -> None:
         super().__init__()
         self.paged, self.entries, self.library = paged, paged.entries, library
+        self._keys = [entry.key for entry in self.entries]
         self._call = PagedProgram(self, library, lambda columns: self.operations(X, Y, NOWHERE, columns))
         columns = Columns()
         self._remember = Program(library, self.writing(X, columns), columns.width)
@@ -57,6 +57,10 @@ class NativeAttention(nn.Module, ABC):
     def operations(self, x: int, y: int, add: int, columns: Columns) -> list[Op]:
         """y = attention(x) + add."""
 
+    def slabs(self, store: PageStore) -> tuple[Slab, Slab]:
+        """Of keys and of values: the same one where they lie together."""
+        return store.slab(self._keys[0]), store.slab(self._keys[-1])
+
     def forward(
         self, hidden_states: Tensor, position_embeddings: Any, batch: Batch, store: PageStore, **_: object
     ) -> tuple[Tensor, None]:
@@ -65,9 +69,9 @@ class NativeAttention(nn.Module, ABC):
     def remember(self, hidden_TD: Tensor, position_embeddings: Any, batch: Batch, store: PageStore) -> None:
         """Write the tokens' entries into their slots."""
         step = step_of(batch, position_embeddings)
-        call = step.aim(self.entries[0].group, store.slab(self.entries[0].key), store.slab(self.entries[-1].key))
+        call = step.aim(self.entries[0].group, *self.slabs(store))
         hidden_TD = hidden_TD.contiguous()
-        call.x, call.arena = hidden_TD.data_ptr(), arena(self._remember.width * batch.num_tokens).data_ptr()
+        call.x = hidden_TD.data_ptr()
         self._remember(call)
 
 
@@ -76,17 +80,15 @@ class PagedProgram:
 
     def __init__(self, attention: NativeAttention, library: Library, operations: Callable[[Columns], list[Op]]) -> None:
         columns = Columns()
-        self._keys = [entry.key for entry in attention.entries]
-        self._group = attention.entries[0].group
+        self._slabs, self._group = attention.slabs, attention.entries[0].group
         self._program = Program(library, operations(columns), columns.width)
 
     def __call__(self, x_1TD: Tensor, positions: Any, batch: Batch, store: PageStore) -> Tensor:
-        call = step_of(batch, positions).aim(self._group, store.slab(self._keys[0]), store.slab(self._keys[-1]))
+        call = step_of(batch, positions).aim(self._group, *self._slabs(store))
         assert x_1TD.dtype == torch.float32
         x_1TD = x_1TD.contiguous()
         y_1TD = torch.empty_like(x_1TD)
         call.x, call.y = x_1TD.data_ptr(), y_1TD.data_ptr()
-        call.arena = arena(self._program.width * batch.num_tokens).data_ptr()
         self._program(call)
         return y_1TD
 

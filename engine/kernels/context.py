@@ -8,8 +8,8 @@ from engine.batch import Batch
 from engine.kernels.attention import NativeAttention
 from engine.kernels.linear import NativeLinear
 from engine.kernels.norm import NativeRMSNorm
-from engine.kernels.program import Columns, Program, X, arena, step_of
-from engine.pages import PageStore, Slab
+from engine.kernels.program import Columns, Program, X, step_of
+from engine.pages import PageStore
 
 
 class NativeContext:
@@ -20,7 +20,7 @@ class NativeContext:
         columns = Columns()
         feature, normed = columns.take(model.fc.out_features), columns.take(model.fc.out_features)
         operations = [model.fc.product(X, feature), model.hidden_norm.norm(feature, normed)]
-        first, *_ = slabs = [_slabs(attention, store) for attention in attentions]
+        first, *_ = slabs = [attention.slabs(store) for attention in attentions]
         for attention, (key, value) in zip(attentions, slabs, strict=True):
             assert key.page_stride == first[0].page_stride, "drafter layers in one page group"
             places = (key.address - first[0].address) // 4, (value.address - first[1].address) // 4
@@ -30,12 +30,8 @@ class NativeContext:
 
     def __call__(self, taps_TF: Tensor, positions: Any, batch: Batch) -> None:
         call = step_of(batch, positions).aim(self._group, *self._first)
-        call.x, call.arena = taps_TF.data_ptr(), arena(self._program.width * batch.num_tokens).data_ptr()
+        call.x = taps_TF.data_ptr()
         self._program(call)
-
-
-def _slabs(attention: NativeAttention, store: PageStore) -> tuple[Slab, Slab]:
-    return store.slab(attention.entries[0].key), store.slab(attention.entries[-1].key)
 
 
 def native_context(model: Any, store: PageStore) -> NativeContext | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.kernels.linear import NativeLinear, Packed
-from engine.kernels.native import Library, lossless, packed, suits
+from engine.kernels.native import Library, lossless, suits
 from engine.kernels.program import NOWHERE, Columns, Experts, Gate, Op, Program, Route, X, Y, rows_through
 
 
@@ -43,9 +43,6 @@ class NativeMLP(nn.Module):
 class NativeMoE(nn.Module):
     """Tokens sorted by expert, each expert's matrices read once; then the experts that all share."""
 
-    up: Tensor
-    down: Tensor
-
     def __init__(self, moe: Any, library: Library) -> None:
         super().__init__()
         experts, router = moe.experts, moe.gate
@@ -64,8 +61,7 @@ class NativeMoE(nn.Module):
         matrices = experts.gate_up_proj.detach(), experts.down_proj.detach()
         dtype = torch.bfloat16 if all(map(lossless, matrices)) else torch.float32
         self.experts = nn.Module()  # the name by which a layer's experts are known
-        self.experts.register_buffer("up", packed(matrices[0], library.panel, dtype))
-        self.experts.register_buffer("down", packed(matrices[1], library.panel, dtype))
+        self.experts.up, self.experts.down = (Packed(matrix, library, dtype) for matrix in matrices)
         moe.experts = nn.Identity()  # whoever still holds the old module must not hold the weights
         columns = Columns()
         self._program = Program(library, self.operations(X, Y, NOWHERE, columns), columns.width)
@@ -97,15 +93,15 @@ class NativeMoE(nn.Module):
             parts=columns.take(self.hidden * self.each),
             y=y,
             add=add,
-            is_short=up.dtype == torch.bfloat16,
-            up=up,
-            down=down,
+            is_short=up.is_short,
+            up=up.panels,
+            down=down.panels,
             E=self.num_experts,
             k=self.each,
             D=self.hidden,
             I=self.inner,
-            up_head=up[0].numel(),
-            down_head=down[0].numel(),
+            up_head=up.per_matrix,
+            down_head=down.per_matrix,
         )
         return [self.gate.product(x, logits), route, experts, *self.shared_experts.operations(x, y, y, columns)]
 

@@ -18,15 +18,15 @@ LEAST_ELEMENTS = 2**17  # a call costs 13 us against MKL's 4 (2 cores, AVX-512),
 
 
 class Packed(nn.Module):
-    """Matrices [..., N, K] in panels; in bfloat16 ones if that changes no number of them."""
+    """Matrices [..., N, K] in panels: of `dtype`, or in bfloat16 ones if that changes no number of them."""
 
     panels: Tensor
     bias: Tensor | None = None
 
-    def __init__(self, weight_NK: Tensor, library: Library) -> None:
+    def __init__(self, weight_NK: Tensor, library: Library, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight_NK.shape[-2:]
-        dtype = torch.bfloat16 if lossless(weight_NK) else torch.float32
+        dtype = dtype or (torch.bfloat16 if lossless(weight_NK) else torch.float32)
         self.register_buffer("panels", packed(weight_NK, library.panel, dtype))
 
     @property
@@ -45,6 +45,14 @@ class Packed(nn.Module):
 
     def product(self, x: int, y: int, add: int = NOWHERE, wait: bool = True) -> Product:
         """As an operation: y = x w^T + bias + add."""
+        return self._product(1, x, self.in_features, y, self.out_features, add, wait)
+
+    def by_head(self, x: int, x_row: int, y: int, y_row: int, wait: bool = True) -> Product:
+        """Head h of every token, from columns h x_row / H of the place `x`, x_row apart, times matrix h, to columns
+        h y_row / H of the place `y`."""
+        return self._product(self.panels.shape[0], x, x_row, y, y_row, NOWHERE, wait)
+
+    def _product(self, heads: int, x: int, x_row: int, y: int, y_row: int, add: int, wait: bool) -> Product:
         return Product(
             x=x,
             y=y,
@@ -52,28 +60,6 @@ class Packed(nn.Module):
             is_short=self.is_short,
             w=self.panels,
             bias=self.bias,
-            H=1,
-            K=self.in_features,
-            N=self.out_features,
-            x_row=self.in_features,
-            x_head=0,
-            y_row=self.out_features,
-            y_head=0,
-            w_head=0,
-            wait=wait,
-        )
-
-    def by_head(self, x: int, x_row: int, y: int, y_row: int, wait: bool = True) -> Product:
-        """Head h of every token, from columns h K of the place `x`, x_row apart, times matrix h, to columns h y_row / H
-        of the place `y`."""
-        heads = self.panels.shape[0]
-        return Product(
-            x=x,
-            y=y,
-            add=NOWHERE,
-            is_short=self.is_short,
-            w=self.panels,
-            bias=None,
             H=heads,
             K=self.in_features,
             N=self.out_features,

@@ -138,6 +138,8 @@ class Program:
         self._pointers = (c_void_p * self._count)(*map(ctypes.addressof, self.operations))
 
     def __call__(self, call: Call) -> None:
+        if self.width:
+            call.arena = _arena(self.width * call.T).data_ptr()
         self._run(self._pointers, self._count, ctypes.addressof(call))
 
 
@@ -221,7 +223,7 @@ def step_of(batch: Batch, positions: Any) -> Step:
     return step
 
 
-def arena(numbers: int) -> Tensor:
+def _arena(numbers: int) -> Tensor:
     """So many numbers at least, whatever is in them."""
     if _thread.arena.numel() < numbers:
         with torch.inference_mode(False):  # whatever mode it is first asked for in, every other may write to it
@@ -236,7 +238,5 @@ def rows_through(program: Program, x: Tensor, numbers: int) -> Tensor:
     y = x.new_empty(*x.shape[:-1], numbers)
     num_tokens = x.numel() // x.shape[-1]
     call = Call(T=num_tokens, x=x.data_ptr(), y=y.data_ptr())
-    if program.width:
-        call.arena = arena(program.width * num_tokens).data_ptr()
     program(call)
     return y

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, DeepseekV2Config, DeepseekV3Confi
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MLP, DeepseekV3MoE, DeepseekV3RMSNorm
 
-from engine import kernels
 from engine.attention import attach
 from engine.backend import TorchBackend
 from engine.batch import Batch, Row
@@ -30,7 +29,7 @@ from engine.kernels.norm import NativeRMSNorm
 from engine.kernels.program import Group
 from engine.pages import CacheLayout, Entry, Pages, PageStore, Tables
 from tests.checkpoints import DEEPSEEK_V2, DEEPSEEK_V3, LLAMA, QWEN3, QWEN3_SLIDING, randomised
-from tests.kernels import LIBRARIES, each_build
+from tests.kernels import LIBRARIES, chosen, each_build
 
 CPU = torch.device("cpu")
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
@@ -86,8 +85,7 @@ def test_norm(library: Library, size: int) -> None:
 def through(library: Library, module: nn.Module) -> Any:
     """What `use_kernels` makes of it."""
     parent = nn.ModuleDict({"only": copy.deepcopy(module)})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "library", lambda: library)
+    with chosen(library):
         use_kernels(parent)
     return parent["only"]
 
@@ -197,8 +195,7 @@ class Model:
         module = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
         self.module: Any = randomised(module).eval().requires_grad_(False)
         self.entries = attach(self.module)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kernels, "library", lambda: library)
+        with chosen(library):
             self.name = use_kernels(self.module)
         self.layout = CacheLayout.of(self.entries, 16)
         self.store = PageStore(self.layout, dict.fromkeys(self.layout.groups, 60), CPU)
