@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 from decode.inbox import Inbox
 from decode.plan import Planner
+from decode.prospects import Prospects
 from decode.reads import Incoming
 from decode.record import Recorder
 from decode.round import Round
@@ -70,6 +71,7 @@ class Decoder:
         self._pages = pages
         self._rounds = rounds
         self._planner = planner
+        self._prospects = Prospects(planner, config.max_requests)
         self._recorder = recorder
         self._transfer = transfer
         self._clock = clock
@@ -153,7 +155,9 @@ class Decoder:
         drawn = self._rounds.verify(batch, block, lengths)
         self._ended = self._clock.now()
         accepted = [len(tokens) - 1 for tokens in drawn]
-        self._planner.observe(demand, Outcome(lengths, accepted, most > 0, self._ended - began))
+        outcome = Outcome(lengths, accepted, most > 0, self._ended - began)
+        self._planner.observe(demand, outcome)
+        self._prospects.observe(demand, outcome)
         step = Step(batch, block, lengths, drawn, Laps(began, drafted, planned, self._ended))
         self._recorder.record(step)
         events += self._counted(step, self._schedule.commit(step))
@@ -210,6 +214,11 @@ class Decoder:
             **asdict(self._counters),
             synthetic=self._rounds.acceptor.synthetic,
             peak_bytes=peak_bytes(self._pages.store.device),
+            max_requests=self._config.max_requests,
+            rates=self._prospects.rates(),
+            accepted_length=self._prospects.accepted_length,
+            budget=self._prospects.budget,
+            marginal_rate=self._prospects.marginal_rate(),
             pages=self._pages.counts(),
             reads=inbox.reads,
             reads_lost=inbox.reads_lost,

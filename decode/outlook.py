@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from decode.theta import Demand, StepSeconds, limited, theta, top
+from engine.facts import Survival
 
 
 class Calibration:
@@ -77,6 +78,11 @@ class Outlook:
             return 0
         self._pause, self._waited = min(2 * self._pause, self.MOST), 0
         return min(self._seconds.block_length, max(demand.most))
+
+    @property
+    def survival(self) -> Survival:
+        """At the places of which anything has been seen."""
+        return Survival(self._mean_K[: self._seen].cummin(0).values.tolist())
 
     def saw(self, survival_RK: Tensor) -> None:
         """Drafts were made, and these are their chances, before any limit of the requests."""

@@ -17,6 +17,7 @@ R = requests, K = drafts of a block
 """
 
 from collections import deque
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -26,12 +27,28 @@ from torch.nn.functional import pad
 from decode.outlook import Calibration, Outlook
 from decode.theta import Demand, Outcome, StepSeconds, limited, survival, theta, top
 from engine.drafters import DraftBlock
+from engine.facts import Survival
 from engine.steptime import StepTimes
 
 LAG = 2
 
 
 class Planner(Protocol):
+    @property
+    def seconds(self) -> StepSeconds | None:
+        """What steps take, if that has been measured."""
+        ...
+
+    @property
+    def survival(self) -> Survival:
+        """What has become of drafts lately, at each place of a block."""
+        ...
+
+    @property
+    def fixed(self) -> int | None:
+        """The drafts of each request that are verified however many requests there are; None: as many as pay."""
+        ...
+
     def drafts(self, demand: Demand) -> int:
         """How many drafts of each request this step should make, at most; 0 for none. Called once for every step."""
         ...
@@ -46,35 +63,57 @@ class Planner(Protocol):
 
 
 class Fixed:
-    """`length` drafts of everybody."""
+    """`length` drafts of everybody. `seconds` only tell others what steps take."""
 
-    def __init__(self, length: int) -> None:
-        self._length = length
+    NEWEST = 0.1  # the share of the newest step in survival
+
+    def __init__(self, length: int, seconds: StepSeconds | None = None) -> None:
+        self.fixed = length
+        self.seconds = seconds
+        self._survival: list[float] = []
+
+    @property
+    def survival(self) -> Survival:
+        return Survival([*accumulate(self._survival, min)])
 
     def drafts(self, demand: Demand) -> int:
-        return min(self._length, max(demand.most))
+        return min(self.fixed, max(demand.most))
 
     def plan(self, block: DraftBlock, demand: Demand) -> list[int]:
-        return [min(self._length, block.length, limit) for limit in demand.most]
+        return [min(self.fixed, block.length, limit) for limit in demand.most]
 
     def observe(self, demand: Demand, outcome: Outcome) -> None:
-        pass
+        if self.seconds is not None:
+            self.seconds.observe(demand, outcome)
+        for place in range(max(outcome.lengths)):
+            both = zip(outcome.lengths, outcome.accepted, strict=True)
+            survived = [accepted > place for length, accepted in both if length > place]
+            share = sum(survived) / len(survived)
+            if place == len(self._survival):
+                self._survival.append(share)
+            self._survival[place] += self.NEWEST * (share - self._survival[place])
 
 
 class Trusting:
     """What both planners by confidence have in common: step times, outlook and calibration, kept up by every step."""
 
+    fixed = None
+
     def __init__(self, times: StepTimes, block_length: int) -> None:
-        self._seconds = StepSeconds(times, block_length)
-        self._outlook = Outlook(self._seconds)
+        self.seconds = StepSeconds(times, block_length)
+        self._outlook = Outlook(self.seconds)
         self._calibration = Calibration(block_length)
         self._said_RK = torch.empty(0, 0)
+
+    @property
+    def survival(self) -> Survival:
+        return self._outlook.survival
 
     def drafts(self, demand: Demand) -> int:
         return self._outlook.drafts(demand)
 
     def observe(self, demand: Demand, outcome: Outcome) -> None:
-        self._seconds.observe(demand, outcome)
+        self.seconds.observe(demand, outcome)
         if outcome.drafted:
             self._calibration.observe(self._said_RK, outcome.lengths, outcome.accepted)
 
@@ -91,7 +130,7 @@ class Causal(Trusting):
 
     def plan(self, block: DraftBlock, demand: Demand) -> list[int]:
         survival_RK = limited(self._survival(block), demand.most)
-        worth = theta(survival_RK, self._seconds, demand)
+        worth = theta(survival_RK, self.seconds, demand)
         rises = worth[1:] > worth[:-1]
         return top(survival_RK, int(rises.long().cumprod(0).sum()))
 
@@ -105,7 +144,7 @@ class Lagged(Trusting):
 
     def plan(self, block: DraftBlock, demand: Demand) -> list[int]:
         budget = self._budget(demand)
-        unlimited_RK = pad(self._survival(block), (0, self._seconds.block_length - block.length))
+        unlimited_RK = pad(self._survival(block), (0, self.seconds.block_length - block.length))
         self._past.append(dict(zip(demand.names, unlimited_RK, strict=True)))
         return top(limited(unlimited_RK, demand.most), budget)
 
@@ -114,7 +153,7 @@ class Lagged(Trusting):
         known = self._past[0] if len(self._past) == LAG else {}
         rows = [known[name] for name in demand.names if name in known]
         if not rows:
-            return self._seconds.block_length * len(demand.names)
+            return self.seconds.block_length * len(demand.names)
         mean_K = torch.stack(rows).mean(dim=0)
         past_RK = torch.stack([known.get(name, mean_K) for name in demand.names])
-        return int(theta(limited(past_RK, demand.most), self._seconds, demand).argmax())
+        return int(theta(limited(past_RK, demand.most), self.seconds, demand).argmax())

@@ -45,7 +45,8 @@ class Outcome:
 
 
 class StepSeconds:
-    """Step times as the planners ask for them, looked up once for each number of requests.
+    """Step times as the planners ask for them, looked up once for each number of requests; and as everybody else does
+    (engine.steptime.StepTimes).
 
     A table was measured once; what steps take now, against what it says, corrects it, for steps that draft and steps
     that do not.
@@ -68,6 +69,12 @@ class StepSeconds:
         table = self._drafting(requests, demand)[verified] if outcome.drafted else self._without(requests, demand)
         ratio = min(max(outcome.seconds / float(table), 1 / self.WIDEST), self.WIDEST)
         self._correction[outcome.drafted] += self.NEWEST * (ratio - self._correction[outcome.drafted])
+
+    def draft_seconds(self, requests: int, context: int) -> float:
+        return self._times.draft_seconds(requests, context) * self._correction[True]
+
+    def verify_seconds(self, requests: int, tokens: int, context: int) -> float:
+        return self._times.verify_seconds(requests, tokens, context) * self._correction[tokens > requests]
 
     def drafting(self, requests: int, demand: Demand) -> Tensor:
         """Of a step that drafts and then verifies 0, 1, 2, ... drafts, up to all."""

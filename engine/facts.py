@@ -1,6 +1,9 @@
 """Facts that cross processes: about a model, about a replica. No torch here: policies import this."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from engine.steptime import StepTimes
 
 SYNTHETIC_WARNING = (
     "SYNTHETIC ACCEPTANCE: drafts are accepted at given rates (decode.POOL.synthetic_acceptance), whatever the model "
@@ -107,11 +110,64 @@ class Counters(Drafts):
         vars(self).update(vars(Counters()))
 
 
+@dataclass(frozen=True)
+class Survival:
+    """How often the draft at each place of a block, first to last, was accepted together with all before it; for drafts
+    that the target has not seen yet, how often it is expected to be. It never rises."""
+
+    at: Sequence[float] = ()
+
+    def accepted_length(self, drafts: int) -> float:
+        """Tokens that a step of one request gives, in the mean, if the first `drafts` are verified."""
+        return 1.0 + sum(self.at[:drafts])
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A step with so many `drafts` verified for each request: tokens per second of each request, and what one more
+    verified token would add to the tokens per second of all of them (negative: it costs more than it gives)."""
+
+    drafts: int
+    rate: float
+    marginal_rate: float
+
+
+def expected_rate(
+    times: StepTimes,
+    survival: Survival,
+    requests: int,
+    context: int,
+    besides_seconds: float = 0.0,
+    drafts: int | None = None,
+) -> Expected:
+    """What each of `requests` requests gets with as many drafts as are worth most, or with just so many `drafts`.
+
+    The theta of Algorithm 1 (DSpark paper), for requests that are all alike: (1 + survival) over the seconds of a step
+    that drafts, verifies and takes `besides_seconds` besides. Without drafts, nothing is drafted either.
+    """
+
+    def rate(count: int) -> float:
+        seconds = times.verify_seconds(requests, requests * (1 + count), context) + besides_seconds
+        seconds += times.draft_seconds(requests, context) if count else 0.0
+        return survival.accepted_length(count) / seconds
+
+    most = len(survival.at)
+    best = max(range(most + 1), key=rate) if drafts is None else min(drafts, most)
+    more = rate(best + 1) - rate(best) if best < most else 0.0
+    return Expected(best, rate(best), more)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReplicaStats:
     """One replica, now. Counters only ever grow; the rest are levels. `role` is "prefill" or "decode"; `synthetic` says
     that it accepts drafts as SYNTHETIC_WARNING has it. `peak_bytes`: the most memory that its process has held so far,
-    on its device."""
+    on its device.
+
+    What routing, admission and scaling go by. Prefill: `queued_tokens` of prompts that are not computed yet, by
+    priority; the seconds of a step of one token (`least_seconds`) and the tokens per second of full steps. Decode:
+    `rates`, the tokens per second that each request would get if there were so many, as steps and drafts go now; and of
+    the requests that run, the mean `accepted_length`, drafts verified in a step (`budget`), and what one more verified
+    token would be worth (`marginal_rate`, tokens per second of all). Empty or 0: not known yet."""
 
     role: str
     replica: str = ""
@@ -140,6 +196,14 @@ class ReplicaStats:
     compute_seconds: float
     synthetic: bool = False
     peak_bytes: int = 0
+    max_requests: int = 0
+    queued_tokens: dict[int, int] = field(default_factory=dict)
+    least_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    rates: dict[int, float] = field(default_factory=dict)
+    accepted_length: float = 0.0
+    budget: float = 0.0
+    marginal_rate: float = 0.0
     pages: dict[str, PageCounts]
     leases_held: int = 0
     leases_expired: int = 0

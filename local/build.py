@@ -12,6 +12,7 @@ from decode.plan import Causal, Fixed, Lagged, Planner
 from decode.profile import kept, profiled
 from decode.record import FileRecorder, Header, NoRecorder, Recorder
 from decode.round import Round
+from decode.theta import StepSeconds
 from decode.verify import Acceptor, Exact, Synthetic
 from engine.backend import TorchBackend
 from engine.clock import Clock, MonotonicClock
@@ -123,11 +124,11 @@ class Builder:
         return Round(backend, drafter, _acceptor(section))
 
     def _planner(self, section: DecodeConfig, rounds: Round, pages: Pages, text: Text) -> Planner:
-        if section.planner == "fixed" or not rounds.drafter.block_length:
-            return Fixed(section.fixed_drafts)
-        times = self._step_times(section, rounds, pages, text)
+        times, block_length = self._step_times(section, rounds, pages, text), rounds.drafter.block_length
+        if section.planner == "fixed" or not block_length:
+            return Fixed(section.fixed_drafts, StepSeconds(times, block_length))
         planner = Causal if section.planner == "causal" else Lagged
-        return planner(times, rounds.drafter.block_length)
+        return planner(times, block_length)
 
     def step_times(self, section: DecodeConfig) -> ProfiledTimes:
         """What the steps of a decode engine cost here, as its planner knows it."""

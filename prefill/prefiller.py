@@ -25,6 +25,7 @@ from engine.sampling import NO_TOKEN, SamplingBatch, sample
 from engine.transfer import Message, Transfer, Verb
 from engine.types import Drawn, Ended, Event, Handoff, PrefillTimings, Request, Sampling, StopRules
 from prefill.lease import LeaseEnd, LeaseTable
+from prefill.pace import Pace
 from prefill.schedule import Prompt, PromptChunk, PromptSchedule
 
 
@@ -51,6 +52,7 @@ class Prefiller:
         self._transfer = transfer
         self._clock = clock
         self._max_waiting = config.max_waiting
+        self._pace = Pace(config.chunk_tokens)
         self._poll_seconds = poll_seconds
         self._fingerprint = fingerprint
         self._drafter_fingerprint = drafter_fingerprint
@@ -94,14 +96,19 @@ class Prefiller:
             output = self._backend.forward(batch)
             self._absorb(chunks, batch, output.taps)
         events += self._advance(chunks, output.logits)
-        self._counters.step_seconds += time.perf_counter() - entered
+        seconds = time.perf_counter() - entered
+        self._pace.observe(sum(chunk.num_tokens for chunk in chunks), seconds)
+        self._counters.step_seconds += seconds
         self._counters.compute_seconds += self._computing.seconds - computed
         return events
 
     def warm_up(self) -> None:
-        """One whole chunk and one single token, so that no request pays for first times."""
+        """One whole chunk and one single token, so that no request pays for first times; and again, to see what they
+        take."""
         capacity = min(pool.num_pages for pool in self._pages.pools.values()) * self._pages.layout.page_tokens
-        for num_tokens in (min(self._schedule.chunk_tokens, capacity), 1):
+        chunk_tokens = min(self._schedule.chunk_tokens, capacity)
+        for num_tokens in (chunk_tokens, 1, chunk_tokens, 1):
+            self._pages.forget_cached()
             request = Request(
                 id=f"warm-up-{num_tokens}",
                 prompt=(0,) * num_tokens,
@@ -112,6 +119,8 @@ class Prefiller:
             while not any(isinstance(event, Handoff) for event in self.step()):
                 pass
             self.cancel(request.id)
+            if self._counters.steps == 2:
+                self._pace = Pace(self._schedule.chunk_tokens)
         self._pages.forget_cached()
         self._counters.reset()
 
@@ -131,6 +140,10 @@ class Prefiller:
             running=len(self._schedule.running),
             **vars(self._counters),
             peak_bytes=peak_bytes(self._pages.store.device),
+            max_requests=self._schedule.max_requests,
+            queued_tokens=self._schedule.queued_tokens(),
+            least_seconds=self._pace.seconds(1),
+            tokens_per_second=self._pace.tokens_per_second,
             pages=self._pages.counts(),
             leases_held=len(self._leases),
             leases_expired=self._leases.ended[LeaseEnd.EXPIRED],

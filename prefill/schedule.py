@@ -81,7 +81,7 @@ class PromptSchedule:
         self._pages = pages
         self._keeps_rows = keeps_rows
         self.chunk_tokens = chunk_tokens
-        self._max_requests = max_requests
+        self.max_requests = max_requests
         self._counters = counters
         self.waiting: list[Prompt] = []
         self.running: list[Prompt] = []
@@ -103,6 +103,14 @@ class PromptSchedule:
                 break
         return chunks
 
+    def queued_tokens(self) -> dict[int, int]:
+        """Tokens that are not computed yet, by priority. Of prompts that wait, all: what is known of them already is
+        only looked up when they begin."""
+        queued: Counter[int] = Counter()
+        for prompt in (*self.waiting, *self.running):
+            queued[prompt.request.priority] += prompt.remaining
+        return dict(queued)
+
     def remove(self, request_id: str) -> Prompt | None:
         """Take a prompt out, wherever it is; its pages stay its own."""
         return next((self._take_out(p) for p in (*self.waiting, *self.running) if p.request.id == request_id), None)
@@ -120,7 +128,7 @@ class PromptSchedule:
         room = True
         for prompt in merge(list(self.running), list(self.waiting), key=lambda p: p.precedence):
             if prompt in self.waiting:
-                room = room and len(self.running) < self._max_requests and self._start(prompt, now)
+                room = room and len(self.running) < self.max_requests and self._start(prompt, now)
             if prompt.tables is not None:
                 yield prompt
 

@@ -109,7 +109,7 @@ class Profiler:
         with self.monkeypatch.context() as patch:
             patch.setattr("local.build.profiled", self._profiled)
             planner: Any = Pair(settings).decoder._planner
-        times: ProfiledTimes = planner._seconds._times
+        times: ProfiledTimes = planner.seconds._times
         return times
 
     def _profiled(self, *args: Any) -> ProfiledTimes:

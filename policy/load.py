@@ -1,0 +1,111 @@
+"""What scaling goes by: a service's load at one moment, as it is measured, recorded and replayed."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from engine.facts import ReplicaStats
+from policy.route import rate_at
+
+RATE_AT = "rate_at_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaLoad:
+    """One engine. `requests` and `tokens` are counters, the rest levels: prompt tokens not computed yet, tokens per
+    second of full prefill steps and seconds of the least, requests that wait and run, the share of pages in use (of the
+    group that has fewest left), and the tokens per second of each request if there were so many (ReplicaStats)."""
+
+    requests: float = 0.0
+    tokens: float = 0.0
+    queued_tokens: float = 0.0
+    tokens_per_second: float = 0.0
+    least_seconds: float = 0.0
+    waiting: float = 0.0
+    running: float = 0.0
+    max_requests: float = 1.0
+    pages_used: float = 0.0
+    accepted_length: float = 0.0
+    budget: float = 0.0
+    rates: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def users(self) -> float:
+        """Requests that wait and run."""
+        return self.waiting + self.running
+
+    def user_rate(self, users: float) -> float:
+        """Tokens per second of each of so many; 0 if steps have not been measured."""
+        return rate_at(self.rates, max(1, round(users)), int(self.max_requests))
+
+    @classmethod
+    def of(cls, stats: ReplicaStats) -> "ReplicaLoad":
+        used = [1 - (pages.free + pages.cached) / pages.total for pages in stats.pages.values() if pages.total]
+        return cls(
+            requests=stats.requests,
+            tokens=stats.tokens,
+            queued_tokens=sum(stats.queued_tokens.values()),
+            tokens_per_second=stats.tokens_per_second,
+            least_seconds=stats.least_seconds,
+            waiting=stats.waiting,
+            running=stats.running,
+            max_requests=stats.max_requests,
+            pages_used=max(used, default=0.0),
+            accepted_length=stats.accepted_length,
+            budget=stats.budget,
+            rates=stats.rates,
+        )
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The same as flat numbers, which is what Serve carries."""
+        flat = {name: float(value) for name, value in vars(self).items() if name != "rates"}
+        return flat | {f"{RATE_AT}{count}": float(rate) for count, rate in self.rates.items()}
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, float]) -> "ReplicaLoad":
+        rates = {int(n.removeprefix(RATE_AT)): rate for n, rate in metrics.items() if n.startswith(RATE_AT)}
+        known = {name: metrics[name] for name in cls.__dataclass_fields__ if name in metrics}
+        return cls(**known, rates=rates)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontLoad:
+    """All gateways, of answers that ended lately: seconds to the first token at the target's percentile, and tokens per
+    second of the slowest twentieth; None if there were none."""
+
+    ttft_seconds: float | None = None
+    user_rate: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """`now` in seconds, on any clock that does not jump. `prefill` and each pool of `decode`: replicas by name;
+    `replicas`: how many of each pool are wanted at this moment, running or not."""
+
+    now: float
+    replicas: Mapping[str, int]
+    prefill: Mapping[str, ReplicaLoad]
+    decode: Mapping[str, Mapping[str, ReplicaLoad]]
+    front: FrontLoad = FrontLoad()
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Load":
+        """Raises KeyError or TypeError if `content` is no load."""
+        return cls(
+            now=content["now"],
+            replicas=dict(content["replicas"]),
+            prefill=_loads(content["prefill"]),
+            decode={pool: _loads(replicas) for pool, replicas in content["decode"].items()},
+            front=FrontLoad(**content["front"]),
+        )
+
+
+def _loads(content: Mapping[str, Any]) -> dict[str, ReplicaLoad]:
+    def load(fields: Mapping[str, Any]) -> ReplicaLoad:
+        return ReplicaLoad(**{**fields, "rates": {int(count): rate for count, rate in fields["rates"].items()}})
+
+    return {name: load(fields) for name, fields in content.items()}

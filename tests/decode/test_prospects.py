@@ -1,0 +1,64 @@
+"""What a replica says that requests get, against the formula and against what its steps were."""
+
+import pytest
+
+from decode.plan import Fixed
+from decode.prospects import Prospects
+from decode.theta import Demand, Outcome, StepSeconds
+from engine.facts import Survival, expected_rate
+from engine.steptime import Curve, ProfiledTimes
+
+DRAFT, BASE, TOKEN = 0.5, 1.0, 0.1
+
+
+def times() -> ProfiledTimes:
+    """Drafting takes 0.5 s, a step 1 s and 0.1 s for each verified token."""
+    counts = (1, 100)
+    verify = {r: Curve(counts, tuple(BASE + TOKEN * n for n in counts)) for r in (1, 16)}
+    return ProfiledTimes({}, 0, Curve((1, 16), (DRAFT, DRAFT)), verify)
+
+
+def test_expected_rate_is_what_comes_over_what_it_takes() -> None:
+    survival = Survival([0.9, 0.5, 0.1])
+
+    by_count = [expected_rate(times(), survival, 2, 0, drafts=n) for n in range(4)]
+
+    assert by_count[0].rate == pytest.approx(1 / (BASE + 2 * TOKEN))
+    assert by_count[1].rate == pytest.approx(1.9 / (DRAFT + BASE + 4 * TOKEN))
+    assert by_count[2].rate == pytest.approx(2.4 / (DRAFT + BASE + 6 * TOKEN))
+    best = expected_rate(times(), survival, 2, 0)
+    assert best == max(by_count, key=lambda found: found.rate)
+    assert best.drafts == 2
+    assert best.marginal_rate == pytest.approx(by_count[3].rate - by_count[2].rate) and best.marginal_rate < 0
+    assert expected_rate(times(), survival, 2, 0, besides_seconds=1.0, drafts=0).rate == pytest.approx(1 / 2.2)
+
+
+def test_nothing_is_drafted_where_drafts_are_not_worth_their_time() -> None:
+    assert expected_rate(times(), Survival([0.1, 0.01]), 1, 0).drafts == 0
+    assert expected_rate(times(), Survival(), 1, 0).marginal_rate == 0.0
+
+
+def test_rates_follow_what_becomes_of_drafts_and_what_steps_take() -> None:
+    planner = Fixed(2, StepSeconds(times(), 4))
+    prospects = Prospects(planner, max_requests=6)
+    assert sorted(prospects.rates()) == [1, 2, 4, 6]
+    assert prospects.rates()[1] == pytest.approx(1 / (BASE + TOKEN)), "no draft has been seen yet"
+
+    demand = Demand(["a", "b"], [2, 2], 100)
+    as_the_table_says = DRAFT + BASE + 6 * TOKEN
+    for _ in range(100):  # of two drafts of each, all first ones are accepted and half of the second ones
+        outcome = Outcome([2, 2], [2, 1], True, 2 * as_the_table_says)
+        planner.observe(demand, outcome)
+        prospects.observe(demand, outcome)
+
+    assert list(planner.survival.at) == pytest.approx([1.0, 0.5], abs=1e-3)
+    assert prospects.accepted_length == pytest.approx(2.5)
+    assert prospects.budget == pytest.approx(4)
+    assert prospects.rates()[2] == pytest.approx(2.5 / (2 * as_the_table_says), rel=1e-3)
+    assert prospects.rates()[6] < prospects.rates()[2]
+
+
+def test_what_was_not_measured_is_not_said() -> None:
+    prospects = Prospects(Fixed(0), max_requests=4)
+
+    assert (prospects.rates(), prospects.marginal_rate()) == ({}, 0.0)
