@@ -15,10 +15,11 @@ import ray
 from pydantic import ValidationError
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, HTTPOptions, gRPCOptions
+from ray.serve.config import AutoscalingConfig, HTTPOptions, RequestRouterConfig, gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
+from cluster import autoscale, router
 from cluster.proxy import APPLICATION
 from cluster.replicas import DecodeReplica, PrefillReplica
 from cluster.servicer import InferenceServicer
@@ -26,11 +27,18 @@ from engine.config import Config, EngineConfig, GatewayConfig
 from engine.errors import ConfigError
 
 SERVICERS = ["cluster.proxy.add_servicers"]
-PREFILL = "Prefill"
+PREFILL, GATEWAY = "Prefill", "Gateway"
+MARGIN_SECONDS = 10.0  # between the end of the last request of a gateway and its own
+PUSH_SECONDS = 1.0  # how often replicas say how things stand to what scales them
 # Ray's own switches for the processes of a cluster. Replies between replicas and to the proxy go over gRPC streams
 # instead of Ray objects, and our code runs in the replica's own loop: a message costs a third of the processor time
 # on every hop, and a stream is only asked for its next message when the last one is on its way.
-SWITCHES = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+SWITCHES = {
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": f"{PUSH_SECONDS:g}",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": f"{PUSH_SECONDS:g}",
+}
 STATUS_SECONDS, PATIENCE_SECONDS = 0.2, 5.0
 
 
@@ -51,13 +59,31 @@ def build(config: Config) -> Application:
     }
     gateway = serve.deployment(
         InferenceServicer,
-        name="Gateway",
-        num_replicas=config.gateway.replicas,
+        name=GATEWAY,
         max_ongoing_requests=config.gateway.max_ongoing,
         max_queued_requests=config.gateway.max_queued,
         ray_actor_options={"num_cpus": 0},
+        # A gateway that is taken away finishes what it has begun, however long that may take.
+        graceful_shutdown_timeout_s=config.gateway.request_seconds + MARGIN_SECONDS,
+        **_gateway_count(config),
     )
     return gateway.bind(config, prefill, decode)
+
+
+def _gateway_count(config: Config) -> dict[str, Any]:
+    """As many as the configuration says. Serve takes a gateway's numbers to the policy only if that scales it too."""
+    count = config.gateway.replicas
+    return {"autoscaling_config": _between(count, count)} if config.scaled else {"num_replicas": count}
+
+
+def _between(least: int, most: int) -> AutoscalingConfig:
+    """Bounds for a policy of ours, which has its own patience."""
+    return AutoscalingConfig(
+        min_replicas=least,
+        max_replicas=most,
+        upscale_delay_s=0,
+        downscale_delay_s=0,
+    )
 
 
 def decode_deployment(pool: str) -> str:
@@ -68,6 +94,8 @@ def decode_deployment(pool: str) -> str:
 def _engine_options(section: EngineConfig, key: str) -> dict[str, Any]:
     """Raises ConfigError if Serve does not take the section's autoscaling_config."""
     scale: dict[str, Any] = {"num_replicas": section.replicas}
+    if section.scale is not None:
+        scale = {"autoscaling_config": _between(section.scale.min_replicas, section.scale.max_replicas)}
     if section.autoscaling_config is not None:
         unknown = section.autoscaling_config.keys() - AutoscalingConfig.model_fields.keys()  # Serve would ignore them
         if unknown:
@@ -81,8 +109,9 @@ def _engine_options(section: EngineConfig, key: str) -> dict[str, Any]:
         # The engine has its own queue and turns away by itself; statistics and health must always get through.
         "max_ongoing_requests": section.max_requests + section.max_waiting + 64,
         "ray_actor_options": {"num_cpus": section.num_cpus, "num_gpus": int(section.torch_device.type == "cuda")},
+        "request_router_config": RequestRouterConfig(request_router_class=router.PATH),
         "health_check_period_s": 5,
-        "graceful_shutdown_timeout_s": 120,
+        "graceful_shutdown_timeout_s": section.drain_seconds,
     }
 
 
@@ -125,6 +154,7 @@ def deploy_config(config: Config) -> dict[str, Any]:
     """`config` as a Serve deploy config (ray.serve.schema.ServeDeploySchema). Raises ConfigError."""
     build(config)  # what Serve would refuse is refused here
     gateway = config.gateway
+    policy = {"autoscaling_policy": _service_levels(config)} if config.scaled else {}
     return {
         "http_options": {"host": gateway.http_host, "port": gateway.http_port},
         "grpc_options": {"port": gateway.grpc_port, "grpc_servicer_functions": SERVICERS},
@@ -134,8 +164,34 @@ def deploy_config(config: Config) -> dict[str, Any]:
                 "route_prefix": "/",
                 "import_path": "cluster.app:application",
                 "args": config.model_dump(mode="json", exclude_unset=True),
+                **policy,
             }
         ],
+    }
+
+
+def _service_levels(config: Config) -> dict[str, Any]:
+    """Serve's application-level policy, with all that it has to know."""
+    targets = config.targets
+    bounds = {
+        pool: {
+            "least": section.scale.min_replicas,
+            "most": section.scale.max_replicas,
+            "devices": section.scale.devices,
+            "watts": section.scale.watts,
+        }
+        for pool, section in (("prefill", config.prefill), *config.decode.items())
+        if section.scale is not None
+    }
+    return {
+        "policy_function": autoscale.PATH,
+        "policy_kwargs": {
+            "targets": targets.model_dump(exclude={"ttft_percentile", "record"}),
+            "bounds": bounds,
+            "pools": {PREFILL: "prefill"} | {decode_deployment(pool): pool for pool in config.decode},
+            "gateway": GATEWAY,
+            "record": None if targets.record is None else str(targets.record),
+        },
     }
 
 

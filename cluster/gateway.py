@@ -11,19 +11,24 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ray.exceptions import RayError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 
+from cluster.recent import Recent
 from engine.config import GatewayConfig
-from engine.errors import Cancelled, DeadlineExceeded, EngineFailure, Preempted, SparkpoolError, Unavailable
+from engine.errors import Cancelled, DeadlineExceeded, EngineFailure, Overloaded, Preempted, SparkpoolError, Unavailable
 from engine.types import Chunk, Ended, Event, Handoff, Request
+from policy.admit import RetryBudget
+from policy.load import FrontLoad
 
 logger = logging.getLogger("ray.serve")
 
+RECENT_SECONDS, SLOWEST = 10.0, 5.0  # answers of so many seconds; the slowest are those below this percentile
 RETRY_SECONDS = 0.05  # doubled each time: a replica that has just died takes a moment to be routed around
 LOST = (Unavailable, EngineFailure)  # what another attempt may cure
 
@@ -38,16 +43,30 @@ class EventStream(Protocol):
 class Pools(Protocol):
     """Both pools, as far as a request needs them."""
 
-    def prefill(self, request: Request) -> EventStream: ...
-    def decode(self, pool: str, request: Request, handoff: Handoff) -> EventStream: ...
+    def prefill(self, request: Request, wishes: Sequence[str]) -> EventStream:
+        """`wishes`: replicas, best first; the first that can takes it."""
+        ...
+
+    def decode(self, pool: str, request: Request, handoff: Handoff, wishes: Sequence[str]) -> EventStream: ...
     def cancel(self, request_id: str) -> None:
         """Tell every replica to drop a request; returns at once."""
         ...
 
 
+class Places(Protocol):
+    """Where requests go, and whether they are let in: cluster/board.py."""
+
+    async def refresh(self) -> None: ...
+    def admit(self, request: Request) -> None: ...
+    def pool(self, request: Request, wished: str = "") -> str: ...
+    def prefilling(self, request: Request) -> AbstractContextManager[Sequence[str]]: ...
+    def decoding(self, pool: str, request: Request) -> AbstractContextManager[Sequence[str]]: ...
+
+
 @dataclass
 class Journey:
-    """What is known of one request while it is served. Times are seconds on this process's clock."""
+    """What is known of one request while it is served. Times are seconds on this process's clock. `pool` is the decode
+    pool that it names; if it names none, the one that it gets."""
 
     request: Request
     arrived: float
@@ -91,6 +110,7 @@ class FrontCounters:
     ongoing: int = 0
     failed: int = 0
     cancelled: int = 0
+    refused: int = 0
     prefills_repeated: int = 0
     preemptions: int = 0
 
@@ -98,10 +118,21 @@ class FrontCounters:
 class Gateway:
     """Carries requests through both pools."""
 
-    def __init__(self, pools: Pools, config: GatewayConfig) -> None:
+    def __init__(self, pools: Pools, places: Places, config: GatewayConfig) -> None:
         self._pools = pools
+        self._places = places
         self._config = config
+        self._retries = RetryBudget(config.max_ongoing)
+        self._first_token_seconds = Recent(RECENT_SECONDS)
+        self._user_rates = Recent(RECENT_SECONDS)
         self.counters = FrontCounters()
+
+    def load(self, ttft_percentile: float) -> FrontLoad:
+        """What answers of late were like."""
+        return FrontLoad(
+            ttft_seconds=self._first_token_seconds.percentile(ttft_percentile),
+            user_rate=self._user_rates.percentile(SLOWEST),
+        )
 
     async def generate(self, journey: Journey) -> AsyncGenerator[Chunk]:
         """The request's chunks, each token once. Raises a SparkpoolError if it cannot be finished."""
@@ -109,17 +140,25 @@ class Gateway:
         self.counters.ongoing += 1
         deadline = asyncio.get_running_loop().time() + journey.seconds_left
         try:
+            await self._places.refresh()
+            journey.pool = self._places.pool(journey.request, journey.pool)
+            if journey.index == 0:  # the other answers come in with the first
+                self._places.admit(journey.attempt)
             async with contextlib.aclosing(self._attempts(journey)) as chunks:
                 while journey.last is None or journey.last.finish is None:
                     async with asyncio.timeout_at(deadline):
                         chunk = await anext(chunks)
                     yield chunk
+            self._note(journey)
         except TimeoutError:
             self.counters.failed += 1
             limit = journey.request.seconds_left
             raise DeadlineExceeded(
                 f"not finished after {limit} s (deadline_seconds, gateway.request_seconds)"
             ) from None
+        except Overloaded:
+            self.counters.refused += 1
+            raise
         except SparkpoolError:
             self.counters.failed += 1
             raise
@@ -147,6 +186,9 @@ class Gateway:
                 if journey.losses > self._config.retries:
                     tries = f"{journey.request.id} was lost {journey.losses} times (gateway.retries)"
                     raise Unavailable(f"{tries}; last: {error}") from error
+                if not self._retries.take():
+                    spent = "too many requests were lost of late for another attempt (gateway.max_ongoing)"
+                    raise Unavailable(f"{journey.request.id} was lost, and {spent}; last: {error}") from error
                 self.counters.prefills_repeated += 1
                 logger.warning(f"{journey.request.id} is prefilled again: {error}")
                 await asyncio.sleep(RETRY_SECONDS * 2 ** (journey.losses - 1))
@@ -156,11 +198,14 @@ class Gateway:
         finished = False
         try:
             async with contextlib.AsyncExitStack() as stack:
-                prefill = await stack.enter_async_context(_closing(self._pools.prefill(request)))
-                handoff = await _handoff(prefill)
+                await self._places.refresh()
+                with self._places.prefilling(request) as wishes:
+                    prefill = await stack.enter_async_context(_closing(self._pools.prefill(request, wishes)))
+                    handoff = await _handoff(prefill)
                 journey.take(handoff)
                 await stack.enter_async_context(_kept_open(prefill))
-                decoding = self._pools.decode(journey.pool, journey.attempt, handoff)  # older by now
+                wishes = stack.enter_context(self._places.decoding(journey.pool, request))
+                decoding = self._pools.decode(journey.pool, journey.attempt, handoff, wishes)  # older by now
                 decode = await stack.enter_async_context(_closing(decoding))
                 async for event in _checked(decode):
                     assert isinstance(event, Chunk)
@@ -174,6 +219,16 @@ class Gateway:
         finally:
             if not finished:
                 self._pools.cancel(request.id)
+
+    def _note(self, journey: Journey) -> None:
+        """A request has ended well."""
+        self._retries.give_back()
+        if journey.first_token_at is None:
+            return
+        self._first_token_seconds.add(journey.first_token_at - journey.arrived)
+        seconds = time.monotonic() - journey.first_token_at
+        if len(journey.tokens) > 1 and seconds > 0:
+            self._user_rates.add((len(journey.tokens) - 1) / seconds)
 
 
 async def _handoff(prefill: EventStream) -> Handoff:

@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -47,11 +47,11 @@ class ServePools:
         self._decode = {pool: handle.options(stream=True) for pool, handle in decode.items()}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def prefill(self, request: Request) -> EventStream:
-        return ReplicaStream(self._prefill.prefill.remote(request))
+    def prefill(self, request: Request, wishes: Sequence[str]) -> EventStream:
+        return ReplicaStream(self._prefill.prefill.remote(request, wishes=tuple(wishes)))
 
-    def decode(self, pool: str, request: Request, handoff: Handoff) -> EventStream:
-        return ReplicaStream(self._decode[pool].decode.remote(request, handoff))
+    def decode(self, pool: str, request: Request, handoff: Handoff, wishes: Sequence[str]) -> EventStream:
+        return ReplicaStream(self._decode[pool].decode.remote(request, handoff, wishes=tuple(wishes)))
 
     def cancel(self, request_id: str) -> None:
         """Tell every replica to drop a request. Returns at once: it is called while a task is being cancelled.

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from engine.text import Text
 from engine.transfer import NixlTransfer, Transfer, new_agent_name
 from engine.types import Event, Handoff, Request
 from local.build import Builder, set_threads
+from policy.load import ReplicaLoad
 
 logger = logging.getLogger("ray.serve")
 DYING_SECONDS = 0.5  # for the requests' errors to leave the process
@@ -52,6 +53,10 @@ class EngineReplica:
         stats: ReplicaStats = await asyncio.wrap_future(self._thread.call(lambda engine: engine.stats()))
         return replace(stats, replica=self._replica, pool=self._pool)
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What scaling goes by: Serve asks every second, and takes it to cluster/autoscale.py."""
+        return ReplicaLoad.of(await self.stats()).metrics
+
     async def assert_consistent(self) -> None:
         """Raise AssertionError unless every page is accounted for."""
         await asyncio.wrap_future(self._thread.call(lambda engine: engine.assert_consistent()))
@@ -74,10 +79,11 @@ class PrefillReplica(EngineReplica):
         builder = Builder(config, config.prefill)
         super().__init__("prefill", config.prefill, builder, lambda name: builder.prefiller(name, _nixl(config)))
 
-    async def prefill(self, request: Request) -> AsyncIterator[Event]:
+    async def prefill(self, request: Request, wishes: Sequence[str] = ()) -> AsyncIterator[Event]:
         """Yields the `Handoff`, then stays open until the pages have been released, and ends with `Ended`.
 
         Staying open is what makes Serve wait for the pages when it scales down or redeploys; cancelling frees them.
+        `wishes` are for the router that brought the request here (cluster/router.py).
         """
         async for event in self._thread.stream(request.id, lambda engine: engine.add(request)):
             yield event
@@ -99,7 +105,7 @@ class DecodeReplica(EngineReplica):
             section.stream_interval,
         )
 
-    async def decode(self, request: Request, handoff: Handoff) -> AsyncIterator[Event]:
+    async def decode(self, request: Request, handoff: Handoff, wishes: Sequence[str] = ()) -> AsyncIterator[Event]:
         """Yields `Chunk`s up to the one that finishes the request, or `Ended` with an error."""
         async for event in self._thread.stream(request.id, lambda engine: engine.add(request, handoff)):
             yield event

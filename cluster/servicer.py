@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
@@ -13,19 +14,21 @@ from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 
 from cluster.answers import answers
+from cluster.board import Board
 from cluster.gateway import Gateway, Journey
 from cluster.pools import ServePools
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.protos import answers_of, joined, prompt_of, replica_of, reply_of, request_of
 from cluster.proxy import CALL_KEY
 from engine.config import Config
-from engine.errors import BadRequest, SparkpoolError
+from engine.errors import Overloaded, SparkpoolError
 from engine.facts import ModelFacts
 from engine.text import Text
 from engine.types import check_tokens
 
 SERVICES = ("", "sparkpool.v1.Inference")  # what grpc.health.v1 may be asked about; "" is the whole server
 WATCH_SECONDS = 1.0
+PUSHBACK = "grpc-retry-pushback-ms"  # what gRPC clients with a retry policy obey (gRFC A6)
 
 
 class InferenceServicer:
@@ -34,7 +37,8 @@ class InferenceServicer:
     def __init__(self, config: Config, prefill: DeploymentHandle, decode: dict[str, DeploymentHandle]) -> None:
         self._config = config
         self._pools = ServePools(prefill, decode)
-        self._gateway = Gateway(self._pools, config.gateway)
+        self._board = Board(config, self._pools.stats)
+        self._gateway = Gateway(self._pools, self._board, config.gateway)
         self._text = Text.load(config.model.path)
         self._facts: ModelFacts | None = None
         self._calls: dict[str, asyncio.Task[Any]] = {}
@@ -46,8 +50,9 @@ class InferenceServicer:
             try:
                 arrived = time.monotonic()
                 request = request_of(proto, self._text, await self._model(), self._config.gateway)
-                pool = self._pool(proto.decode_pool)
-                journeys = [Journey(r, arrived, pool, index) for index, r in enumerate(answers_of(proto, request))]
+                self._board.pool(request, proto.decode_pool)  # refuses one that is not there
+                requests = answers_of(proto, request)
+                journeys = [Journey(r, arrived, proto.decode_pool, index) for index, r in enumerate(requests)]
                 async with contextlib.aclosing(answers(self._gateway, journeys)) as spoken:
                     async for journey, chunk in spoken:
                         yield reply_of(chunk, journey)
@@ -87,6 +92,11 @@ class InferenceServicer:
         except SparkpoolError as error:
             _refuse(grpc_context, error)
             raise
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What scaling goes by, of the front (cluster/autoscale.py); -1 for what is not known."""
+        load = self._gateway.load(self._config.targets.ttft_percentile)
+        return {name: -1.0 if value is None else value for name, value in vars(load).items()}
 
     async def cancel(self, call: str) -> None:
         """A proxy says that the client of this call is gone."""
@@ -141,11 +151,6 @@ class InferenceServicer:
             return health_pb2.HealthCheckResponse.SERVING
         return health_pb2.HealthCheckResponse.NOT_SERVING
 
-    def _pool(self, wished: str) -> str:
-        if wished and wished not in self._config.decode:
-            raise BadRequest("decode_pool", f"{wished!r} is not there; {', '.join(self._config.decode)} are")
-        return wished or self._config.default_pool
-
     async def _model(self) -> ModelFacts:
         if self._facts is None:
             self._facts = await self._pools.facts()
@@ -157,3 +162,5 @@ def _refuse(context: RayServegRPCContext, error: SparkpoolError) -> None:
     raising, the status of a stream that has sent nothing would be lost.)"""
     context.set_code(grpc.StatusCode[error.grpc_status])
     context.set_details(str(error))
+    if isinstance(error, Overloaded):
+        context.set_trailing_metadata([(PUSHBACK, str(math.ceil(error.retry_seconds * 1e3)))])

@@ -8,25 +8,16 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 import yaml
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ByteSize, Field, ValidationError, model_validator
 
 from engine.errors import ConfigError
+from engine.section import Positive, Seconds, Section
+from engine.targets import ScaleConfig, TargetsConfig
 
 SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny-mla"
 SHIPPED_DRAFTER = SHIPPED_MODEL.with_name("tiny-mla-dspark")
-Positive = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 PoolName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    def beside(self, folder: Path) -> Self:
-        """The same, with its relative paths begun at `folder`."""
-        paths = {name: (folder / value).resolve() for name, value in self if isinstance(value, Path)}
-        return self.model_copy(update=paths)
 
 
 class ModelConfig(Section):
@@ -75,6 +66,10 @@ class EngineConfig(Section):
     """Replicas in the pool."""
     autoscaling_config: dict[str, Any] | None = None
     """Ray Serve's own autoscaling_config (min_replicas, max_replicas, ...), instead of `replicas`."""
+    scale: ScaleConfig | None = None
+    """Between how many replicas the pool is scaled by `targets`, instead of `replicas`."""
+    drain_seconds: Seconds = 120.0
+    """How long a replica that is taken away may finish what it has; then its requests go on elsewhere."""
     device: str = "cpu"
     """A torch device: cpu, cuda, cuda:1."""
     threads: Annotated[int, Field(ge=0)] = 0
@@ -98,8 +93,10 @@ class EngineConfig(Section):
 
     @model_validator(mode="after")
     def _one_way_to_scale(self) -> Self:
-        if self.autoscaling_config is not None and "replicas" in self.model_fields_set:
-            raise ValueError("replicas and autoscaling_config contradict each other; keep one")
+        ways = {"replicas", "autoscaling_config", "scale"} & self.model_fields_set
+        ways = {way for way in ways if getattr(self, way) is not None}
+        if len(ways) > 1:
+            raise ValueError(f"{' and '.join(sorted(ways))} contradict each other; keep one")
         return self
 
     @property
@@ -109,6 +106,8 @@ class EngineConfig(Section):
     @property
     def most_replicas(self) -> int:
         """Replicas that there may be at once."""
+        if self.scale is not None:
+            return self.scale.max_replicas
         return self.replicas if self.autoscaling_config is None else int(self.autoscaling_config.get("max_replicas", 1))
 
 
@@ -161,7 +160,15 @@ class GatewayConfig(Section):
     max_queued: Positive = 512
     """Requests that may wait for a gateway replica before they get RESOURCE_EXHAUSTED."""
     retries: Annotated[int, Field(ge=0)] = 3
-    """How often a request is prefilled again after a replica or a handoff was lost."""
+    """How often a request is prefilled again after a replica or a handoff was lost. All requests together may be so
+    `max_ongoing` times, and for each one that ends well half a time more: a service that loses everything does not
+    drown in its own attempts."""
+    queued_seconds: Seconds = 60.0
+    """Seconds of work that may wait before prefill; who comes then gets RESOURCE_EXHAUSTED. What would be served later
+    than the new request does not count."""
+    pool_policy: Literal["first", "fastest", "spill"] = "first"
+    """The decode pool of a request that names none: the first; the one that gives it most tokens per second now; or the
+    first that gives it `targets.tokens_per_second`, and if none does, the fastest."""
     default_max_tokens: Positive = 256
     """`max_tokens` of a request that gives none (cut to what the model still takes)."""
     request_seconds: Seconds = 600.0
@@ -174,9 +181,30 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     transfer: TransferConfig = TransferConfig()
     prefill: PrefillConfig = PrefillConfig()
-    decode: Annotated[dict[PoolName, DecodeConfig], Field(min_length=1)] = {"default": DecodeConfig()}
-    """Decode pools by name; a request that names none goes to the first."""
+    decode: Annotated[dict[PoolName, DecodeConfig], Field(min_length=1)] = Field(
+        default_factory=lambda: {"default": DecodeConfig()}
+    )
+    """Decode pools by name; a request that names none goes where `gateway.pool_policy` says."""
     gateway: GatewayConfig = GatewayConfig()
+    targets: TargetsConfig = TargetsConfig()
+
+    @model_validator(mode="after")
+    def _one_autoscaler(self) -> Self:
+        """Serve asks either one policy for all pools or one for each."""
+        by_target = [name for name, section in self.pools.items() if section.scale is not None]
+        by_serve = [name for name, section in self.pools.items() if section.autoscaling_config is not None]
+        if by_target and by_serve:
+            both = f"{by_target[0]}.scale and {by_serve[0]}.autoscaling_config"
+            raise ValueError(f"{both}: pools are scaled by targets or by Serve, not some by one and some by the other")
+        for name, limit in (("devices", self.targets.devices), ("watts", self.targets.watts)):
+            least = sum(
+                section.scale.min_replicas * getattr(section.scale, name)
+                for section in self.pools.values()
+                if section.scale is not None
+            )
+            if limit is not None and least > limit:
+                raise ValueError(f"targets.{name}: {limit:g}, and min_replicas of all pools need {least:g}")
+        return self
 
     @model_validator(mode="after")
     def _no_decode_pool_is_called_prefill(self) -> Self:
@@ -203,8 +231,18 @@ class Config(Section):
         return self
 
     @property
+    def pools(self) -> dict[str, EngineConfig]:
+        """Every pool's section by its key in the file."""
+        return {"prefill": self.prefill, **{f"decode.{pool}": section for pool, section in self.decode.items()}}
+
+    @property
+    def scaled(self) -> bool:
+        """Whether any pool is scaled by service level."""
+        return any(section.scale is not None for section in self.pools.values())
+
+    @property
     def default_pool(self) -> str:
-        """The decode pool of a request that names none."""
+        """The first decode pool."""
         return next(iter(self.decode))
 
     @property
@@ -232,7 +270,8 @@ class Config(Section):
             raise ConfigError(f"{file}: holds a {type(content).__name__}, not a mapping of sections")
         config = cls.parse(content, str(file))
         decode = {pool: section.beside(file.parent) for pool, section in config.decode.items()}
-        return config.model_copy(update={"model": config.model.beside(file.parent), "decode": decode})
+        model, targets = config.model.beside(file.parent), config.targets.beside(file.parent)
+        return config.model_copy(update={"model": model, "decode": decode, "targets": targets})
 
     @classmethod
     def parse(cls, content: dict[str, object], source: str = "configuration") -> "Config":

@@ -10,7 +10,8 @@ class PrefixIndex:
     """Replicas by the beginnings of the prompts that they were sent, page by page.
 
     A replica may have forgotten what it was sent, and knows what others sent it; a wrong guess costs time, never
-    tokens. Of `most_pages` entries, the ones that were of no use for longest go first.
+    tokens, and is right once it has been acted on. Of `most_pages` entries, the ones that were of no use for longest go
+    first.
     """
 
     def __init__(self, page_tokens: int, most_pages: int = 200_000) -> None:
@@ -43,25 +44,11 @@ class PrefixIndex:
             known.update(dict.fromkeys(going, min(page * self._page_tokens, len(tokens) - 1)))
         return known
 
-    def correct(self, replica: str, tokens: Sequence[int], known: int, salt: str = "") -> None:
-        """A replica had only `known` tokens of a prompt before it computed the rest: what was thought of the pages
-        after those is void."""
-        for page, key in enumerate(self._keys(tokens, salt), start=1):
-            if page * self._page_tokens > known:
-                self._drop(key, replica)
-
     def keep_only(self, replicas: set[str]) -> None:
         """Forget every replica but these."""
         for key in [key for key, here in self._replicas.items() if not here <= replicas]:
             self._replicas[key] &= replicas
             if not self._replicas[key]:
-                del self._replicas[key]
-
-    def _drop(self, key: Key, replica: str) -> None:
-        here = self._replicas.get(key)
-        if here is not None:
-            here.discard(replica)
-            if not here:
                 del self._replicas[key]
 
     def _keys(self, tokens: Sequence[int], salt: str) -> Iterator[Key]:

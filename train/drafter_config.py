@@ -10,8 +10,8 @@ import torch
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from engine.config import Positive, Section
 from engine.errors import ConfigError
+from engine.section import Positive, Section
 
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]

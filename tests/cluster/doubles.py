@@ -1,7 +1,8 @@
 """Doubles of both pools: scripts of events instead of replicas."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from engine.facts import Acceptance
 from engine.types import (
@@ -54,13 +55,16 @@ class ScriptedPools:
         self.decoded: list[Request] = []
         self.streams: list[ScriptedStream] = []
         self.cancelled: list[str] = []
+        self.wishes: list[tuple[str, ...]] = []
 
-    def prefill(self, request: Request) -> ScriptedStream:
+    def prefill(self, request: Request, wishes: Sequence[str]) -> ScriptedStream:
+        self.wishes.append(tuple(wishes))
         attempt = len(self.requests)
         self.requests.append(request)
         return self._open(self._prefills.get(attempt, [handoff(request)]), open_ended=True)
 
-    def decode(self, pool: str, request: Request, handoff: Handoff) -> ScriptedStream:
+    def decode(self, pool: str, request: Request, handoff: Handoff, wishes: Sequence[str]) -> ScriptedStream:
+        self.wishes.append(tuple(wishes))
         self.decoded.append(request)
         return self._open(self._decodes[len(self.requests) - 1], open_ended=False)
 
@@ -70,6 +74,27 @@ class ScriptedPools:
     def _open(self, script: Script, open_ended: bool) -> ScriptedStream:
         self.streams.append(ScriptedStream(script, open_ended))
         return self.streams[-1]
+
+
+class Anywhere:
+    """Places where everybody may come and nobody minds where they go."""
+
+    async def refresh(self) -> None:
+        pass
+
+    def admit(self, request: Request) -> None:
+        pass
+
+    def pool(self, request: Request, wished: str = "") -> str:
+        return wished or "default"
+
+    @contextlib.contextmanager
+    def prefilling(self, request: Request) -> Iterator[Sequence[str]]:
+        yield ()
+
+    @contextlib.contextmanager
+    def decoding(self, pool: str, request: Request) -> Iterator[Sequence[str]]:
+        yield ()
 
 
 def handoff(request: Request) -> Handoff:

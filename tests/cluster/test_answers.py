@@ -16,7 +16,7 @@ from engine.config import GatewayConfig
 from engine.errors import BadRequest
 from engine.types import Ended, FinishReason, Request, Sampling, StopRules
 from tests.cluster.conftest import Service, text, tokens
-from tests.cluster.doubles import Script, ScriptedPools, chunk
+from tests.cluster.doubles import Anywhere, Script, ScriptedPools, chunk
 from tests.oracle import Oracle
 
 STOP = FinishReason.STOP
@@ -102,7 +102,7 @@ def merged(scripts: list[Script]) -> list[tuple[int, tuple[int, ...]]]:
     pools = ScriptedPools(scripts)
 
     async def collect() -> list[tuple[int, tuple[int, ...]]]:
-        gateway = Gateway(pools, GatewayConfig(retries=0))
+        gateway = Gateway(pools, Anywhere(), GatewayConfig(retries=0))
         journeys = [Journey(replace(REQUEST, id=f"r-{i}"), time.monotonic(), "", i) for i in range(len(scripts))]
         return [(journey.index, said.tokens) async for journey, said in answers(gateway, journeys)]
 
@@ -136,7 +136,7 @@ def test_a_caller_that_leaves_ends_every_answer() -> None:
 
     async def leave() -> None:
         journeys = [Journey(replace(REQUEST, id=f"r-{i}"), time.monotonic(), "", i) for i in range(3)]
-        async with contextlib.aclosing(answers(Gateway(pools, GatewayConfig()), journeys)) as spoken:
+        async with contextlib.aclosing(answers(Gateway(pools, Anywhere(), GatewayConfig()), journeys)) as spoken:
             assert [(await anext(spoken))[0].index for _ in range(2)] == [0, 1]
         assert len(pools.streams) == 6
         assert all(stream.cancelled for stream in pools.streams)

@@ -1,7 +1,9 @@
 """The gateway over scripted pools: what a caller sees when things get lost, and what is let go of."""
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,9 +12,19 @@ from ray.serve.exceptions import RequestCancelledError
 
 from cluster.gateway import RETRY_SECONDS, FrontCounters, Gateway, Journey
 from engine.config import GatewayConfig
-from engine.errors import BadRequest, Cancelled, DeadlineExceeded, EngineFailure, HandoffLost, Preempted, Unavailable
+from engine.errors import (
+    BadRequest,
+    Cancelled,
+    DeadlineExceeded,
+    EngineFailure,
+    HandoffLost,
+    Overloaded,
+    Preempted,
+    Unavailable,
+)
 from engine.types import Ended, FinishReason, Request, Sampling, StopRules
-from tests.cluster.doubles import Script, ScriptedPools, chunk, handoff
+from policy.load import FrontLoad
+from tests.cluster.doubles import Anywhere, Script, ScriptedPools, chunk, handoff
 
 STOP = FinishReason.STOP
 REQUEST = Request(id="r", prompt=(5, 6), sampling=Sampling(), stop=StopRules(max_tokens=9))
@@ -21,7 +33,7 @@ LOST = Ended(request_id="any", error=HandoffLost("gone"))
 
 def run(pools: ScriptedPools, request: Request = REQUEST, **config: float) -> tuple[list[int], Gateway]:
     """The tokens a caller gets of `request`."""
-    gateway = Gateway(pools, GatewayConfig(**config))
+    gateway = Gateway(pools, Anywhere(), GatewayConfig(**config))
     return travel(gateway, Journey(request, arrived=time.monotonic(), pool="default")), gateway
 
 
@@ -119,7 +131,7 @@ def test_a_preempted_request_goes_on_however_often_it_happens() -> None:
     gone = Ended(request_id="any", error=Preempted("pages"))
     pools = ScriptedPools([[chunk(1), gone], [chunk(2), gone], [chunk(3), gone], [chunk(4, finish=STOP)]])
 
-    gateway = Gateway(pools, GatewayConfig(retries=0))
+    gateway = Gateway(pools, Anywhere(), GatewayConfig(retries=0))
     journey = Journey(REQUEST, arrived=time.monotonic(), pool="default")
 
     assert travel(gateway, journey) == [1, 2, 3, 4]
@@ -131,7 +143,7 @@ def test_the_first_token_is_the_one_that_is_timed() -> None:
     pools = ScriptedPools([[0.05, chunk(1), 0.3, LOST], [chunk(2, finish=STOP)]])
     journey = Journey(REQUEST, arrived=time.monotonic(), pool="default")
 
-    travel(Gateway(pools, GatewayConfig()), journey)
+    travel(Gateway(pools, Anywhere(), GatewayConfig()), journey)
 
     assert journey.first_token_at is not None
     assert 0.05 < journey.first_token_at - journey.arrived < time.monotonic() - journey.arrived - 0.3
@@ -166,7 +178,7 @@ def test_what_the_first_handoff_says_of_the_prompt_stays_and_is_not_asked_again(
     pools = ScriptedPools([[chunk(1), LOST], [chunk(2, finish=STOP)]], prefills={0: [first], 1: [second]})
     journey = Journey(replace(REQUEST, prompt_logprobs=True), arrived=time.monotonic(), pool="default")
 
-    travel(Gateway(pools, GatewayConfig()), journey)
+    travel(Gateway(pools, Anywhere(), GatewayConfig()), journey)
 
     assert (journey.cached_tokens, journey.prompt_logprobs) == (4, (-1.0,))
     assert journey.handoff is second
@@ -178,7 +190,7 @@ def test_what_the_first_handoff_says_of_the_prompt_stays_and_is_not_asked_again(
     [([60.0], DeadlineExceeded), ([Ended(request_id="any", error=BadRequest("x", "y"))], BadRequest)],
 )
 def test_a_request_that_fails_is_counted_once(script: Script, error: type[Exception]) -> None:
-    gateway = Gateway(ScriptedPools([script]), GatewayConfig())
+    gateway = Gateway(ScriptedPools([script]), Anywhere(), GatewayConfig())
 
     with pytest.raises(error):
         travel(gateway, Journey(replace(REQUEST, seconds_left=0.05), arrived=time.monotonic(), pool="default"))
@@ -209,7 +221,7 @@ def test_a_request_that_takes_too_long_ends_and_is_cancelled_everywhere() -> Non
 @pytest.mark.parametrize(("prefills", "decodes"), [({0: [60.0]}, [[]]), ({}, [[60.0]]), ({}, [[chunk(1), 60.0]])])
 def test_a_caller_that_leaves_lets_go_of_everything(prefills, decodes) -> None:  # type: ignore[no-untyped-def]
     pools = ScriptedPools(decodes, prefills)
-    gateway = Gateway(pools, GatewayConfig())
+    gateway = Gateway(pools, Anywhere(), GatewayConfig())
 
     async def leave() -> None:
         async def collect() -> None:
@@ -226,3 +238,64 @@ def test_a_caller_that_leaves_lets_go_of_everything(prefills, decodes) -> None: 
     assert pools.cancelled == ["r.1"]
     assert all(stream.cancelled for stream in pools.streams)
     assert (gateway.counters.ongoing, gateway.counters.cancelled) == (0, 1)
+
+
+class FullHouse(Anywhere):
+    """Places where nobody is let in."""
+
+    def admit(self, request: Request) -> None:
+        raise Overloaded("too much waits", retry_seconds=1.5)
+
+
+def test_a_request_that_is_not_let_in_does_nothing_at_all() -> None:
+    pools = ScriptedPools([[chunk(1, finish=STOP)]])
+    gateway = Gateway(pools, FullHouse(), GatewayConfig())
+
+    with pytest.raises(Overloaded, match=r"retry in 1\.5 s"):
+        travel(gateway, Journey(REQUEST, arrived=time.monotonic(), pool="default"))
+
+    assert pools.requests == []
+    assert gateway.counters == FrontCounters(requests=1, refused=1)
+
+
+def test_attempts_more_end_when_all_that_was_tried_is_lost() -> None:
+    """Three requests, three attempts more in all: the first has one, the second has two, the third has none."""
+    lost = ScriptedPools([[LOST]] * 20)
+    gateway = Gateway(lost, Anywhere(), GatewayConfig(max_ongoing=3, retries=2))
+
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            travel(gateway, Journey(REQUEST, arrived=time.monotonic(), pool="default"))
+
+    assert len(lost.requests) == 3 + 3
+    with pytest.raises(Unavailable, match=r"too many requests were lost .*gateway\.max_ongoing"):
+        travel(gateway, Journey(REQUEST, arrived=time.monotonic(), pool="default"))
+
+
+def test_each_leg_goes_where_the_board_says() -> None:
+    class Somewhere(Anywhere):
+        @contextlib.contextmanager
+        def prefilling(self, request: Request) -> Iterator[Sequence[str]]:
+            yield "p2", "p1"
+
+        @contextlib.contextmanager
+        def decoding(self, pool: str, request: Request) -> Iterator[Sequence[str]]:
+            yield f"{pool}-d1", "d2"
+
+    pools = ScriptedPools([[chunk(1), LOST], [chunk(2, finish=STOP)]])
+
+    travel(Gateway(pools, Somewhere(), GatewayConfig()), Journey(REQUEST, arrived=time.monotonic(), pool=""))
+
+    assert pools.wishes == [("p2", "p1"), ("default-d1", "d2")] * 2
+
+
+def test_the_front_tells_what_answers_of_late_were_like() -> None:
+    pools = ScriptedPools([[0.05, chunk(1), 0.1, chunk(2, 3), chunk(4, finish=STOP)]])
+    gateway = Gateway(pools, Anywhere(), GatewayConfig())
+    assert gateway.load(95.0) == FrontLoad()
+
+    travel(gateway, Journey(REQUEST, arrived=time.monotonic(), pool=""))
+
+    found = gateway.load(95.0)
+    assert found.ttft_seconds is not None and 0.05 <= found.ttft_seconds < 0.5
+    assert found.user_rate is not None and 3 < found.user_rate <= 3 / 0.1

@@ -141,15 +141,6 @@ def test_what_a_replica_was_sent_is_known_there_but_for_the_last_token() -> None
     assert index.known_tokens(TOKENS, salt="another tenant") == {}
 
 
-def test_a_replica_that_had_less_than_thought_is_corrected() -> None:
-    index = PrefixIndex(page_tokens=16)
-    index.note("a", TOKENS)
-
-    index.correct("a", TOKENS, known=32)
-
-    assert index.known_tokens(TOKENS) == {"a": 32}
-
-
 def test_replicas_that_are_gone_are_forgotten_and_leave_nothing() -> None:
     index = PrefixIndex(page_tokens=16)
     index.note("a", TOKENS)

@@ -1,0 +1,174 @@
+"""The board: what replicas said last, corrected by what was sent there since. And the router that obeys it."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from cluster.board import FRESH_SECONDS, OLD_SECONDS, Board
+from cluster.recent import Recent
+from cluster.router import ranked
+from engine.config import Config
+from engine.errors import BadRequest, Overloaded, Unavailable
+from engine.facts import ReplicaStats
+from engine.types import Request, Sampling, StopRules
+from tests.policy.replicas import replica
+
+PACE = {"tokens_per_second": 100.0, "pool": "prefill"}
+
+
+def request(num_tokens: int = 100, first: int = 0, **more: object) -> Request:
+    prompt = tuple(range(first, first + num_tokens))
+    return Request(id="r", prompt=prompt, sampling=Sampling(), stop=StopRules(max_tokens=9), **more)  # type: ignore[arg-type]
+
+
+class Room:
+    """A board, the replicas that it asks, and its clock."""
+
+    def __init__(self, *replicas: ReplicaStats, **gateway: object) -> None:
+        self.now = 0.0
+        self.asked = 0
+        self.answer: Callable[[], list[ReplicaStats]] = lambda: [*replicas]
+        content = {"gateway": gateway, "model": {"page_tokens": 16}, "decode": {"gpu": {}, "lpu": {}}}
+        self.board = Board(Config.parse(content), self.ask, lambda: self.now)
+
+    async def ask(self) -> list[ReplicaStats]:
+        self.asked += 1
+        return self.answer()
+
+    async def later(self, seconds: float) -> None:
+        self.now += seconds
+        await self.board.refresh()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+def decoder(name: str, pool: str = "gpu", **changes: object) -> ReplicaStats:
+    return replica(name, role="decode", pool=pool, rates={1: 100.0, 8: 30.0}, **changes)  # type: ignore[arg-type]
+
+
+def test_requests_spread_over_replicas_before_these_have_said_so() -> None:
+    async def scenario() -> None:
+        room = Room(replica("a", **PACE), replica("b", **PACE), decoder("d"), decoder("e"))
+        await room.later(0.0)
+        with room.board.prefilling(request()) as first, room.board.prefilling(request(first=900)) as second:
+            assert {first[0], second[0]} == {"a", "b"}
+        with room.board.decoding("gpu", request()) as first, room.board.decoding("gpu", request()) as second:
+            assert {first[0], second[0]} == {"d", "e"}
+
+    asyncio.run(scenario())
+
+
+def test_what_was_sent_counts_once_when_the_replica_says_it_too() -> None:
+    async def scenario() -> None:
+        room = Room(replica("a", **PACE), queued_seconds=1.5)
+        await room.later(0.0)
+        with room.board.prefilling(request(100)):
+            room.board.admit(request(10, first=500))  # 1 s of work waits
+            room.answer = lambda: [replica("a", queued_tokens={0: 100}, **PACE)]
+            await room.later(FRESH_SECONDS * 2)
+            room.board.admit(request(10, first=500))  # still 1 s, and not 2
+            with room.board.prefilling(request(100, first=700)), pytest.raises(Overloaded, match=r"2\.0 s of prompts"):
+                room.board.admit(request(10, first=500))
+        room.board.admit(request(10, first=500))
+
+    asyncio.run(scenario())
+
+
+def test_a_prompt_goes_where_its_beginning_is_until_that_replica_is_gone() -> None:
+    async def scenario() -> None:
+        room = Room(replica("a", tokens=5, **PACE), replica("b", **PACE))
+        await room.later(0.0)
+        with room.board.prefilling(request(160)) as wishes:
+            assert wishes == ("b", "a")
+        room.answer = lambda: [replica("a", **PACE), replica("b", tokens=900, queued_tokens={0: 100}, **PACE)]
+        await room.later(1.0)
+        with room.board.prefilling(request(200)) as wishes:
+            assert wishes == ("b", "a"), "160 tokens are there, 100 wait before it"
+        room.answer = lambda: [replica("a", **PACE), replica("c", **PACE)]
+        await room.later(1.0)
+        with room.board.prefilling(request(200)) as wishes:
+            assert "b" not in wishes
+
+    asyncio.run(scenario())
+
+
+def test_pages_that_were_promised_are_not_promised_again() -> None:
+    async def scenario() -> None:
+        room = Room(decoder("d", free=10, total=10), decoder("e", free=6, total=6, running=3))
+        await room.later(0.0)
+        with room.board.decoding("gpu", request(100)) as wishes:
+            assert wishes[0] == "d"
+            with room.board.decoding("gpu", request(80)) as wishes:
+                assert wishes[0] == "e", "3 pages are left of d's 10, and 5 are needed"
+
+    asyncio.run(scenario())
+
+
+def test_replicas_are_asked_when_that_was_a_while_ago_and_not_more_often() -> None:
+    async def scenario() -> None:
+        room = Room(replica("a", **PACE))
+        for seconds, asked in ((0.0, 1), (FRESH_SECONDS / 2, 1), (FRESH_SECONDS, 2), (OLD_SECONDS + 1, 3)):
+            await room.later(seconds)
+            assert room.asked == asked
+
+    asyncio.run(scenario())
+
+
+def test_what_was_known_stays_when_replicas_do_not_answer() -> None:
+    def lost() -> list[ReplicaStats]:
+        raise Unavailable("a replica was lost while it was asked")
+
+    async def scenario() -> None:
+        room = Room(replica("a", **PACE))
+        await room.later(0.0)
+        room.answer = lost
+        await room.later(OLD_SECONDS + 1)
+        with room.board.prefilling(request()) as wishes:
+            assert wishes == ("a",)
+
+    asyncio.run(scenario())
+
+
+def test_a_board_that_knows_nothing_lets_everybody_in_and_wishes_for_nothing() -> None:
+    board = Room().board
+    board.admit(request(seconds_left=0.001))
+    with board.prefilling(request()) as wishes:
+        assert wishes == ()
+    assert board.pool(request()) == "gpu"
+
+
+def test_pools_by_name_and_by_policy() -> None:
+    async def scenario() -> None:
+        replicas = decoder("d", running=7), decoder("e", pool="lpu")
+        for policy, pool in (("first", "gpu"), ("fastest", "lpu"), ("spill", "gpu")):
+            room = Room(*replicas, pool_policy=policy)
+            await room.later(0.0)
+            assert room.board.pool(request()) == pool
+            assert room.board.pool(request(), "lpu") == "lpu"
+        with pytest.raises(BadRequest, match="decode_pool: 'tpu' is not there; gpu, lpu are"):
+            room.board.pool(request(), "tpu")
+
+    asyncio.run(scenario())
+
+
+def test_wishes_come_first_and_whoever_is_gone_is_passed_over() -> None:
+    replicas = {name: name.upper() for name in "abc"}
+
+    assert ranked(("c", "x", "a"), replicas) == [["C"], ["A"], ["B"]]
+    assert ranked((), replicas) == [["A", "B", "C"]]
+    assert ranked(("a", "b", "c", "a"), replicas) == [["A"], ["B"], ["C"]]
+    assert ranked(("x",), {}) == []
+
+
+def test_recent_values_by_nearest_rank_until_they_are_old() -> None:
+    now = 0.0
+    recent = Recent(10.0, lambda: now)
+    assert recent.percentile(50) is None
+    for value in range(1, 101):
+        recent.add(float(value))
+    assert [recent.percentile(p) for p in (1, 50, 95, 99.5)] == [1.0, 50.0, 95.0, 100.0]
+    now = 9.0
+    recent.add(7.0)
+    now = 11.0
+    assert recent.percentile(5) == 7.0
