@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from engine.machine import sent
 from engine.pages import CacheLayout, PageGroup, Tables
 from engine.pages.pool import SCRATCH_PAGE
 
@@ -185,8 +186,8 @@ class Batch:
         )
 
 
-def _tensor(values: list[int] | list[list[int]] | list[list[list[int]]], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+def _tensor(values: list[int] | list[list[int]], device: torch.device) -> Tensor:
+    return sent(values, torch.int64, device)
 
 
 def _in_segments(rows: Sequence[Row]) -> list[list[Row]]:

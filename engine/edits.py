@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.machine import sent
 from engine.types import Request
 
 FORBIDDEN = float("-inf")
@@ -83,10 +84,10 @@ class Edits:
             return None
         rows, tokens, factors, offsets = zip(*changed, strict=True)
         return cls(
-            torch.tensor(rows, dtype=torch.int64).to(device),
-            torch.tensor(tokens, dtype=torch.int64).to(device),
-            torch.tensor(factors, dtype=torch.float32).to(device),
-            torch.tensor(offsets, dtype=torch.float32).to(device),
+            sent(rows, torch.int64, device),
+            sent(tokens, torch.int64, device),
+            sent(factors, torch.float32, device),
+            sent(offsets, torch.float32, device),
         )
 
     def applied(self, logits_RV: Tensor) -> Tensor:

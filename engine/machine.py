@@ -1,10 +1,12 @@
-"""What computes here: its names, its memory."""
+"""What computes here: its names, its memory, the way there."""
 
 import ctypes
 import mmap
 import platform
 import resource
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +30,12 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def sent(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers as a tensor on the device. The host does not wait for what runs there: memory that is not pinned is
+    copied aside before the call returns."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 HUGE_PAGE = 2**21

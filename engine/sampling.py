@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.edits import Edits
+from engine.machine import sent
 from engine.types import Drawn, Sampling
 
 NO_TOKEN = -1
@@ -45,8 +46,8 @@ class SamplingBatch:
         coupled = [s.greedy or s.seeded for s in options]
         reals = [s.temperature for s in options], [s.top_p for s in options], [s.min_p for s in options]
         wholes = [s.top_k for s in options], [s.seed for s in options], [position for _, position in rows], coupled
-        temperature_R, top_p_R, min_p_R = torch.tensor(reals, dtype=torch.float32).to(device)
-        top_k_R, seed_R, position_R, coupled_R = torch.tensor(wholes, dtype=torch.int64).to(device)
+        temperature_R, top_p_R, min_p_R = sent(reals, torch.float32, device)
+        top_k_R, seed_R, position_R, coupled_R = sent(wholes, torch.int64, device)
         return cls(
             temperature_R=temperature_R,
             top_k_R=top_k_R,

@@ -17,7 +17,8 @@ class DraftBlock:
     """Up to k proposals for each of R requests, in the order in which they would follow.
 
     `log_probs` are those of the distributions that the tokens were drawn from; None says that nothing was drawn, each
-    token had probability 1. `confidence` is the drafter's own estimate of P(token j survives | those before it did).
+    token had probability 1. `confidence` is the drafter's own estimate of P(token j survives | those before it did); it
+    is on the host, where plans are made.
     """
 
     token_RK: Tensor
@@ -37,12 +38,13 @@ class DraftBlock:
         log_probs: Sequence[Tensor],
         confidence_RK: Tensor | None,
     ) -> "DraftBlock":
-        """From what was drawn place by place. Only requests that rejection sampling serves need the distributions."""
+        """From what was drawn place by place. Only requests that rejection sampling serves need the distributions.
+        Confidences are waited for: the next thing that is done with a block needs its tokens on the host too."""
         drawn = not all(a.sampling.greedy or a.sampling.seeded for a in anchors)
         return cls(
             torch.stack(list(tokens), dim=1),
             torch.stack(list(log_probs), dim=1) if drawn else None,
-            confidence_RK,
+            None if confidence_RK is None else confidence_RK.cpu(),
         )
 
     @property

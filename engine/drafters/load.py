@@ -44,9 +44,9 @@ def load_dspark(path: Path, target: LoadedModel) -> LoadedDSpark:
     _check_copies(path, module, tensors, embedding="embed_tokens.weight", head="lm_head.weight")
     with torch.device(target.device):
         model = DSparkModel(config, AutoConfig.for_model(config.model_type, **_without(raw, "model_type")))
-    model = model.to(target.dtype)
     _check_names(path, model, tensors)
-    model.load_state_dict({name: tensor.to(target.dtype) for name, tensor in tensors.items()})
+    state = {name: tensor.to(target.device, target.dtype) for name, tensor in tensors.items()}
+    model.load_state_dict(state, assign=True)  # rotation frequencies are no part of it, and stay in float32
     entries = attach(model.eval().requires_grad_(False), "drafter")
     use_kernels(model)
     calibration = Calibration.load(path, digest, config.block_size)

@@ -25,6 +25,7 @@ from engine.attention import PagedAttention
 from engine.batch import Batch, Row
 from engine.drafters import Anchor, DraftBlock, Rows
 from engine.drafters.dspark import drafted
+from engine.machine import sent
 from engine.pages import Entry, PageStore
 from engine.pages.pool import SCRATCH_PAGE
 from engine.sampling import SamplingBatch
@@ -102,7 +103,7 @@ class MTP:
     def propose(self, anchors: Sequence[Anchor], most: int) -> DraftBlock:
         """One token after the other."""
         parts, store = self._parts, self._store
-        token_R = torch.tensor([anchor.token for anchor in anchors], dtype=torch.int64).to(store.device)
+        token_R = sent([anchor.token for anchor in anchors], torch.int64, store.device)
         embedding_RD = parts.embedding(token_R)
         state_RD = _stacked([anchor.row for anchor in anchors], embedding_RD)
         options = SamplingBatch.of([(a.sampling, a.position + 1) for a in anchors], store.device)

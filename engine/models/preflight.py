@@ -112,9 +112,10 @@ def preflight(path: Path, dtype: torch.dtype, device: torch.device) -> Preflight
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that an allocation on `device` can still take."""
+    """Bytes that an allocation on `device` can still take, what torch holds there and does not use included."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     return psutil.virtual_memory().available
 
 

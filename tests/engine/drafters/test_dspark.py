@@ -101,6 +101,16 @@ def test_a_context_that_did_not_come_is_not_seen(target: Target, tmp_path: Path)
     assert not torch.allclose(before, seen, atol=1e-3)
 
 
+def test_positions_turn_by_the_same_angles_in_bfloat16(target: Target, tmp_path: Path) -> None:
+    path, model = target
+    drafter = save_random_drafter(path, tmp_path)
+    models = model, load_model(path, torch.bfloat16, CPU)
+
+    wide, short = (load_dspark(drafter, one).model.rotary_emb(torch.zeros(1), torch.tensor([[900]])) for one in models)
+
+    assert all(torch.equal(a, b) for a, b in zip(wide, short, strict=True))
+
+
 Change = Callable[[dict[str, torch.Tensor]], object]
 
 
