@@ -1,39 +1,46 @@
-"""Eager torch on a GPU: the reference's tokens, and how near a step comes to the card's memory bandwidth.
+"""Eager torch on a GPU: the reference's tokens, how near a step comes to the card's memory bandwidth, and serving.
 
 One command for a machine with a GPU that has torch, transformers, pydantic and accelerate, and neither Ray, NIXL nor
 rich: `python -m bench gpu`. There are no kernels of ours in this: every figure is eager torch. With `--device cpu
 --quick` it tries itself where there is no GPU.
+
+    parity    greedy tokens of random models in float32, against transformers on the same device
+    steps     of random models in bfloat16, without an engine; some of them beside their CUDA graphs
+    serving   whole engines: the shipped model with and without its drafter, and the random models
 """
 
 import random
-import time
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from operator import eq
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import DeepseekV3Config, PretrainedConfig, Qwen3Config
+from transformers import AutoTokenizer, DeepseekV3Config, PretrainedConfig, Qwen3Config
 
+import engine
 from bench import reference
-from bench.ceiling import ModelCost, Rates, synchronize
+from bench.ceiling import Rates
+from bench.device_work import median_seconds
+from bench.serving import Prompt, Served, Workload
 from bench.shape import Options, Report
-from engine.backend import TorchBackend
-from engine.batch import Batch, Row
-from engine.config import Config
+from bench.speculation import CAUSAL, DSPARK, NONE
+from bench.steps import PAGE_TOKENS, Step, Stepper
+from engine.config import SHIPPED_MODEL, Config
 from engine.models import LoadedModel, load_model
-from engine.models.preflight import free_memory, gib
-from engine.pages import CacheLayout, Pages, PageStore
 from engine.types import Request, Sampling, StopRules
 from local import Pair
 from tests.checkpoints import DEEPSEEK_V3, LLAMA, QWEN3, VOCAB, save_random
 
 HOW = "eager torch"
-PAGE_TOKENS = 64
 PARITY = {"deepseek_v3": DEEPSEEK_V3, "qwen3": QWEN3, "llama": LLAMA}
 PROMPT_TOKENS = (1, 63, 64, 65, 150, 400)
-ROUNDS = 20
+ROUNDS = 3
+COPIES, TRIES = 20, 5
 SMALL = {"eos_token_id": 256, "bos_token_id": None, "vocab_size": 32768, "max_position_embeddings": 65536}
 STEP_MODELS: dict[str, PretrainedConfig] = {
     "qwen3": Qwen3Config(
@@ -66,7 +73,14 @@ STEP_MODELS: dict[str, PretrainedConfig] = {
         **SMALL,
     ),
 }
-STEPS = [(r, q, context) for context in (1024, 8192) for r in (1, 8, 32) for q in (1, 5)]
+STEPS = [Step(r, q, context) for context in (1024, 8192) for r in (1, 8, 32) for q in (1, 5)]
+QUICK_STEPS = [Step(1, 1, 64), Step(4, 3, 128)]
+GRAPHS = [Step(1, 1, 1024), Step(8, 1, 1024), Step(8, 5, 1024), Step(32, 1, 1024), Step(32, 1, 8192)]
+LONGEST = [Step(1, 1, 1024), Step(32, 1, 8192)]  # whose kernels are told one by one
+AT_ONCE = (1, 8, 32, 128)
+WATCHED = (1, 32)  # requests at once in the steps that are looked at closely
+SHIPPED_SIDES = (NONE, DSPARK, CAUSAL)
+OUTPUT_TOKENS = 32
 
 
 def run(report: Report) -> None:
@@ -74,22 +88,39 @@ def run(report: Report) -> None:
     if options.device.type == "cpu" and not options.quick:
         report.note("not yet measured: no GPU at hand (`--device cpu --quick` tries the benchmark itself)")
         return
+    rates = _rates(report)
+    report.note(f"every figure is {HOW}; weights are random except the shipped model's")
+    with TemporaryDirectory() as folder:
+        parity(report, Path(folder))
+        models = random_models(report, Path(folder))
+        steps(report, models, rates)
+        serving(report, models)
+        graphs(report, models, rates)
+
+
+def _rates(report: Report) -> Rates:
+    """What the device could do. A GPU's memory is measured over gigabytes and several copies at once, or the first
+    launch would count."""
+    options = report.options
     rates = Rates.measured(options)
+    if options.device.type == "cuda":
+        source, target = torch.randn(2, 2**29, device=options.device)
+        seconds = median_seconds(lambda: [target.copy_(source) for _ in range(COPIES)], options.device, TRIES)
+        rates = replace(rates, copy_bytes_per_second=2 * COPIES * source.nbytes / seconds)
+        matrix = torch.randn(8192, 8192, device=options.device, dtype=torch.bfloat16)
+        seconds = median_seconds(lambda: matrix @ matrix, options.device, TRIES)
+        report.ceiling("bfloat16 product, Gflop/s", 2 * 8192**3 / seconds / 1e9)
     report.ceiling("copy in the device's memory, read + written, GB/s", rates.copy_bytes_per_second / 1e9)
     report.ceiling("float32 product, Gflop/s", rates.flops / 1e9)
-    report.note(f"every figure is {HOW}; weights are random")
-    with TemporaryDirectory() as folder:
-        parity = [_parity(Path(folder) / name, name, config, options) for name, config in PARITY.items()]
-        report.table("greedy tokens against transformers, float32", parity)
-        models = {"qwen3": QWEN3} if options.quick else STEP_MODELS
-        rows = []
-        for name, config in models.items():
-            path = save_random(config, Path(folder) / f"step_{name}")
-            dtype = torch.float32 if options.device.type == "cpu" else torch.bfloat16
-            rows += _steps(report, name, load_model(path, dtype, options.device), rates)
-        report.table(f"steps, {HOW}", rows)
-    answers, same = (sum(row[key] for row in parity) for key in ("answers", "same"))
-    report.goal(f"answers of {len(parity)} families that are transformers' own to the end", same, answers, "answers")
+    return rates
+
+
+def parity(report: Report, folder: Path) -> None:
+    """Every family's tokens."""
+    rows = [_parity(folder / name, name, config, report.options) for name, config in PARITY.items()]
+    report.table("greedy tokens against transformers, float32", rows)
+    answers, same = (sum(row[key] for row in rows) for key in ("answers", "same"))
+    report.goal(f"answers of {len(rows)} families that are transformers' own to the end", same, answers, "answers")
 
 
 def _parity(path: Path, name: str, config: PretrainedConfig, options: Options) -> dict[str, Any]:
@@ -115,69 +146,97 @@ def _parity(path: Path, name: str, config: PretrainedConfig, options: Options) -
     return {"model": name, "answers": len(requests), "same": len(requests) - ties, "ties": ties, "how": HOW}
 
 
-@dataclass(frozen=True)
-class Step:
-    """`requests` rows of `tokens` each, after `context` cached ones."""
-
-    requests: int
-    tokens: int
-    context: int
-
-    def batch(self, pages: Pages, vocab: int) -> Batch:
-        rng = random.Random(0)
-        rows = []
-        for i in range(self.requests):
-            end = self.context + self.tokens
-            tables = pages.open(f"{self}-{i}")
-            assert pages.extend(tables, end)
-            tokens = [rng.randrange(vocab) for _ in range(self.tokens)]
-            rows.append(Row(tokens, self.context, tables, num_logits=self.tokens))
-        return Batch.of(rows, pages.layout, pages.store.device)
+def random_models(report: Report, folder: Path) -> dict[str, LoadedModel]:
+    """Those whose steps are timed, in bfloat16 on a GPU; made on the device, because a CPU would take minutes."""
+    device, quick = report.options.device, report.options.quick
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    models = {}
+    for name, config in ({"qwen3": QWEN3} if quick else STEP_MODELS).items():
+        with device:
+            path = save_random(config, folder / f"step_{name}", dtype=dtype)
+        models[name] = load_model(path, dtype, device)
+    return models
 
 
-def _steps(report: Report, name: str, model: LoadedModel, rates: Rates) -> list[dict[str, Any]]:
-    """A row for each step: its time, and the bytes per second at which it read weights and cached rows."""
-    quick = report.options.quick
-    steps = [Step(*sizes) for sizes in ([(1, 1, 64), (4, 3, 128)] if quick else STEPS)]
-    layout = CacheLayout.of(model.entries, PAGE_TOKENS)
-    cost = ModelCost.of(model)
+def steps(report: Report, models: dict[str, LoadedModel], rates: Rates) -> None:
+    """How near steps come to the memory's bandwidth, and what takes the time of some of them."""
+    rows, kernels = [], []
+    for name, model in models.items():
+        stepper = Stepper(report, name, model, rates.copy_bytes_per_second)
+        rows += stepper.rows(QUICK_STEPS if report.options.quick else STEPS)
+        kernels += [row for step in LONGEST for row in stepper.kernels(step)] if not report.options.quick else []
+    report.table(f"steps, {HOW}", [{**row, "how": HOW} for row in rows])
+    if kernels:
+        report.table("kernels that take longest", kernels)
+
+
+def graphs(report: Report, models: dict[str, LoadedModel], rates: Rates) -> None:
+    """The last thing: a capture that fails may leave the device unusable."""
+    if report.options.device.type != "cuda":
+        return
     rows = []
-    for step in steps:
-        num_pages = step.requests * -(-(step.context + step.tokens) // PAGE_TOKENS)
-        cache_bytes = num_pages * sum(group.page_bytes for group in layout.groups.values())
-        if cache_bytes > free_memory(model.device) / 2:
-            report.note(f"{name}: {step} needs {gib(cache_bytes)} of pages, which do not fit")
-            continue
-        pages = Pages(layout, PageStore(layout, dict.fromkeys(layout.groups, num_pages), model.device))
-        seconds = _step_seconds(model, pages, step, rounds=2 if quick else ROUNDS)
-        num_tokens = step.requests * step.tokens
-        num_bytes = cost.step_bytes(num_tokens, step.requests * (step.context + step.tokens))
-        rows.append(
-            {
-                "model": name,
-                "parameters": model.num_parameters,
-                "dtype": str(model.dtype).removeprefix("torch."),
-                "requests": step.requests,
-                "tokens_each": step.tokens,
-                "context": step.context,
-                "step_ms": seconds * 1e3,
-                "gb_s": num_bytes / seconds / 1e9,
-                "of_copy_bandwidth": num_bytes / seconds / rates.copy_bytes_per_second,
-                "how": HOW,
-            }
-        )
-    return rows
+    for name, model in models.items():
+        stepper = Stepper(report, name, model, rates.copy_bytes_per_second)
+        for step in GRAPHS:
+            with _told(report, f"{name}: {step} as a CUDA graph"):
+                rows.append(stepper.replayed(step))
+    if rows:
+        report.table("steps as CUDA graphs", rows)
 
 
-def _step_seconds(model: LoadedModel, pages: Pages, step: Step, rounds: int) -> float:
-    """The median time of a forward from the batch on, the device waited for."""
-    backend = TorchBackend(model.module, pages.store)
-    batch = step.batch(pages, model.config.vocab_size)
-    seconds = []
-    for _ in range(1 + rounds):
-        synchronize(model.device)
-        started = time.perf_counter()
-        backend.forward(batch)
-        synchronize(model.device)
-        seconds.append(time.perf_counter() - started)
-    return median(seconds[1:])
+def serving(report: Report, models: dict[str, LoadedModel]) -> None:
+    """Whole engines at work."""
+    options = report.options
+    tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    work = Workload((1, 4), 24, 8, 1) if options.quick else Workload(AT_ONCE, 512, OUTPUT_TOKENS, 1)
+    for name, model in models.items():
+        rng, vocab = random.Random(3), model.config.vocab_size
+        prompts = [tuple(rng.randrange(vocab) for _ in range(work.prompt_tokens)) for _ in range(max(work.at_once))]
+        _serve(tables, name, model, (NONE,), prompts, work, options)
+    work = replace(work, prompt_tokens=16) if options.quick else Workload(AT_ONCE, 128, OUTPUT_TOKENS, ROUNDS)
+    for dtype in (torch.bfloat16, torch.float32) if options.device.type == "cuda" else (torch.float32,):
+        shipped = load_model(SHIPPED_MODEL, dtype, options.device)
+        _serve(tables, "tiny-mla", shipped, SHIPPED_SIDES, own_prompts(work), work, options)
+    for title, rows in tables.items():
+        report.table(title, rows)
+
+
+def _serve(
+    tables: dict[str, list[dict[str, Any]]],
+    name: str,
+    model: LoadedModel,
+    sides: Sequence[str],
+    prompts: list[Prompt],
+    work: Workload,
+    options: Options,
+) -> None:
+    """Rows for a model: of every side and number of requests. `as_plain`: answers that are those of the first side."""
+    plain: dict[int, list[list[int]]] = {}
+    for side in sides:
+        served = Served(name, side, model, work, options)
+        for at_once in work.at_once:
+            figures, said = served.answers(prompts[:at_once])
+            same = sum(map(eq, said, plain.setdefault(at_once, said)))
+            tables["serving"].append(figures | {"as_plain": same})
+            if at_once in WATCHED:
+                tables["a decode step of the whole engine"].append(served.step(prompts[:at_once]))
+        if side == CAUSAL:
+            tables["step times as planners know them"] += served.step_times()
+
+
+def own_prompts(work: Workload) -> list[Prompt]:
+    """Places in this repository's source: Python that the shipped model was not trained on."""
+    text = "".join(file.read_text() for file in sorted(Path(engine.__file__).parent.rglob("*.py")))
+    tokens = AutoTokenizer.from_pretrained(SHIPPED_MODEL)(text)["input_ids"]
+    starts = range(0, max(work.at_once) * work.prompt_tokens, work.prompt_tokens)
+    assert len(tokens) >= starts.stop, "too little source for so many prompts"
+    return [tuple(tokens[start : start + work.prompt_tokens]) for start in starts]
+
+
+@contextmanager
+def _told(report: Report, what: str) -> Iterator[None]:
+    """What cannot be done is noted."""
+    try:
+        yield
+    except RuntimeError as error:
+        report.note(f"{what}: {str(error).splitlines()[0]}")
