@@ -64,13 +64,18 @@ class Verdict:
         return not (self.failed or self.incomplete or self.different)
 
 
-def questions(count: int, draw: random.Random, output_tokens: tuple[int, int] = (32, 128)) -> list[Question]:
-    """Prompts of 20 to 220 tokens, half of which begin like others; every second one is seeded."""
+def questions(
+    count: int,
+    draw: random.Random,
+    output_tokens: tuple[int, int] = (32, 128),
+    prompt_tokens: tuple[int, int] = (20, 92),
+) -> list[Question]:
+    """Half of the prompts begin with 128 tokens more that others begin with, too; every second one is seeded."""
     beginnings = [tuple(draw.choices(VOCABULARY, k=128)) for _ in range(8)]
     made = []
     for number in range(count):
         beginning = draw.choice(beginnings) if draw.random() < 0.5 else ()
-        prompt = (*beginning, *draw.choices(VOCABULARY, k=draw.randint(20, 92)))
+        prompt = (*beginning, *draw.choices(VOCABULARY, k=draw.randint(*prompt_tokens)))
         made.append(Question(prompt, draw.randint(*output_tokens), number if number % 2 else None))
     return made
 

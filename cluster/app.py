@@ -63,7 +63,8 @@ def build(config: Config) -> Application:
         max_ongoing_requests=config.gateway.max_ongoing,
         max_queued_requests=config.gateway.max_queued,
         ray_actor_options={"num_cpus": 0},
-        # A gateway that is taken away finishes what it has begun, however long that may take.
+        # A gateway that is taken away finishes what it has begun, however long that may take; another is there before.
+        max_surge_percent=100,
         graceful_shutdown_timeout_s=config.gateway.request_seconds + MARGIN_SECONDS,
         **_gateway_count(config),
     )
@@ -112,6 +113,7 @@ def _engine_options(section: EngineConfig, key: str) -> dict[str, Any]:
         "request_router_config": RequestRouterConfig(request_router_class=router.PATH),
         "health_check_period_s": 5,
         "graceful_shutdown_timeout_s": section.drain_seconds,
+        "max_surge_percent": section.surge_percent,
     }
 
 

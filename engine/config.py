@@ -68,6 +68,9 @@ class EngineConfig(Section):
     """Ray Serve's own autoscaling_config (min_replicas, max_replicas, ...), instead of `replicas`."""
     scale: ScaleConfig | None = None
     """Between how many replicas the pool is scaled by `targets`, instead of `replicas`."""
+    surge_percent: Annotated[int, Field(ge=0, le=100)] = 0
+    """Replicas more than the pool has, in per cent of it, that a redeploy may start before it stops old ones. 0 stops
+    first, which needs no spare devices; a pool of one replica then has none for a while, and requests wait."""
     drain_seconds: Seconds = 120.0
     """How long a replica that is taken away may finish what it has; then its requests go on elsewhere."""
     device: str = "cpu"
