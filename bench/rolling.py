@@ -1,8 +1,8 @@
 """Redeployed and scaled under load: nobody's request fails, and the decision to scale up comes in time.
 
 First every replica of all pools and the gateway is replaced by one of another version while requests are under way.
-Then the load rises from 2 requests under way to 24 with long answers and 8 with long prompts, and falls back; both pools
-may have one to three replicas.
+Then the load rises from 2 requests under way to 24 with long answers and 8 with long prompts, and falls back; both
+pools may have one to three replicas.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from itertools import cycle, islice
 from threading import Event, Thread
+from typing import Any
 
 from ray import serve
 
@@ -143,7 +144,7 @@ class Watch:
         self._stop.set()
         self._thread.join()
 
-    def row(self, pool: str, since: float) -> dict[str, object]:
+    def row(self, pool: str, since: float) -> dict[str, Any]:
         """When the pool was first to have more than one replica, the most it had, and what it had at the end."""
         after = [(at - since, counts[pool]) for at, counts in self.history if at >= since]
         decided = next((seconds for seconds, count in after if count > 1), float("inf"))

@@ -155,4 +155,4 @@ class Replicas:
         name = self._draw.choice(engines)
         ray.kill(ray.get_actor(name, namespace="serve"))
         self.killed.append(name)
-        return name.removeprefix(self._prefix)
+        return str(name).removeprefix(self._prefix)
