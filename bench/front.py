@@ -1,13 +1,16 @@
-"""What the front costs: gRPC, proxy, gateway and Ray between the engines and a client.
+"""What the front costs: gRPC, HAProxy or proxy, gateway and Ray between the engines and a client.
 
 On this machine, in turns, on the same prompts, threads and pages, 16 requests under way:
 
-    engines    a prefill and a decode engine in two processes of their own, joined by NIXL, with nothing around them
-    gRPC       a cluster of one replica each, under `sparkpool bench`
-    gRPC, 4    the same cluster's second decode pool, which sends a message for every 4 tokens (`stream_interval`)
+    engines        a prefill and a decode engine in two processes of their own, joined by NIXL, with nothing around them
+    gRPC           a cluster of one replica each, under `sparkpool bench`, through HAProxy
+    gRPC, 4        the same cluster's second decode pool, which sends a message for every 4 tokens (`stream_interval`)
+    gRPC, direct   as gRPC, but at the gateway's own port (`front: direct`)
+    gRPC, proxy    as gRPC, but through Serve's proxy (`front: proxy`), which such a cluster has too
 
-Two bare processes and not `local.Pair`, because the cluster's engines also run beside each other; at the niceness of
-Ray's workers, because on a shared machine that decides who waits. They are the ceiling: the front can only take away.
+Then the four without load, a request at a time. Two bare processes and not `local.Pair`, because the cluster's engines
+also run beside each other; at the niceness of Ray's workers, because on a shared machine that decides who waits. They
+are the ceiling: the front can only take away.
 """
 
 import json
@@ -32,7 +35,8 @@ import torch
 from bench.shape import Report
 from cluster.app import running
 from cluster.bench.workload import Lengths, random_jobs
-from cluster.demo import free_ports
+from cluster.front import free_ports, gateway_addresses
+from cluster.proxy import APPLICATION
 from decode.decoder import Decoder
 from engine.config import Config
 from engine.text import Text
@@ -45,17 +49,25 @@ CONCURRENCY = 16
 LENGTHS = Lengths(input=64, output=128)
 INTERVAL = 4
 ROUNDS, REQUESTS = 7, 64
+ROUNDS_ALONE, REQUESTS_ALONE = 4, 16
 RAY_WORKER_NICENESS = 15
 SHARE_TARGET = 0.85
 BURST_SECONDS, BURST_TARGET = 0.001, 0.05
 ENGINE = {"threads": 1, "cache_bytes": "64MiB"}
-PROCESSES = {"proxy": "ray::ProxyActor", "gateway": ":Gateway", "prefill": ":Prefill", "decode": ":Decode-"}
-BARE, EACH, COARSE = "engines", "gRPC", f"gRPC, {INTERVAL}"
+PROCESSES = {
+    "HAProxy": "haproxy -db",
+    "proxy": "ray::ProxyActor",
+    "gateway": ":Gateway",
+    "prefill": ":Prefill",
+    "decode": ":Decode-",
+}
+BARE, EACH, COARSE, DIRECT, PROXY = "engines", "gRPC", f"gRPC, {INTERVAL}", "gRPC, direct", "gRPC, proxy"
 
 
 def run(report: Report) -> None:
-    """Alternate the three, and account for the processor time of the second and third."""
-    grpc_port, http_port = free_ports(2)
+    """Alternate the five, and account for the processor time of all but the first."""
+    grpc_port, http_port, proxy_port = free_ports(3)
+    os.environ["RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"] = str(proxy_port)
     config = Config.parse(
         {
             "prefill": ENGINE,
@@ -65,22 +77,48 @@ def run(report: Report) -> None:
     )
     tokens = REQUESTS * LENGTHS.output
     with running(config), Engines(config) as engines:
-        address = f"127.0.0.1:{grpc_port}"
-        served = {EACH: Served(address, "default"), COARSE: Served(address, "coarse")}
+        haproxy, proxy = f"127.0.0.1:{grpc_port}", f"127.0.0.1:{proxy_port}"
+        (direct,) = gateway_addresses(APPLICATION)
+        ways = {EACH: (haproxy, "default"), COARSE: (haproxy, "coarse")}
+        ways |= {DIRECT: (direct, "default"), PROXY: (proxy, "default")}
+        served = {name: Served(*way, CONCURRENCY) for name, way in ways.items()}
+        alone = {name: Served(*way, 1) for name, way in ways.items()}
         rate = tokens / engines.seconds(REQUESTS)
         report.ceiling(f"output tok/s of both engines alone, {CONCURRENCY} requests under way (one round)", rate)
         sides: dict[str, Callable[[int], float]] = {BARE: engines.seconds}
         sides |= {name: side.seconds for name, side in served.items()}
         samples = report.alternately("rounds", sides, [REQUESTS] * ROUNDS)
+        one_by_one = {name: side.seconds for name, side in alone.items()}
+        report.alternately("without load", one_by_one, [REQUESTS_ALONE] * ROUNDS_ALONE)
     report.table("output", [{"what": name, "output_tok_s": tokens / samples.median(name)} for name in sides])
+    report.table("latency", [latency(name, served[name], alone[name]) for name in served])
     for name, side in served.items():
         report.table(f"{name}: processor time", side.processor_time())
+    for name in (EACH, COARSE):
         share = samples.speed_up(name, over=BARE)
         what = f"output tok/s over {name}, {CONCURRENCY} streams, of the engines' alone"
         report.goal(what, 100 * share, 100 * SHARE_TARGET, "%")
-    burst = statistics.median(round_.burst_share for round_ in served[EACH].rounds)
+    burst = statistics.median(round_.burst_share for round_ in served[EACH].counted)
     what = "messages within 1 ms of the one before, with which they could have gone"
     report.goal(what, 100 * burst, 100 * BURST_TARGET, "%", at_most=True)
+
+
+def latency(name: str, served: "Served", alone: "Served") -> dict[str, Any]:
+    """Milliseconds, medians over the rounds' own. On the way: from the client to the gateway and back, by the
+    difference of what both say an answer took.
+    """
+
+    def median(side: Served, figure: str) -> float:
+        values: list[float] = [getattr(round_, figure) for round_ in side.counted]
+        return 1e3 * statistics.median(values)
+
+    return {
+        "what": name,
+        "TTFT without load": median(alone, "ttft_seconds"),
+        "on the way without load": median(alone, "way_seconds"),
+        f"TTFT, {CONCURRENCY} streams": median(served, "ttft_seconds"),
+        f"on the way, {CONCURRENCY} streams": median(served, "way_seconds"),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +129,18 @@ class Round:
     tokens: int
     messages: int
     burst_share: float
+    ttft_seconds: float
+    way_seconds: float
     cpu_seconds: dict[str, float]
 
 
 class Served:
     """A decode pool of the service at an address, and the processes that Ray runs for the service below this one."""
 
-    def __init__(self, address: str, pool: str) -> None:
+    def __init__(self, address: str, pool: str, concurrency: int) -> None:
         self._address = address
         self._pool = pool
+        self._concurrency = concurrency
         below = [(process, " ".join(process.cmdline())) for process in psutil.Process().children(recursive=True)]
         self._processes = {name: [p for p, line in below if mark in line] for name, mark in PROCESSES.items()}
         self.rounds: list[Round] = []
@@ -108,7 +149,7 @@ class Served:
         """How long so many requests take, from the first sending to the last end."""
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             words = ["--address", self._address, "--decode-pool", self._pool, "--json", file.name]
-            words += ["--concurrency", str(CONCURRENCY), "--requests", str(num_requests)]
+            words += ["--concurrency", str(self._concurrency), "--requests", str(num_requests)]
             words += ["--input-tokens", str(LENGTHS.input), "--output-tokens", str(LENGTHS.output)]
             before = self._cpu_seconds()
             subprocess.run([sys.executable, "-m", "cluster.cli", "bench", *words], check=True, capture_output=True)
@@ -123,18 +164,27 @@ class Served:
                 tokens=summary["output_tokens"],
                 messages=summary["messages"],
                 burst_share=sum(gap < BURST_SECONDS for gap in gaps) / len(gaps),
+                ttft_seconds=summary["latency"]["ttft"]["p50"],
+                way_seconds=statistics.median(
+                    r["messages"][-1][0] - r["sent"] - r["timings"]["total_seconds"] for r in found["requests"]
+                ),
                 cpu_seconds={**spent, "client": summary["client_cpu_seconds"]},
             )
         )
         return self.rounds[-1].seconds
+
+    @property
+    def counted(self) -> list[Round]:
+        """All but the warm-up."""
+        return self.rounds[1:]
 
     def processor_time(self) -> list[dict[str, Any]]:
         """Medians over the rounds, by process."""
         return [
             {
                 "process": name,
-                "ms per message": statistics.median(1e3 * r.cpu_seconds[name] / r.messages for r in self.rounds),
-                "s per 1,000 tokens": statistics.median(1e3 * r.cpu_seconds[name] / r.tokens for r in self.rounds),
+                "ms per message": statistics.median(1e3 * r.cpu_seconds[name] / r.messages for r in self.counted),
+                "s per 1,000 tokens": statistics.median(1e3 * r.cpu_seconds[name] / r.tokens for r in self.counted),
             }
             for name in (*PROCESSES, "client")
         ]

@@ -6,7 +6,6 @@ A configuration becomes a Serve deploy config (`deploy_config`), which a running
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
 from cluster import autoscale, router
+from cluster.front import environment, wait_for_answer
 from cluster.proxy import APPLICATION
 from cluster.replicas import DecodeReplica, PrefillReplica
 from cluster.servicer import InferenceServicer
@@ -29,16 +29,6 @@ from engine.errors import ConfigError
 SERVICERS = ["cluster.proxy.add_servicers"]
 PREFILL, GATEWAY = "Prefill", "Gateway"
 MARGIN_SECONDS = 10.0  # between the end of the last request of a gateway and its own
-PUSH_SECONDS = 1.0  # how often replicas say how things stand to what scales them
-# Ray's own switches for the processes of a cluster. Replies between replicas and to the proxy go over gRPC streams
-# instead of Ray objects, and our code runs in the replica's own loop: a message costs a third of the processor time
-# on every hop, and a stream is only asked for its next message when the last one is on its way.
-SWITCHES = {
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": f"{PUSH_SECONDS:g}",
-    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": f"{PUSH_SECONDS:g}",
-}
 STATUS_SECONDS, PATIENCE_SECONDS = 0.2, 5.0
 
 
@@ -118,20 +108,19 @@ def _engine_options(section: EngineConfig, key: str) -> dict[str, Any]:
 
 
 def start_cluster(gateway: GatewayConfig) -> None:
-    """Start Ray and Serve's proxies on this machine, bound to loopback as far as Serve allows.
+    """Start Ray and Serve's front on this machine, bound to loopback as far as Serve allows. Raises ConfigError.
 
     Ray's own plane asks for a token (kept under ~/.ray): Ray's default for a new cluster, unless RAY_AUTH_MODE says
     otherwise. Setting that here, after the import of ray, would be too late.
     """
-    for name, value in SWITCHES.items():
-        os.environ.setdefault(name, value)
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        logging_level=logging.WARNING,
-        log_to_driver=False,
-    )
+    with environment(gateway):
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         http_options=HTTPOptions(host=gateway.http_host, port=gateway.http_port),
@@ -147,6 +136,7 @@ def deployed(config: Config, name: str = APPLICATION, route_prefix: str = "/") -
     """
     serve.run(build(config), name=name, route_prefix=route_prefix)
     try:
+        wait_for_answer(name)
         yield
     finally:
         serve.delete(name)
@@ -232,6 +222,7 @@ def running(config: Config, progress: Callable[[str], None] = lambda _: None) ->
         start_cluster(config.gateway)
         submit(content, progress)
         try:
+            wait_for_answer(APPLICATION)
             yield
         finally:
             serve.delete(APPLICATION)

@@ -1,7 +1,6 @@
 """`make demo`: both pools on this machine, the shipped model and its drafter, a few prompts one by one, without
 speculation and with it, and then all at once."""
 
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from cluster.app import running
 from cluster.client import Client, generate_request
+from cluster.front import free_ports
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.tables import replica_table, size
 from engine.config import SHIPPED_DRAFTER, Config
@@ -138,18 +138,6 @@ def all_at_once(client: Client, alone: list[Answer]) -> str:
     same = sum(answer.text == before.text for answer, before in zip(answers, 2 * alone, strict=True))
     rate = f"{tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tok/s in all"
     return f"\n{len(answers)} requests at once: {rate}; {same} of {len(answers)} answers the same as alone\n"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below Ray's worker ports (10002-19999)."""
-    found = []
-    for port in range(9000, 10000):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                found.append(port)
-        if len(found) == count:
-            return found
-    raise RuntimeError(f"fewer than {count} free ports between 9000 and 9999")
 
 
 if __name__ == "__main__":

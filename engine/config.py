@@ -152,12 +152,16 @@ class GatewayConfig(Section):
 
     replicas: Positive = 1
     """Gateway replicas."""
+    front: Literal["haproxy", "direct", "proxy"] = "haproxy"
+    """What clients talk to: HAProxy, the gateways themselves, or Serve's proxy in Python. Chosen when Ray starts."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 2.0
+    """How long a gateway that is taken away still takes requests (haproxy, direct), until everybody knows."""
     grpc_port: Annotated[int, Field(ge=1, le=65535)] = 9000
-    """Serve's gRPC proxy listens here, on every interface and without TLS: put a front before it."""
+    """The front's gRPC port, without TLS. haproxy: on `http_host`; else Serve's proxy listens, on every interface."""
     http_host: str = "127.0.0.1"
-    """Serve's HTTP proxy listens on this address."""
+    """The front listens on this address: for HTTP, and HAProxy for gRPC too."""
     http_port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    """Serve's HTTP proxy listens on this port."""
+    """The front's HTTP port."""
     max_ongoing: Positive = 512
     """Requests that one gateway replica works on at once."""
     max_queued: Positive = 512

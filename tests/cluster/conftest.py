@@ -17,7 +17,7 @@ from ray import serve
 
 from cluster.app import decode_deployment, deployed, start_cluster
 from cluster.client import Client, generate_request
-from cluster.demo import free_ports
+from cluster.front import free_ports
 from cluster.proto import sparkpool_pb2 as pb
 from engine.config import Config
 

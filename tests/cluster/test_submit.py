@@ -16,7 +16,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from cluster.app import application, deploy_config
 from cluster.client import Client, generate_request
-from cluster.demo import free_ports
+from cluster.front import free_ports
 from engine.config import Config
 from engine.errors import ConfigError
 from tests.cluster.test_cli import ROOT, sparkpool, wait_for

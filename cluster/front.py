@@ -1,0 +1,143 @@
+"""How clients reach the gateways: Serve has three fronts, and Ray's own switches choose one when a cluster starts.
+
+    haproxy    client -> HAProxy -> gateway           one address for all applications and gateways of a node
+    direct     client -> gateway                      each gateway has a port; a balancer of one's own goes before them
+    proxy      client -> Serve's proxy -> gateway     a Python process that takes up each message and puts it down again
+
+A gateway behaves the same in all three. In the first two it listens for clients itself, so what Serve's proxies were
+given (`cluster.proxy.add_servicers`) is then called in each gateway.
+"""
+
+import contextlib
+import math
+import os
+import random
+import socket
+import time
+from collections.abc import Iterator
+
+import grpc
+import ray
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from ray.serve._private.haproxy import get_haproxy_binary
+from ray.serve.context import _get_global_client
+
+from cluster import autoscale
+from engine.config import GatewayConfig
+from engine.errors import ConfigError
+
+# Replies between replicas and to the proxy go over gRPC streams instead of Ray objects, and our code runs in the
+# replica's own loop: a message costs a third of the processor time on every hop, and a stream is only asked for its
+# next message when the last one is on its way.
+SWITCHES = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+FRONT_SWITCHES = {
+    "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
+    "direct": {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "1"},
+    "proxy": {},
+}
+HAPROXY_PORTS = (
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
+ANSWER_SECONDS, PAUSE_SECONDS = 60.0, 0.05
+NOT_THERE_YET = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN)
+
+
+def switches(gateway: GatewayConfig) -> dict[str, str]:
+    """What the environment of every `ray start` of a cluster with this front should have."""
+    return {
+        **SWITCHES,
+        **autoscale.SWITCHES,
+        **FRONT_SWITCHES[gateway.front],
+        # How long a gateway that is taken away still takes requests, for those who have not heard of it yet.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": f"{gateway.drain_seconds:g}",
+        # HAProxy is replaced by a new process when gateways come or go; the old one serves its streams for so long.
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(math.ceil(gateway.request_seconds)),
+        # Beyond its limit HAProxy lets a client's requests wait; we turn them away (gateway.max_queued).
+        "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": str(2**16),
+    }
+
+
+@contextlib.contextmanager
+def environment(gateway: GatewayConfig) -> Iterator[None]:
+    """What is started in this block has the switches; those that are exported already stay as they are.
+
+    The four ports that HAProxy needs for its own are free ones, so that a machine can have several clusters.
+    Raises ConfigError if there is no HAProxy.
+    """
+    wanted = switches(gateway)
+    if gateway.front == "haproxy":
+        try:
+            get_haproxy_binary()
+        except FileNotFoundError as error:
+            raise ConfigError(f"gateway.front: haproxy: {error} Or set it to proxy.") from None
+        ports = free_ports(len(HAPROXY_PORTS) + 2, draw=random.Random())
+        others = [port for port in ports if port not in (gateway.grpc_port, gateway.http_port)]
+        wanted |= {name: str(port) for name, port in zip(HAPROXY_PORTS, others, strict=False)}
+    new = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            del os.environ[name]
+
+
+def wait_for_answer(application: str) -> None:
+    """Until the cluster's front knows the application, which it learns a moment after that runs.
+
+    Raises ConfigError if that never happens.
+    """
+    at = address()
+    until = time.monotonic() + ANSWER_SECONDS
+    with grpc.insecure_channel(at) as channel:
+        while True:
+            try:
+                HealthStub(channel).Check(  # type: ignore[no-untyped-call]
+                    HealthCheckRequest(), metadata=(("application", application),), timeout=ANSWER_SECONDS
+                )
+                return
+            except grpc.RpcError as error:
+                if error.code() not in NOT_THERE_YET or time.monotonic() > until:
+                    reason = f"{error.code().name}: {error.details()}"
+                    raise ConfigError(f"gateway.grpc_port: {application} cannot be reached at {at}: {reason}") from None
+            time.sleep(PAUSE_SECONDS)
+
+
+def address() -> str:
+    """Where a client on this machine finds the front of the cluster that this process is connected to."""
+    client = _get_global_client()
+    host = client.http_config.host
+    port = ray.get(client._controller.get_grpc_config.remote()).port
+    return f"{'127.0.0.1' if host in (None, '', '0.0.0.0', '::') else host}:{port}"
+
+
+def gateway_addresses(application: str) -> list[str]:
+    """host:port of each gateway that listens for clients itself; none does with `front: proxy`."""
+    controller = _get_global_client()._controller
+    groups = ray.get(controller.get_target_groups.remote(application, from_proxy_manager=True))
+    return [
+        f"{target.ip}:{target.port}"
+        for group in groups
+        if group.protocol.value == "gRPC"
+        for target in group.targets
+        if target.name.startswith("SERVE_REPLICA")
+    ]
+
+
+def free_ports(count: int, draw: random.Random | None = None) -> list[int]:
+    """Ports that nobody listens on, below Ray's worker ports (10002-19999): the lowest, or drawn."""
+    candidates = list(range(9000, 10000))
+    if draw is not None:
+        draw.shuffle(candidates)
+    found = []
+    for port in candidates:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"fewer than {count} free ports between 9000 and 9999")
