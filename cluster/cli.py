@@ -171,7 +171,11 @@ def main() -> None:
 def _show(settings: "Config") -> None:
     import yaml
 
-    typer.echo(yaml.safe_dump(_deploy_config(settings), sort_keys=False), nl=False)
+    from cluster.front import switches
+
+    content = yaml.safe_dump(_deploy_config(settings), sort_keys=False)
+    exported = "".join(f"# {name}={value}\n" for name, value in switches(settings.gateway).items())
+    typer.echo(f"# For a cluster where every `ray start` has this in its environment:\n{exported}{content}", nl=False)
 
 
 def _submit(settings: "Config", address: str) -> None:
@@ -192,6 +196,7 @@ def _serve_here(settings: "Config") -> None:
     from rich.console import Console
 
     from cluster.app import running
+    from cluster.front import addresses
     from engine.errors import ConfigError
 
     console = Console(stderr=True)
@@ -201,8 +206,8 @@ def _serve_here(settings: "Config") -> None:
         with running(settings, console.print):
             for number in (signal.SIGINT, signal.SIGTERM):  # only now: starting Ray sets handlers of its own
                 signal.signal(number, lambda *_: stop.set())
-            port = settings.gateway.grpc_port
-            console.print(f"Ready: gRPC on port {port} (plaintext, every interface). Ctrl-C stops.")
+            where = ", ".join(addresses(settings.gateway, DEFAULT_APPLICATION))
+            console.print(f"Ready: gRPC on {where} (plaintext). Ctrl-C stops.", soft_wrap=True)
             stop.wait()
             console.print("Draining ...")
     except ConfigError as error:

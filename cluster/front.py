@@ -115,6 +115,11 @@ def address() -> str:
     return f"{'127.0.0.1' if host in (None, '', '0.0.0.0', '::') else host}:{port}"
 
 
+def addresses(gateway: GatewayConfig, application: str) -> list[str]:
+    """Where clients on this machine are listened to: at the front, and with `front: direct` at each gateway."""
+    return [address(), *(gateway_addresses(application) if gateway.front == "direct" else [])]
+
+
 def gateway_addresses(application: str) -> list[str]:
     """host:port of each gateway that listens for clients itself; none does with `front: proxy`."""
     controller = _get_global_client()._controller

@@ -17,7 +17,7 @@ from ray import serve
 
 from cluster.app import decode_deployment, deployed, start_cluster
 from cluster.client import Client, generate_request
-from cluster.front import free_ports
+from cluster.front import free_ports, gateway_addresses
 from cluster.proto import sparkpool_pb2 as pb
 from engine.config import Config
 
@@ -25,11 +25,17 @@ from engine.config import Config
 class Service:
     """A deployed application, its client, and what a test wants to know of it."""
 
-    def __init__(self, name: str, config: Config, port: int) -> None:
+    def __init__(self, name: str, config: Config, port: int, proxy_port: int) -> None:
         self.name = name
         self.config = config
         self.port = port
+        self.proxy_port = proxy_port
         self.client = Client(f"127.0.0.1:{port}", application=name)
+
+    def client_by(self, way: str) -> Client:
+        """A client that takes one of the three ways to the gateway, all of which a cluster with HAProxy has."""
+        ways = {"haproxy": f"127.0.0.1:{self.port}", "proxy": f"127.0.0.1:{self.proxy_port}"}
+        return Client(ways.get(way) or gateway_addresses(self.name)[0], application=self.name)
 
     def ask(self, prompt: str | list[int], **options: object) -> list[pb.GenerateReply]:
         return list(self.client.generate(generate_request(prompt, **options), timeout=120))
@@ -90,19 +96,22 @@ def text(replies: list[pb.GenerateReply]) -> str:
     return "".join(reply.text for reply in replies)
 
 
+WAYS = ("haproxy", "direct", "proxy")
 Deploy = Callable[[str, Config], contextlib.AbstractContextManager[Service]]
 
 
 @pytest.fixture(scope="package")
 def deploy() -> Iterator[Deploy]:
-    grpc_port, http_port = free_ports(2)
+    grpc_port, http_port, proxy_port = free_ports(3)
     gateway = Config.parse({"gateway": {"grpc_port": grpc_port, "http_port": http_port}}).gateway
-    start_cluster(gateway)
+    with pytest.MonkeyPatch.context() as exported:
+        exported.setenv("RAY_SERVE_FALLBACK_PROXY_GRPC_PORT", str(proxy_port))
+        start_cluster(gateway)
 
     @contextlib.contextmanager
     def deploy(name: str, config: Config) -> Iterator[Service]:
         with deployed(config, name, route_prefix=f"/{name}"):
-            service = Service(name, config, grpc_port)
+            service = Service(name, config, grpc_port, proxy_port)
             yield service
             service.client.close()
 

@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from cluster.client import generate_request
-from tests.cluster.conftest import Service, tokens
+from tests.cluster.conftest import WAYS, Service, tokens
 
 LONG = [random.Random(0).randrange(300, 4000) for _ in range(4000)]
 
@@ -51,14 +51,16 @@ def test_many_calls_cancelled_at_random_moments_leave_nothing(shipped: Service) 
     assert sum(replica.cancelled for replica in stats.replicas) > 0
 
 
-def test_no_cancellation_of_a_stream_gets_lost(shipped: Service) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_no_cancellation_of_a_stream_gets_lost(shipped: Service, way: str) -> None:
     """Serve and Ray alone lose about one in twenty (cluster/proxy.py): 40 lose one with probability 0.87."""
     request = generate_request("z = 3\n" * 20, temperature=0.0, max_tokens=4000, ignore_eos=True)
-    for i in range(40):
-        call = shipped.client.generate(request)
-        for _ in range(3 + i % 17):
-            next(call)
-        call.cancel()
+    with shipped.client_by(way) as client:
+        for i in range(40):
+            call = client.generate(request)
+            for _ in range(3 + i % 17):
+                next(call)
+            call.cancel()
 
     shipped.assert_idle_and_consistent()
     assert shipped.client.stats().front.ongoing == 0

@@ -39,6 +39,7 @@ def test_what_is_shown_is_what_serve_deploy_takes(tmp_path: Path) -> None:
     shown = sparkpool("serve", str(written(tmp_path, (9001, 9002))), "--show")
 
     assert shown.returncode == 0, shown.stderr
+    assert "# RAY_SERVE_ENABLE_HA_PROXY=1\n" in shown.stdout, "what the cluster has to be started with"
     schema = ServeDeploySchema.model_validate(yaml.safe_load(shown.stdout))
     (app,) = schema.applications
     assert (app.import_path, schema.grpc_options.port) == ("cluster.app:application", 9001)
