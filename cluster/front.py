@@ -66,9 +66,12 @@ def environment(gateway: GatewayConfig) -> Iterator[None]:
     """What is started in this block has the switches; those that are exported already stay as they are.
 
     The four ports that HAProxy needs for its own are free ones, so that a machine can have several clusters.
-    Raises ConfigError if there is no HAProxy.
+    Raises ConfigError if there is no HAProxy, or somebody listens where the front shall.
     """
     wanted = switches(gateway)
+    for name, port in (("grpc_port", gateway.grpc_port), ("http_port", gateway.http_port)):
+        if _taken(port):  # Serve's proxies would share it
+            raise ConfigError(f"gateway.{name}: somebody listens on {port} already")
     if gateway.front == "haproxy":
         try:
             get_haproxy_binary()
@@ -140,9 +143,13 @@ def free_ports(count: int, draw: random.Random | None = None) -> list[int]:
         draw.shuffle(candidates)
     found = []
     for port in candidates:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                found.append(port)
+        if not _taken(port):
+            found.append(port)
         if len(found) == count:
             return found
     raise RuntimeError(f"fewer than {count} free ports between 9000 and 9999")
+
+
+def _taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -36,12 +37,12 @@ def test_what_is_exported_stays_and_nothing_is_left_behind(monkeypatch: pytest.M
     monkeypatch.setenv("RAY_SERVE_HAPROXY_METRICS_PORT", "9101")
     before = dict(os.environ)
 
-    with environment(GatewayConfig()):
+    with environment(own_ports()):
         ports = [os.environ[name] for name in HAPROXY_PORTS]
         assert os.environ[HAPROXY] == "1"
 
     assert ports[1] == "9101"
-    assert len({*ports, "9000", "8000"}) == 6
+    assert len(set(ports)) == 4
     assert dict(os.environ) == before
 
 
@@ -51,10 +52,23 @@ def test_without_an_haproxy_the_error_names_the_key(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(cluster.front, "get_haproxy_binary", missing)
 
-    with pytest.raises(ConfigError, match=r"gateway\.front: haproxy: Could not find"), environment(GatewayConfig()):
+    with pytest.raises(ConfigError, match=r"gateway\.front: haproxy: Could not find"), environment(own_ports()):
         pass
-    with environment(GatewayConfig(front="proxy")):
+    with environment(own_ports().model_copy(update={"front": "proxy"})):
         pass
+
+
+@pytest.mark.parametrize("key", ["grpc_port", "http_port"])
+def test_a_port_that_is_taken_is_named(key: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        gateway = own_ports().model_copy(update={key: other.getsockname()[1]})
+        with pytest.raises(ConfigError, match=rf"gateway\.{key}: somebody listens on \d+"), environment(gateway):
+            pass
+
+
+def own_ports() -> GatewayConfig:
+    grpc_port, http_port = free_ports(2)
+    return GatewayConfig(grpc_port=grpc_port, http_port=http_port)
 
 
 @pytest.mark.parametrize("way", WAYS)
