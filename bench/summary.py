@@ -84,6 +84,8 @@ def _front(result: dict[str, Any]) -> Iterator[str]:
     yield _headline("front", result, "gRPC, proxy and gateway around the same two engines, 16 streams")
     shares = [f"{goal['what']}: {goal['figure']:.3g} {goal['unit']}" for goal in result["goals"]]
     yield "\n".join(f"* {share}" for share in shares)
+    if latencies := result["figures"].get("latency"):
+        yield _table(["ms", *list(latencies[0])[1:]], [[*row.values()] for row in latencies])
     tables = {title: rows for title, rows in result["figures"].items() if "processor time" in title}
     columns = ["of each 1,000 tokens, processor seconds", *(row["process"] for row in next(iter(tables.values())))]
     yield _table(

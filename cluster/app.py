@@ -113,6 +113,7 @@ def start_cluster(gateway: GatewayConfig) -> None:
     Ray's own plane asks for a token (kept under ~/.ray): Ray's default for a new cluster, unless RAY_AUTH_MODE says
     otherwise. Setting that here, after the import of ray, would be too late.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with environment(gateway):
         ray.init(
             address="local",
@@ -121,7 +122,6 @@ def start_cluster(gateway: GatewayConfig) -> None:
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         http_options=HTTPOptions(host=gateway.http_host, port=gateway.http_port),
         grpc_options=gRPCOptions(port=gateway.grpc_port, grpc_servicer_functions=SERVICERS),
