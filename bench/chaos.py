@@ -16,7 +16,7 @@ from bench.shape import Report
 from bench.storm import Answer, Question, Replicas, ask_all, compare, leaks, questions
 from cluster.app import running
 from cluster.client import Client
-from cluster.demo import free_ports
+from cluster.front import free_ports
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.proxy import APPLICATION
 from engine.config import SHIPPED_DRAFTER, Config

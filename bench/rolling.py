@@ -18,7 +18,7 @@ from ray import serve
 from bench.shape import Report
 from bench.storm import Answer, Question, ask_all, questions
 from cluster.app import PREFILL, decode_deployment, deploy_config, running, submit
-from cluster.demo import free_ports
+from cluster.front import free_ports
 from cluster.proxy import APPLICATION
 from engine.config import Config
 
