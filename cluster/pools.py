@@ -53,6 +53,10 @@ class ServePools:
     def decode(self, pool: str, request: Request, handoff: Handoff, wishes: Sequence[str]) -> EventStream:
         return ReplicaStream(self._decode[pool].decode.remote(request, handoff, wishes=tuple(wishes)))
 
+    def local(self, pool: str, request: Request) -> EventStream:
+        """Prefill and decode in one replica of a decode pool: its handoff, then its chunks."""
+        return ReplicaStream(self._decode[pool].serve.remote(request))
+
     def cancel(self, request_id: str) -> None:
         """Tell every replica to drop a request. Returns at once: it is called while a task is being cancelled.
 

@@ -94,6 +94,7 @@ class DecodeReplica(EngineReplica):
 
     def __init__(self, config: Config, pool: str) -> None:
         section = config.decode[pool]
+        self._prefills = section.local_chunk_tokens > 0
         set_threads(section, config)
         builder = Builder(config, section)
         text = Text.load(config.model.path)
@@ -101,13 +102,22 @@ class DecodeReplica(EngineReplica):
             pool,
             section,
             builder,
-            lambda name: builder.decoder(name, _nixl(config), text, pool=pool),
+            lambda name: builder.decode_engine(name, _nixl(config), text, pool),
             section.stream_interval,
         )
 
     async def decode(self, request: Request, handoff: Handoff, wishes: Sequence[str] = ()) -> AsyncIterator[Event]:
         """Yields `Chunk`s up to the one that finishes the request, or `Ended` with an error."""
         async for event in self._thread.stream(request.id, lambda engine: engine.add(request, handoff)):
+            yield event
+
+    async def serve(self, request: Request) -> AsyncIterator[Event]:
+        """Prefills the request here. Yields its `Handoff`, then what `decode` yields.
+
+        Only a pool with `local_chunk_tokens` can do that.
+        """
+        assert self._prefills, f"decode.{self._pool}.local_chunk_tokens is 0: requests come here with a handoff"
+        async for event in self._thread.stream(request.id, lambda engine: engine.serve(request)):
             yield event
 
 

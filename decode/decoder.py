@@ -5,8 +5,9 @@ It receives its parts and never builds them, asks the clock for `now()` only, an
 
 import logging
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
+from decode.arrival import NO_TIME, Arrival
 from decode.inbox import Inbox
 from decode.plan import Planner
 from decode.prospects import Prospects
@@ -22,31 +23,13 @@ from engine.drafters import row_from
 from engine.errors import DeadlineExceeded, DoesNotFit, HandoffRefused, Overloaded, Preempted
 from engine.facts import Acceptance, Counters, ReplicaStats
 from engine.machine import peak_bytes
-from engine.pages import Pages
+from engine.pages import Pages, Tables
 from engine.text import Text
 from engine.transfer import Transfer
-from engine.types import Chunk, DecodeTimings, Ended, Event, Handoff, Request, Sampling
+from engine.types import Chunk, Ended, Event, Handoff, Request, Sampling
 
 logger = logging.getLogger("sparkpool")
 BESIDES_NEWEST = 0.1  # the share of the newest step in the mean of what steps take besides
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """When the stations of a running request were passed, on the engine's clock."""
-
-    incoming: Incoming
-    admitted: float
-
-    def timings(self, now: float) -> DecodeTimings:
-        incoming = self.incoming
-        return DecodeTimings(
-            wait_seconds=incoming.read_started - incoming.arrived,
-            transfer_seconds=incoming.read_ended - incoming.read_started,
-            decode_seconds=now - self.admitted,
-            moved_bytes=incoming.moved_bytes,
-            moved_pages=incoming.moved_pages,
-        )
 
 
 class Decoder:
@@ -96,38 +79,34 @@ class Decoder:
 
         Raises HandoffRefused for another model, DoesNotFit, Overloaded (but not for a request that comes back).
         """
-        self._check(request, handoff)
-        now = self._clock.now()
-        sequence = Sequence(request, self._text, self._eos_token_ids, now)
-        with_drafter = self._has_drafter_part(handoff)
-        if with_drafter:
-            sequence.drafter_row = row_from(handoff.drafter_row)
-        else:
-            sequence.context_from = handoff.num_tokens
-            self._note_stranger(handoff)
-        incoming = Incoming(
-            handoff=handoff,
-            sequence=sequence,
-            arrived=now,
-            renew_at=now + handoff.lease_seconds / 3,
-            deadline=now + handoff.lease_seconds,
-            with_drafter=with_drafter,
-        )
-        self._counters.requests += 1
-        self._counters.tokens += 1
-        chunk = sequence.commit([handoff.first])
-        if chunk.finish is None:
+        self._check_model(handoff)
+        self.check(request)
+        if self._inbox.waiting >= self._config.max_waiting and not request.generated:
+            waiting = f"decode.max_waiting: {self._inbox.waiting} handoffs wait already"
+            raise Overloaded(waiting, retry_seconds=1.0)
+        incoming = self._begun(request, handoff)
+        if incoming.sequence.finish is None:
             self._inbox.add(incoming)
         else:
             self._inbox.decline(incoming)
-            chunk = replace(
-                chunk,
-                timings=DecodeTimings(
-                    wait_seconds=0.0, transfer_seconds=0.0, decode_seconds=0.0, moved_bytes=0, moved_pages=0
-                ),
-                acceptance=Acceptance(),
-            )
-        self._first_chunks.append(chunk)
+
+    def adopt(self, request: Request, handoff: Handoff, tables: Tables) -> None:
+        """Take over a request that was prefilled in the very pages of this engine: they change hands as they are.
+        It has passed `check`, and a prompt that left with it made a seat free."""
+        incoming, now = self._begun(request, handoff), self._clock.now()
+        incoming.read_started = incoming.read_ended = now
+        incoming.sequence.tables = tables
+        if incoming.sequence.finish is None:
+            self._join(incoming, now)
+        else:
+            self._pages.release(tables)
+
+    def check(self, request: Request) -> None:
+        """Raises DoesNotFit if the request needs more pages than there are."""
+        reach = request.max_total_tokens + self._rounds.drafter.block_length
+        demand = self._pages.demand(reach, self._step_tokens)
+        if shortfall := self._pages.shortfall(demand):
+            raise DoesNotFit(f"max_tokens: {request.max_total_tokens} tokens in all, {shortfall} (decode.cache_bytes)")
 
     def cancel(self, request_id: str) -> None:
         """Forget a request in whatever state it is, and free its pages. Unknown ids are fine."""
@@ -177,13 +156,10 @@ class Decoder:
         self._first_chunks = []
         now = self._clock.now()
         events += [self._late(sequence) for sequence in (*self._schedule.overdue(now), *self._inbox.overdue(now))]
-        room = self._schedule.max_requests - len(self._schedule.running)
-        admitted, ended = self._inbox.poll(room, spare_tokens=self._step_tokens + self._pages.layout.page_tokens)
+        admitted, ended = self._inbox.poll(self.spare_tokens)
         self._counters.failed += len(ended)
         for incoming in admitted:
-            self._schedule.join(incoming.sequence)
-            self._schedule.publish(incoming.sequence)
-            self._arrivals[incoming.sequence.id] = Arrival(incoming, now)
+            self._join(incoming, now)
         return events + ended
 
     def warm_up(self) -> None:
@@ -195,6 +171,16 @@ class Decoder:
             block = self._rounds.draft(batch, self._step_tokens - 1)
             self._rounds.verify(batch, block, [block.length])
             self._pages.release(sequence.tables)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing here has pages, or waits for some."""
+        return not self._schedule.running and not len(self._inbox)
+
+    @property
+    def spare_tokens(self) -> int:
+        """What a new request needs room for besides its own tokens, so that it is not preempted at once."""
+        return self._step_tokens + self._pages.layout.page_tokens
 
     def next_deadline(self) -> float | None:
         """When `step` wants to be called next, on the clock; None if nothing is under way."""
@@ -230,27 +216,51 @@ class Decoder:
     def assert_consistent(self) -> None:
         """Every page is in one state; with nothing under way, all are free."""
         self._pages.assert_consistent()
-        if not self._schedule.running and not len(self._inbox):
+        if self.idle:
             self._pages.assert_idle()
             assert not self._arrivals, f"requests that ended are still remembered: {list(self._arrivals)}"
 
     def _has_drafter_part(self, handoff: Handoff) -> bool:
-        """Whether its pages hold the context of the very drafter that drafts here."""
-        return self._drafter_fingerprint is not None and handoff.drafter_fingerprint == self._drafter_fingerprint
+        """Whether its pages hold the context of the very drafter that drafts here, if one does."""
+        return self._drafter_fingerprint in (None, handoff.drafter_fingerprint)
 
-    def _check(self, request: Request, handoff: Handoff) -> None:
+    def _begun(self, request: Request, handoff: Handoff) -> Incoming:
+        """The request after its first token, which is as good as said."""
+        now = self._clock.now()
+        sequence = Sequence(request, self._text, self._eos_token_ids, now)
+        with_drafter = self._has_drafter_part(handoff)
+        if with_drafter:
+            sequence.drafter_row = row_from(handoff.drafter_row)
+        else:
+            sequence.context_from = handoff.num_tokens
+            self._note_stranger(handoff)
+        self._counters.requests += 1
+        self._counters.tokens += 1
+        chunk = sequence.commit([handoff.first])
+        if chunk.finish is not None:
+            chunk = replace(chunk, timings=NO_TIME, acceptance=Acceptance())
+        self._first_chunks.append(chunk)
+        return Incoming(
+            handoff=handoff,
+            sequence=sequence,
+            arrived=now,
+            renew_at=now + handoff.lease_seconds / 3,
+            deadline=now + handoff.lease_seconds,
+            with_drafter=with_drafter,
+        )
+
+    def _join(self, incoming: Incoming, now: float) -> None:
+        """Its pages are here: it takes part in the next step."""
+        self._schedule.join(incoming.sequence)
+        self._schedule.publish(incoming.sequence)
+        self._arrivals[incoming.sequence.id] = Arrival(incoming, now)
+
+    def _check_model(self, handoff: Handoff) -> None:
         theirs, ours = handoff.target_fingerprint, self._fingerprint
         differ = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
         if differ:
             parts = [f"{key}: prefill has {theirs.get(key)}, decode {ours.get(key)}" for key in differ]
             raise HandoffRefused("the pools serve different models; " + "; ".join(parts))
-        reach = request.max_total_tokens + self._rounds.drafter.block_length
-        demand = self._pages.demand(reach, self._step_tokens)
-        if shortfall := self._pages.shortfall(demand):
-            raise DoesNotFit(f"max_tokens: {request.max_total_tokens} tokens in all, {shortfall} (decode.cache_bytes)")
-        if self._inbox.waiting >= self._config.max_waiting and not request.generated:
-            waiting = f"decode.max_waiting: {self._inbox.waiting} handoffs wait already"
-            raise Overloaded(waiting, retry_seconds=1.0)
 
     def _make_room(self) -> list[Event]:
         """Pages for the next step; who had to leave for them goes back to the gateway."""
@@ -297,8 +307,6 @@ class Decoder:
     def _note_stranger(self, handoff: Handoff) -> None:
         """Count a handoff whose pages lack this drafter's part, and log it once for each drafter that a peer has."""
         ours, theirs = self._drafter_fingerprint, handoff.drafter_fingerprint
-        if ours is None:
-            return
         self._counters.handoffs_without_context += 1
         if theirs in self._strangers:
             return

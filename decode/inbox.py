@@ -9,7 +9,7 @@ from engine.clock import Clock
 from engine.config import DecodeConfig
 from engine.errors import HandoffLost
 from engine.facts import Counters
-from engine.pages import Pages, Tables
+from engine.pages import Pages, Precedence, Tables
 from engine.transfer import Message, PageRead, ReadState, Transfer, Verb
 from engine.types import Ended
 
@@ -33,6 +33,7 @@ class Inbox:
         self.reads = self.reads_lost = 0
         self.moved_bytes = self.moved_pages = 0
         self.transfer_seconds = 0.0
+        pages.line.join(self)
 
     def __len__(self) -> int:
         return len(self._incoming)
@@ -46,6 +47,23 @@ class Inbox:
         """Requests that have pages and do not run yet."""
         with_pages = (P.READING, P.RELEASING, P.ADMITTED)
         return [incoming.sequence for incoming in self._incoming.values() if incoming.phase in with_pages]
+
+    @property
+    def seated(self) -> int:
+        return len(self.coming)
+
+    @property
+    def first_waiting(self) -> Precedence | None:
+        waiting = (i.sequence.precedence for i in self._incoming.values() if i.phase == P.WAITING)
+        return min(waiting, default=None)
+
+    @property
+    def last_seated(self) -> None:
+        """Bytes may still arrive in their pages: none can give them up at once."""
+        return None
+
+    def evict_last(self) -> None:
+        raise AssertionError("nobody here can leave at once")
 
     def add(self, incoming: Incoming) -> None:
         self._transfer.connect(incoming.handoff.agents[0])
@@ -71,8 +89,8 @@ class Inbox:
             self.cancel(sequence.id)
         return late
 
-    def poll(self, room: int, spare_tokens: int) -> tuple[list[Incoming], list[Ended]]:
-        """Take messages, look at reads and start up to `room` more, less those already on their way.
+    def poll(self, spare_tokens: int) -> tuple[list[Incoming], list[Ended]]:
+        """Take messages, look at reads and start more, as many as may hold pages yet.
 
         Returns the handoffs whose pages are ours now, and the requests that lost theirs. `spare_tokens`: what a new
         request needs room for besides its own tokens, so that it is not preempted at once.
@@ -80,7 +98,7 @@ class Inbox:
         self._take_answers()
         for incoming in list(self._incoming.values()):
             self._watch(incoming)
-        self._start(room, spare_tokens)
+        self._start(spare_tokens)
         admitted = [incoming for incoming in self._incoming.values() if incoming.phase == P.ADMITTED]
         for incoming in admitted:
             del self._incoming[incoming.handoff.nonce]
@@ -112,10 +130,13 @@ class Inbox:
             incoming.renew_at = now + incoming.handoff.lease_seconds / 3
             self._say(incoming, Verb.RENEW)
 
-    def _start(self, room: int, spare_tokens: int) -> None:
+    def _start(self, spare_tokens: int) -> None:
         """Post the reads of waiting handoffs by precedence; the first that does not fit holds up the rest."""
+        room = self._config.max_requests - self._pages.line.seated
         waiting = [incoming for incoming in self._incoming.values() if incoming.phase == P.WAITING]
-        for incoming in sorted(waiting, key=lambda i: i.sequence.precedence)[: room - len(self.coming)]:
+        for incoming in sorted(waiting, key=lambda i: i.sequence.precedence)[: max(0, room)]:
+            if not self._pages.line.is_next(incoming.sequence.precedence):
+                return
             if not self._take_pages(incoming, spare_tokens):
                 return
             self._apply(incoming, E.ROOM)

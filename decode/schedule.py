@@ -10,7 +10,7 @@ from engine.config import DecodeConfig
 from engine.drafters import Anchor, DraftBlock, Rows
 from engine.edits import Draw, Edits
 from engine.errors import ModelFailure
-from engine.pages import Pages
+from engine.pages import Pages, Precedence
 from engine.sampling import NO_TOKEN, SamplingBatch
 from engine.types import Chunk, Drawn, Ended
 
@@ -140,6 +140,26 @@ class DecodeSchedule:
         self._eos_token_ids = eos_token_ids
         self.max_requests = config.max_requests
         self.running: dict[str, Sequence] = {}
+        self._evicted: list[Sequence] = []
+        pages.line.join(self)
+
+    @property
+    def seated(self) -> int:
+        return len(self.running)
+
+    @property
+    def first_waiting(self) -> Precedence | None:
+        return None
+
+    @property
+    def last_seated(self) -> Precedence | None:
+        return next(reversed(self.running.values())).precedence if self.running else None
+
+    def evict_last(self) -> None:
+        """The last in line leaves; `make_room` will tell."""
+        last = next(reversed(self.running.values()))
+        self.remove(last.id)
+        self._evicted.append(last)
 
     def join(self, sequence: Sequence) -> None:
         """Take in a request whose pages are here."""
@@ -147,19 +167,19 @@ class DecodeSchedule:
         self.running = dict(sorted(self.running.items(), key=lambda item: item[1].precedence))
 
     def make_room(self, coming: Iterable[Sequence] = ()) -> list[Sequence]:
-        """Take every request's pages for the next step; returns those that had to leave for it.
+        """Take every request's pages for the next step; returns those that had to leave for it, or for another tenant.
 
         The last one waits instead if one behind it is still `coming`, with pages of its own: that one will leave.
         """
-        preempted = []
         for sequence in list(self.running.values()):
             while sequence.id in self.running and not self._has_pages(sequence):
-                last = next(reversed(self.running.values()))
-                if last is sequence and any(one.precedence > last.precedence for one in coming):
+                last = self._pages.line.last()
+                alone = last is self and next(reversed(self.running)) == sequence.id
+                if alone and any(one.precedence > sequence.precedence for one in coming):
                     break
-                self.remove(last.id)
-                preempted.append(last)
-        return preempted
+                last.evict_last()
+        evicted, self._evicted = self._evicted, []
+        return evicted
 
     def next(self) -> DecodeBatch:
         """Every request that has its pages."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.drafters import Anchor
 from engine.facts import Acceptance
-from engine.pages import Pages, Tables
+from engine.pages import Pages, Precedence, Tables
 from engine.text import StopStrings, Text, TextStream
 from engine.types import Chunk, Drawn, FinishReason, Request, Sampling, StopRules
 
@@ -41,7 +41,7 @@ class Sequence:
         return self.request.id
 
     @property
-    def precedence(self) -> tuple[int, float]:
+    def precedence(self) -> Precedence:
         return self.request.precedence(self.arrived)
 
     @property

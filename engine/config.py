@@ -139,6 +139,9 @@ class DecodeConfig(EngineConfig):
     record: Path | None = None
     """A directory where each replica writes a file of what every step drafted, verified, accepted and took
     (decode/record.py). None: nothing is written."""
+    local_chunk_tokens: Annotated[int, Field(ge=0)] = 64
+    """Tokens of prompts that are prefilled in this pool itself, computed between two decode steps: running answers
+    wait as long. 0: this pool prefills nothing."""
     answer_seconds: Seconds = 10.0
     """How long a release may go unanswered before the handoff counts as lost."""
     read_seconds: Seconds = 60.0

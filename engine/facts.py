@@ -212,3 +212,5 @@ class ReplicaStats:
     moved_bytes: int = 0
     moved_pages: int = 0
     transfer_seconds: float = 0.0
+    local_prefills: int = 0
+    local_tokens: int = 0

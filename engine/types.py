@@ -147,6 +147,10 @@ class Request:
         penalties = s.repetition_penalty != 1.0 or s.presence_penalty != 0.0 or s.frequency_penalty != 0.0
         return penalties or bool(s.logit_bias or s.bad_words) or self.stop.min_tokens > 0
 
+    def aged(self, seconds: float) -> "Request":
+        """The same request as it is so many seconds later."""
+        return replace(self, age_seconds=self.age_seconds + seconds, seconds_left=self.seconds_left - seconds)
+
     def resumed(self, new_tokens: tuple[int, ...]) -> "Request":
         """The same request, to be prefilled again after the client has seen `new_tokens` more."""
         return replace(self, generated=self.generated + new_tokens)

@@ -1,6 +1,7 @@
-"""From a configuration to the parts of a pool, and both pools in one process."""
+"""From a configuration to the parts of a pool, both engines over the same pages, and both pools in one process."""
 
 from local.build import Builder
+from local.joint import Joint
 from local.pair import Pair
 
-__all__ = ["Builder", "Pair"]
+__all__ = ["Builder", "Joint", "Pair"]

@@ -16,11 +16,12 @@ from decode.theta import StepSeconds
 from decode.verify import Acceptor, Exact, Synthetic
 from engine.backend import TorchBackend
 from engine.clock import Clock, MonotonicClock
-from engine.config import Config, DecodeConfig, EngineConfig
+from engine.config import Config, DecodeConfig, EngineConfig, PrefillConfig
 from engine.drafters import Drafter, NoDrafter
 from engine.drafters.load import load_drafter
 from engine.errors import ConfigError
 from engine.facts import ModelFacts
+from engine.local_transfer import LocalTransfer, LocalWire
 from engine.machine import device_name
 from engine.models import LoadedModel, load_model
 from engine.models.preflight import free_memory, gib
@@ -28,6 +29,7 @@ from engine.pages import CacheLayout, Pages, PageStore
 from engine.steptime import ProfiledTimes
 from engine.text import Text
 from engine.transfer import Transfer
+from local.joint import Joint
 from prefill.prefiller import Prefiller
 
 MakeTransfer = Callable[[str, PageStore], Transfer]
@@ -88,14 +90,53 @@ class Builder:
         pool = pool or self.config.default_pool
         section = self.config.decode[pool]
         pages = self._pages(section, step_tokens=1 + self.block_length)
+        return self._decoder(name, transfer, text, clock or MonotonicClock(), pool, self._rounds(section, pages), pages)
+
+    def joint(
+        self, name: str, transfer: MakeTransfer, text: Text, clock: Clock | None = None, pool: str | None = None
+    ) -> Joint:
+        """The same, with a prefill engine over its pages."""
+        pool, clock = pool or self.config.default_pool, clock or MonotonicClock()
+        section = self.config.decode[pool]
+        pages = self._pages(section, step_tokens=max(1 + self.block_length, section.local_chunk_tokens))
         rounds = self._rounds(section, pages)
+        decoder = self._decoder(name, transfer, text, clock, pool, rounds, pages)
+        prefiller = Prefiller(
+            pages=pages,
+            backend=rounds.backend,
+            drafter=rounds.drafter,
+            transfer=LocalTransfer(name, pages.store, LocalWire()),  # nobody reads what is here already
+            clock=clock,
+            config=PrefillConfig(
+                chunk_tokens=section.local_chunk_tokens,
+                max_requests=section.max_requests,
+                max_waiting=section.max_waiting,
+            ),
+            poll_seconds=self.config.transfer.poll_seconds,
+            fingerprint=self.fingerprint,
+            drafter_fingerprint=self.drafter_fingerprint,
+            eos_token_ids=self.model.eos_token_ids,
+            section="decode",
+            spare_tokens=decoder.spare_tokens,
+        )
+        return Joint(pages, prefiller, decoder)
+
+    def decode_engine(self, name: str, transfer: MakeTransfer, text: Text, pool: str) -> Decoder | Joint:
+        """What a replica of `pool` runs: it prefills, too, if `local_chunk_tokens` says so."""
+        make = self.joint if self.config.decode[pool].local_chunk_tokens else self.decoder
+        return make(name, transfer, text, pool=pool)
+
+    def _decoder(
+        self, name: str, transfer: MakeTransfer, text: Text, clock: Clock, pool: str, rounds: Round, pages: Pages
+    ) -> Decoder:
+        section = self.config.decode[pool]
         return Decoder(
             pages=pages,
             rounds=rounds,
             planner=self._planner(section, rounds, pages, text),
             recorder=self._recorder(section, pool, name, rounds.acceptor),
             transfer=transfer(name, pages.store),
-            clock=clock or MonotonicClock(),
+            clock=clock,
             text=text,
             config=section,
             poll_seconds=self.config.transfer.poll_seconds,

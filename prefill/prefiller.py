@@ -20,7 +20,7 @@ from engine.edits import Draw, Edits
 from engine.errors import DeadlineExceeded, DoesNotFit, HandoffLost, ModelFailure, Overloaded
 from engine.facts import Counters, ReplicaStats
 from engine.machine import peak_bytes
-from engine.pages import Pages
+from engine.pages import Pages, Tables
 from engine.sampling import NO_TOKEN, SamplingBatch, sample
 from engine.transfer import Message, Transfer, Verb
 from engine.types import Drawn, Ended, Event, Handoff, PrefillTimings, Request, Sampling, StopRules
@@ -45,7 +45,11 @@ class Prefiller:
         fingerprint: dict[str, str],
         drafter_fingerprint: dict[str, str] | None,
         eos_token_ids: tuple[int, ...],
+        section: str = "prefill",
+        spare_tokens: int = 0,
     ) -> None:
+        """`section` of the configuration is what errors name. `spare_tokens`: what a prompt needs room for besides
+        its own tokens before it starts."""
         self._pages = pages
         self._backend = backend
         self._drafter = drafter
@@ -53,6 +57,7 @@ class Prefiller:
         self._clock = clock
         self._max_waiting = config.max_waiting
         self._pace = Pace(config.chunk_tokens)
+        self._section = section
         self._poll_seconds = poll_seconds
         self._fingerprint = fingerprint
         self._drafter_fingerprint = drafter_fingerprint
@@ -60,7 +65,7 @@ class Prefiller:
         self._counters = Counters()
         self._computing = Stopwatch()
         self._schedule = PromptSchedule(
-            pages, config.chunk_tokens, config.max_requests, self._counters, drafter.keeps_rows
+            pages, config.chunk_tokens, config.max_requests, self._counters, drafter.keeps_rows, spare_tokens
         )
         self._leases = LeaseTable(config.lease_seconds)
 
@@ -69,9 +74,10 @@ class Prefiller:
         if too many wait."""
         demand = self._pages.demand(request.num_tokens, self._schedule.chunk_tokens)
         if shortfall := self._pages.shortfall(demand):
-            raise DoesNotFit(f"prompt: {request.num_tokens} tokens {shortfall} (prefill.cache_bytes)")
+            raise DoesNotFit(f"prompt: {request.num_tokens} tokens {shortfall} ({self._section}.cache_bytes)")
         if len(self._schedule.waiting) >= self._max_waiting and not request.generated:
-            raise Overloaded(f"prefill.max_waiting: {self._max_waiting} prompts wait already", retry_seconds=1.0)
+            waiting = f"{self._section}.max_waiting: {self._max_waiting} prompts wait already"
+            raise Overloaded(waiting, retry_seconds=1.0)
         self._schedule.add(Prompt(request, arrived=self._clock.now()))
         self._counters.requests += 1
 
@@ -83,6 +89,12 @@ class Prefiller:
         elif lease := self._leases.cancel(request_id):
             self._pages.release(lease.tables)
             self._counters.cancelled += 1
+
+    def surrender(self, handoff: Handoff) -> Tables:
+        """End the lease of a handoff that was just offered, for an engine over the same pages: they are its own now."""
+        lease = self._leases.release(handoff.nonce, self._clock.now())
+        assert lease is not None, f"the lease of {handoff.request_id} is not held"
+        return lease.tables
 
     def step(self) -> list[Event]:
         """Answer readers, let leases and requests expire, and put one chunk of tokens through the model."""
@@ -106,7 +118,7 @@ class Prefiller:
         """One whole chunk and one single token, so that no request pays for first times; and again, to see what they
         take."""
         capacity = min(pool.num_pages for pool in self._pages.pools.values()) * self._pages.layout.page_tokens
-        chunk_tokens = min(self._schedule.chunk_tokens, capacity)
+        chunk_tokens = min(self._schedule.chunk_tokens, capacity - 1)  # the first token counts, too
         for num_tokens in (chunk_tokens, 1, chunk_tokens, 1):
             self._pages.forget_cached()
             request = Request(
@@ -124,10 +136,15 @@ class Prefiller:
         self._pages.forget_cached()
         self._counters.reset()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing here has pages."""
+        return not self._schedule.running and not self._leases
+
     def next_deadline(self) -> float | None:
         """When `step` wants to be called next, on the clock; None if nothing is under way."""
         now = self._clock.now()
-        if self._schedule.running or (self._schedule.waiting and not self._leases):
+        if self._schedule.running or (self._schedule.waiting and not self._leases and not self._pages.line.seated):
             return now
         return now + self._poll_seconds if self._leases or self._schedule.waiting else None
 
@@ -152,7 +169,7 @@ class Prefiller:
     def assert_consistent(self) -> None:
         """Every page is in one state; with nothing under way, all are free."""
         self._pages.assert_consistent()
-        if not self._schedule.running and not self._leases:
+        if self.idle:
             self._pages.assert_idle()
 
     def _answer(self) -> list[Event]:

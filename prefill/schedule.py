@@ -1,7 +1,8 @@
 """Which prompts get how many tokens of a step: by precedence, under one token budget.
 
 A prompt runs once there is room for all its pages, those of running prompts counted before; so a prompt that runs
-gets its pages, except that window pages which others share come back late: then the last in line starts again.
+gets its pages, except that window pages which others share come back late, and that answers which run over the same
+pages grow: then the last in line starts again.
 """
 
 from bisect import insort
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from engine.batch import Row
 from engine.facts import Counters
-from engine.pages import Pages, Tables
+from engine.pages import Pages, Precedence, Tables
 from engine.types import Request
 
 
@@ -37,7 +38,7 @@ class Prompt:
         return self.request.num_tokens - self.computed
 
     @property
-    def precedence(self) -> tuple[int, float]:
+    def precedence(self) -> Precedence:
         return self.request.precedence(self.arrived)
 
     @property
@@ -73,18 +74,43 @@ class PromptChunk:
 
 
 class PromptSchedule:
-    """Prompts that wait and prompts that run, each in the order of precedence."""
+    """Prompts that wait and prompts that run, each in the order of precedence. To start, a prompt needs room for
+    `spare_tokens` more than its own. No more than `max_requests` hold pages at once, those of other tenants counted."""
 
     def __init__(
-        self, pages: Pages, chunk_tokens: int, max_requests: int, counters: Counters, keeps_rows: bool
+        self,
+        pages: Pages,
+        chunk_tokens: int,
+        max_requests: int,
+        counters: Counters,
+        keeps_rows: bool,
+        spare_tokens: int = 0,
     ) -> None:
         self._pages = pages
+        self._spare_tokens = spare_tokens
         self._keeps_rows = keeps_rows
         self.chunk_tokens = chunk_tokens
         self.max_requests = max_requests
         self._counters = counters
         self.waiting: list[Prompt] = []
         self.running: list[Prompt] = []
+        pages.line.join(self)
+
+    @property
+    def seated(self) -> int:
+        return len(self.running)
+
+    @property
+    def first_waiting(self) -> Precedence | None:
+        return self.waiting[0].precedence if self.waiting else None
+
+    @property
+    def last_seated(self) -> Precedence | None:
+        return self.running[-1].precedence if self.running else None
+
+    def evict_last(self) -> None:
+        """The last in line starts again later."""
+        self._restart(self.running[-1])
 
     def add(self, prompt: Prompt) -> None:
         insort(self.waiting, prompt, key=lambda p: p.precedence)
@@ -128,9 +154,13 @@ class PromptSchedule:
         room = True
         for prompt in merge(list(self.running), list(self.waiting), key=lambda p: p.precedence):
             if prompt in self.waiting:
-                room = room and len(self.running) < self.max_requests and self._start(prompt, now)
+                room = room and self._is_next(prompt) and self._start(prompt, now)
             if prompt.tables is not None:
                 yield prompt
+
+    def _is_next(self, prompt: Prompt) -> bool:
+        line = self._pages.line
+        return line.seated < self.max_requests and line.is_next(prompt.precedence)
 
     def _start(self, prompt: Prompt, now: float) -> bool:
         """Begin with the pages that are here already, if there is room for the rest."""
@@ -167,20 +197,24 @@ class PromptSchedule:
         return tables, 0 if self._keeps_rows else self._pages.reuse(tables, request.tokens[:-1])
 
     def _needed(self, prompt: Prompt, tables: Tables) -> dict[str, int]:
-        """Pages that a prompt may take yet."""
-        most = self._pages.demand(prompt.request.num_tokens, self.chunk_tokens)
-        missing = self._pages.missing(tables, prompt.request.num_tokens)
+        """Pages that a prompt may take yet, those for what it will say at first included."""
+        request = prompt.request
+        num_tokens = min(request.num_tokens + self._spare_tokens, request.max_total_tokens)
+        most = self._pages.demand(num_tokens, self.chunk_tokens)
+        missing = self._pages.missing(tables, num_tokens)
         return {n: min(missing[n], most[n] - len(table.page_ids)) for n, table in tables.groups.items()}
 
     def _has_pages(self, chunk: PromptChunk) -> bool:
-        """Take the chunk's pages; while there are too few, the last in line gives back all of its own."""
+        """Take the chunk's pages; while there are too few, the last in line gives back all of its own. False: that is
+        this one, which keeps them and waits."""
         prompt = chunk.prompt
         assert prompt.tables is not None
         self._pages.trim(prompt.tables, prompt.computed)
         while not self._pages.extend(prompt.tables, chunk.end):
-            if self.running[-1] is prompt:
+            last = self._pages.line.last()
+            if last is self and self.running[-1] is prompt:
                 return False
-            self._restart(self.running[-1])
+            last.evict_last()
         return True
 
     def _restart(self, prompt: Prompt) -> None:

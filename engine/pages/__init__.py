@@ -2,9 +2,11 @@
 
 layout.py  what one page holds, byte by byte       pool.py   who holds which page (no storage)
 store.py   the bytes, and a slab for each layer    table.py  one request's pages, and `Pages`, which joins all
+line.py    who gets pages next, and who gives them up
 """
 
 from engine.pages.layout import CacheLayout, Entry, PageGroup
+from engine.pages.line import Line, Precedence, Tenant
 from engine.pages.pool import PagePool
 from engine.pages.store import PageStore, Slab
 from engine.pages.table import Pages, PageTable, Tables
@@ -12,11 +14,14 @@ from engine.pages.table import Pages, PageTable, Tables
 __all__ = [
     "CacheLayout",
     "Entry",
+    "Line",
     "PageGroup",
     "PagePool",
     "PageStore",
     "PageTable",
     "Pages",
+    "Precedence",
     "Slab",
     "Tables",
+    "Tenant",
 ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from engine.facts import PageCounts
 from engine.pages.layout import CacheLayout, PageGroup
+from engine.pages.line import Line
 from engine.pages.pool import PagePool
 from engine.pages.prefix import PageName, PrefixNames
 from engine.pages.store import PageStore
@@ -69,12 +70,14 @@ class Tables:
 
 
 class Pages:
-    """The pages of one replica. `sharing`: whether requests with the same prefix share them."""
+    """The pages of one replica, and the `line` of those who want them. `sharing`: whether requests with the same prefix
+    share them."""
 
     def __init__(self, layout: CacheLayout, store: PageStore, sharing: bool = True) -> None:
         self.layout = layout
         self.store = store
         self.pools = {name: PagePool(store.num_pages[name]) for name in layout.groups}
+        self.line = Line()
         self._sharing = sharing
         self._quarantine: dict[str, dict[str, list[int]]] = {}
         self._settle: Callable[[], None] | None = None

@@ -1,0 +1,26 @@
+"""How long a request took to get here: from its handoff to its last token."""
+
+from dataclasses import dataclass
+
+from decode.reads import Incoming
+from engine.types import DecodeTimings
+
+NO_TIME = DecodeTimings(wait_seconds=0.0, transfer_seconds=0.0, decode_seconds=0.0, moved_bytes=0, moved_pages=0)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """When the stations of a running request were passed, on the engine's clock."""
+
+    incoming: Incoming
+    admitted: float
+
+    def timings(self, now: float) -> DecodeTimings:
+        incoming = self.incoming
+        return DecodeTimings(
+            wait_seconds=incoming.read_started - incoming.arrived,
+            transfer_seconds=incoming.read_ended - incoming.read_started,
+            decode_seconds=now - self.admitted,
+            moved_bytes=incoming.moved_bytes,
+            moved_pages=incoming.moved_pages,
+        )
