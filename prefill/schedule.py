@@ -194,6 +194,7 @@ class PromptSchedule:
         if self._pages.own_last_page(tables):
             return tables, known - 1
         self._pages.release(tables)
+        tables = self._pages.open(request.id, request.cache_salt)
         return tables, 0 if self._keeps_rows else self._pages.reuse(tables, request.tokens[:-1])
 
     def _needed(self, prompt: Prompt, tables: Tables) -> dict[str, int]:

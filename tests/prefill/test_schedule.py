@@ -15,10 +15,10 @@ FULL = Entry(layer=0, name="k", shape=(1,), dtype=torch.float32)
 SLIDING = replace(FULL, layer=1, window=WINDOW)
 
 
-def schedule(num_pages: int = 50, max_requests: int = 10) -> PromptSchedule:
+def schedule(num_pages: int = 50, max_requests: int = 10, keeps_rows: bool = False) -> PromptSchedule:
     layout = CacheLayout.of([FULL], PAGE_TOKENS)
     pages = Pages(layout, PageStore(layout, {"full": num_pages}, torch.device("cpu")))
-    return PromptSchedule(pages, chunk_tokens=40, max_requests=max_requests, counters=Counters(), keeps_rows=False)
+    return PromptSchedule(pages, 40, max_requests, Counters(), keeps_rows)
 
 
 def prompt(name: str, tokens: int, last: int = 1, arrived: float = 0.0) -> Prompt:
@@ -145,6 +145,26 @@ def test_a_prompt_waits_for_window_pages_that_a_lease_holds() -> None:
 
     assert step(prompts) == {"a": 16}
     assert prompts._counters.preempted == 0
+
+
+@pytest.mark.parametrize("keeps_rows", [False, True])
+def test_a_known_prompt_starts_from_nothing_when_its_last_page_cannot_be_copied(keeps_rows: bool) -> None:
+    """It once began with pages that it had given back, and gave them back again at its end."""
+    prompts = schedule(num_pages=3, keeps_rows=keeps_rows)
+    one, pages = prompt("a", 32), prompts._pages
+    tables = pages.open("before")
+    assert pages.extend(tables, 48)
+    pages.publish(tables, one.request.tokens, 32)
+    prompts.add(one)
+    assert step(prompts) == {}
+    pages.release(tables)
+
+    while one.remaining:
+        assert step(prompts)
+
+    assert one.tables is not None
+    pages.release(one.tables)
+    pages.assert_idle()
 
 
 def test_an_urgent_prompt_does_not_start_on_pages_that_a_running_one_will_need() -> None:

@@ -1,0 +1,80 @@
+"""A prefill engine, and a decode engine that prefills as well: requests go either way."""
+
+from typing import Any
+
+from engine.config import Config
+from engine.errors import SparkpoolError
+from engine.transfer import new_agent_name
+from engine.types import Event, Handoff, Request
+from local import Joint, Pair
+from tests.local.rig import Rig
+
+
+class MixedPair(Pair):
+    """`Pair`, whose decode engine can take a request without a handoff. Who came so comes so again."""
+
+    decoder: Any
+
+    def __init__(self, config: Config, *arguments: Any, **named: Any) -> None:
+        super().__init__(config, *arguments, **named)
+        self.joint: Joint = self.builder.joint(new_agent_name("decode"), self._join, self.text, self.clock)
+        self.decoder = self.joint
+        self.served: set[str] = set()
+        self.handoffs: dict[str, Handoff] = {}
+
+    def serve(self, request: Request) -> None:
+        """Check a request, and let decode prefill it."""
+        request.check(self.builder.facts)
+        self.served.add(request.id)
+        self.joint.serve(request)
+        self.requests[request.id] = request
+
+    def generate(self, requests: list[Request], served: bool = True) -> dict[str, list[int]]:
+        """Several at once, all without a handoff; or every second one, beginning with the first."""
+        for i, request in enumerate(requests):
+            if served or i % 2 == 0:
+                self.serve(request)
+            else:
+                self.add(request)
+        self.run()
+        if self.errors:
+            raise next(iter(self.errors.values()))
+        return {r.id: [t for chunk in self.chunks[r.id] for t in chunk.tokens] for r in requests}
+
+    def take(self, events: list[Event]) -> list[Event]:
+        self.handoffs |= {event.request_id: event for event in events if isinstance(event, Handoff)}
+        return super().take(events)
+
+    def _again(self, request_id: str) -> None:
+        if request_id not in self.served:
+            super()._again(request_id)
+            return
+        request = self.requests.pop(request_id)
+        said = tuple(token for chunk in self.chunks[request_id] for token in chunk.tokens)
+        try:
+            self.serve(request.resumed(said[len(request.generated) :]))
+        except SparkpoolError as error:
+            self.errors[request_id] = error
+
+
+class MixedRig(Rig, MixedPair):
+    """The same, with time and the wire in the test's hand."""
+
+    def phases(self) -> dict[str, str]:
+        return {i.sequence.id: str(i.phase) for i in self.joint.decoder._inbox._incoming.values()}
+
+    def decoding(self, name: str) -> bool:
+        return name in self.joint.decoder._schedule.running
+
+    def prefilling(self, name: str) -> bool:
+        """Whether decode has begun with its prompt."""
+        return any(p.request.id == name for p in self.joint.prefiller._schedule.running)
+
+    def waiting(self, name: str) -> bool:
+        """Whether its prompt waits in decode."""
+        return any(p.request.id == name for p in self.joint.prefiller._schedule.waiting)
+
+    @property
+    def total(self) -> int:
+        """Pages of the whole context in decode."""
+        return self.joint.stats().pages["full"].total

@@ -1,0 +1,345 @@
+"""A decode engine that prefills some requests itself: what they say, what is told of them, and what is left."""
+
+import inspect
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from decode import Decoder
+from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL
+from engine.errors import DeadlineExceeded, DoesNotFit, ModelFailure, Overloaded
+from engine.local_transfer import LocalTransfer, LocalWire
+from engine.models import LoadedModel
+from engine.text import Text
+from engine.types import Chunk, Ended, Handoff, Request, Sampling, StopRules
+from local import Builder, Joint
+from tests.drafters import save_random_drafter
+from tests.local.mixed import MixedPair, MixedRig
+from tests.local.rig import config, prompt, request
+from tests.local.test_speculation import LENGTHS, SEEDED, asked, pair, pair_config
+from tests.oracle import Oracle, assert_same
+
+POISON = 299
+
+
+@pytest.fixture
+def make_mixed(qwen3_sliding: Path, sliding_model: LoadedModel) -> Any:
+    def make(**sections: dict[str, Any]) -> MixedRig:
+        return MixedRig(qwen3_sliding, sliding_model, **sections)
+
+    return make
+
+
+@pytest.fixture
+def rig(make_mixed: Any) -> MixedRig:
+    rig: MixedRig = make_mixed(decode={"local_chunk_tokens": 32})
+    return rig
+
+
+@pytest.fixture(scope="module", params=["qwen3", "deepseek_v3", "qwen3_sliding"])
+def target(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+@pytest.fixture(scope="module", params=["none", "dspark", "mtp"])
+def drafter(
+    request: pytest.FixtureRequest, target: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path | str | None:
+    if request.param == "mtp" and "qwen3" in target.name:
+        pytest.skip("Qwen3 checkpoints have no next-token layer")
+    made = {"none": None, "mtp": "mtp"}
+    return made[request.param] if request.param in made else save_random_drafter(target, tmp_path_factory.mktemp("d"))
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["all", "every second one"])
+@pytest.mark.parametrize("sampling", [Sampling(), SEEDED], ids=["greedy", "seeded"])
+def test_tokens_are_those_of_both_pools(
+    target: Path, drafter: Path | str | None, sampling: Sampling, served: bool
+) -> None:
+    expected = pair(target, None).generate(asked(sampling))
+    mixed = MixedPair(pair_config(target, drafter, {"fixed_drafts": 4, "local_chunk_tokens": 48}))
+
+    assert mixed.generate(asked(sampling), served) == expected
+
+    stats = mixed.joint.stats()
+    assert stats.local_prefills == (len(LENGTHS) if served else len(LENGTHS) // 2)
+    assert stats.local_tokens == sum(LENGTHS if served else LENGTHS[::2])
+    assert (stats.drafted > 0) == (drafter is not None)
+
+
+def test_tokens_are_those_of_the_oracle(target: Path) -> None:
+    answers = MixedPair(pair_config(target, None, {"local_chunk_tokens": 48})).generate(asked(Sampling()))
+
+    oracle = Oracle(target)
+    for one in asked(Sampling()):
+        assert assert_same(answers[one.id], *oracle.greedy(one.prompt, one.stop.max_tokens, eos=False)) == 0
+
+
+@pytest.mark.parametrize("drafter", [SHIPPED_DRAFTER, "mtp"], ids=["dspark", "mtp"])
+def test_drafts_are_as_good_as_after_a_handoff(drafter: Path | str) -> None:
+    """Step by step the same tokens are accepted: the drafter has its context, of prefixes that were found as well."""
+    text = Text.load(SHIPPED_MODEL).encode(inspect.getsource(json.decoder))
+    stop = StopRules(max_tokens=40, ignore_eos=True)
+    requests = [
+        Request(id=f"r{n}", prompt=tuple(text[:n]), sampling=Sampling(), stop=stop) for n in (150, 192, 65, 1, 256)
+    ]
+    settings = pair_config(SHIPPED_MODEL, drafter, {"fixed_drafts": 4, "local_chunk_tokens": 48})
+    handed, mixed = pair(SHIPPED_MODEL, drafter, {"fixed_drafts": 4}), MixedPair(settings)
+    for one in requests:
+        handed.generate([one])
+        mixed.generate([one])
+
+    for one in requests:
+        steps = [[len(chunk.tokens) for chunk in engines.chunks[one.id]] for engines in (handed, mixed)]
+        assert steps[0] == steps[1]
+    assert mixed.joint.stats().prefix_hit_tokens >= 64 + 128
+    assert mixed.joint.stats().accepted > 40, "hardly anything was accepted"
+
+
+def test_the_handoff_comes_first_and_says_what_the_other_pools_would(rig: MixedRig) -> None:
+    one = replace(request("r", tokens=100), prompt_logprobs=True)
+    rig.add(replace(one, id="handed"))
+    rig.run()
+    rig.events.clear()
+    rig.serve(one)
+    rig.run()
+
+    kinds = [type(event) for event in rig.events]
+    assert kinds == [Handoff] + [Chunk] * 5
+    local = rig.handoffs["r"]
+    assert local.prompt_logprobs == pytest.approx(rig.handoffs["handed"].prompt_logprobs, abs=1e-4)
+    assert len(local.prompt_logprobs) == 99
+    assert local.first.token == rig.handoffs["handed"].first.token
+    last = rig.chunks["r"][-1]
+    assert last.timings is not None
+    assert (last.timings.wait_seconds, last.timings.transfer_seconds) == (0.0, 0.0)
+    assert (last.timings.moved_bytes, last.timings.moved_pages) == (0, 0)
+    assert last.timings.decode_seconds == pytest.approx(0.003)
+    assert last.acceptance is not None and last.acceptance.steps == 4
+    assert local.timings.prefill_seconds == pytest.approx(0.003), "four chunks, and a poll between two of them"
+
+
+def test_its_pages_change_hands_as_they_are(rig: MixedRig) -> None:
+    rig.serve(request("r", tokens=100))
+    rig.until(lambda: rig.decoding("r"))
+
+    sequence = rig.joint.decoder._schedule.running["r"]
+    assert sequence.tables is not None
+    for name, span in rig.handoffs["r"].spans.items():
+        table = sequence.tables.groups[name]
+        assert (table.first_page, *table.page_ids[: len(span.page_ids)]) == (span.first_page, *span.page_ids)
+        assert rig.joint.stats().pages[name].held == len(table.page_ids), "a copy of them is held, too"
+    assert rig.joint.stats().moved_pages == rig.joint.stats().reads == 0
+    rig.run()
+
+
+@pytest.mark.parametrize("drafter", [False, True], ids=["no drafter", "drafter"])
+@pytest.mark.parametrize("first", ["handed over", "served"])
+def test_a_prefix_is_found_whichever_way_it_came(qwen3: Path, tmp_path: Path, first: str, drafter: bool) -> None:
+    source = save_random_drafter(qwen3, tmp_path) if drafter else None
+    mixed = MixedPair(pair_config(qwen3, source))
+    same = [replace(request(name), prompt=prompt("same", 150) + prompt(name, 20)) for name in ("a", "b")]
+    begin, then = (mixed.add, mixed.serve) if first == "handed over" else (mixed.serve, mixed.add)
+    begin(same[0])
+    mixed.run()
+    before = mixed.joint.stats()
+
+    then(same[1])
+    mixed.run()
+
+    after = mixed.joint.stats()
+    assert after.prefix_hit_tokens - before.prefix_hit_tokens == 128
+    if first == "handed over":
+        assert mixed.handoffs["b"].cached_tokens == 128
+        assert after.local_tokens - before.local_tokens == 170 - 128
+    else:
+        assert after.moved_pages - before.moved_pages == 1
+
+
+@pytest.mark.parametrize("max_tokens", [1, 9])
+def test_an_answer_may_end_with_its_first_token(rig: MixedRig, max_tokens: int) -> None:
+    one = request("r", tokens=70, max_tokens=max_tokens)
+    if max_tokens > 1:
+        (first, *_) = rig.generate([replace(one, id="before")])["before"]
+        one = replace(one, stop=replace(one.stop, stop_token_ids=(first,)))
+    rig.serve(one)
+    rig.run()
+
+    (chunk,) = rig.chunks["r"]
+    assert chunk.finish == ("length" if max_tokens == 1 else "stop")
+    assert chunk.timings is not None and chunk.acceptance is not None
+    assert rig.joint.stats().running == 0
+
+
+@pytest.mark.parametrize("state", ["waiting", "prefilling", "decoding", "done"])
+def test_it_can_be_cancelled_in_every_state(make_mixed: Any, state: str) -> None:
+    rig = make_mixed(decode={"local_chunk_tokens": 32, "max_requests": 1})
+    if state == "waiting":
+        rig.serve(request("first", tokens=40, max_tokens=20))
+        rig.until(lambda: rig.decoding("first"))
+    rig.serve(request("r", tokens=100, max_tokens=20))
+    where = {"waiting": rig.waiting, "prefilling": rig.prefilling, "decoding": rig.decoding}
+    rig.step()
+    rig.until(lambda: where[state]("r") if state in where else rig.finish("r") is not None)
+    heard = len(rig.chunks["r"])
+
+    rig.cancel("r")
+    rig.cancel("r")
+
+    rig.assert_consistent()
+    assert rig.joint.stats().cancelled == (state != "done")
+    rig.run()
+    assert len(rig.chunks["r"]) == heard
+    rig.joint._pages.assert_idle()
+    assert len(rig.tokens("first")) == (20 if state == "waiting" else 0)
+
+
+@pytest.mark.parametrize("state", ["waiting", "prefilling", "decoding"])
+def test_its_deadline_counts_from_when_it_came(make_mixed: Any, state: str) -> None:
+    rig = make_mixed(decode={"local_chunk_tokens": 32, "max_requests": 1})
+    if state == "waiting":
+        rig.serve(request("first", tokens=40, max_tokens=500))
+        rig.until(lambda: rig.decoding("first"))
+    came = rig.clock.now()
+    rig.serve(replace(request("r", tokens=100, max_tokens=900), seconds_left=10.0))
+    if state == "decoding":
+        rig.clock.advance(4.0)
+        rig.until(lambda: rig.decoding("r"))
+        assert rig.joint.decoder._schedule.running["r"].deadline == pytest.approx(came + 10.0)
+        assert rig.joint.decoder._schedule.running["r"].precedence == pytest.approx((0, came))
+    rig.step()
+    assert not rig.errors
+
+    rig.clock.advance(came + 10.0 - rig.clock.now() + 1e-3)
+    rig.step()
+
+    assert isinstance(rig.errors["r"], DeadlineExceeded)
+    assert rig.joint.stats().failed == 1
+    rig.cancel("first")
+    rig.run()
+
+
+@pytest.fixture
+def poisoned(rig: MixedRig) -> Iterator[MixedRig]:
+    """The model gives NaN from the token POISON on."""
+    weight = rig.builder.model.module.get_input_embeddings().weight
+    before = weight[POISON].clone()
+    weight[POISON] = float("nan")
+    yield rig
+    weight[POISON] = before
+
+
+@pytest.mark.parametrize("place", ["prompt", "generated"])
+def test_a_request_with_nan_ends_alone(poisoned: MixedRig, place: str) -> None:
+    healthy = [request(f"healthy {i}", tokens=20 + i, max_tokens=12) for i in range(3)]
+    alone = poisoned.generate(healthy)
+    sick = request("sick", tokens=80, max_tokens=20)
+    if place == "prompt":
+        sick = replace(sick, prompt=(*sick.prompt[:-1], POISON))
+    else:
+        sick = replace(sick, sampling=replace(sick.sampling, logit_bias=((POISON, 100.0),)))
+
+    for one in (*healthy[:2], sick, healthy[2]):
+        poisoned.serve(replace(one, id=one.id + "!"))
+    poisoned.run()
+
+    assert isinstance(poisoned.errors["sick!"], ModelFailure)
+    assert {one.id: poisoned.tokens(one.id + "!") for one in healthy} == alone
+    for records in poisoned.joint._pages.store.records.values():
+        assert records[1:].view(torch.float32).isfinite().all(), "NaN stays in a page"
+
+
+def test_a_chunk_goes_between_two_steps_of_those_who_run(rig: MixedRig) -> None:
+    """Every step gives every running answer its token, however long the prompt that comes in."""
+    rig.serve(request("runs", tokens=20, max_tokens=60))
+    rig.until(lambda: rig.decoding("runs"))
+    rig.serve(request("long", tokens=32 * 9 + 1))
+    before, tokens = rig.joint.stats(), len(rig.tokens("runs"))
+    rig.until(lambda: rig.decoding("long"))
+
+    after = rig.joint.stats()
+    assert after.local_tokens - before.local_tokens == 32 * 9 + 1
+    assert after.steps - before.steps == len(rig.tokens("runs")) - tokens == 10
+    rig.run()
+
+
+def test_a_full_queue_and_too_long_a_request_are_refused_by_name(make_mixed: Any) -> None:
+    rig = make_mixed(decode={"max_waiting": 2, "cache_bytes": 1_200_000})
+    with pytest.raises(DoesNotFit, match=r"max_tokens: 1000 tokens in all, .* \(decode\.cache_bytes\)"):
+        rig.serve(request("r", tokens=100, max_tokens=900))
+    for name in ("a", "b"):
+        rig.serve(request(name))
+    with pytest.raises(Overloaded, match=r"decode\.max_waiting: 2 prompts wait already"):
+        rig.serve(request("c"))
+
+    rig.serve(request("again", max_tokens=9).resumed((1, 2, 3)))
+    rig.run()
+
+    assert [len(rig.tokens(name)) for name in ("a", "b", "again")] == [5, 5, 6]
+    assert rig.joint.stats().requests == 3
+
+
+def test_everything_is_counted_once(rig: MixedRig) -> None:
+    for name in ("a", "b", "c"):
+        rig.serve(request(name, tokens=20, max_tokens=5))
+    rig.add(request("handed", tokens=20, max_tokens=5))
+    rig.serve(replace(request("late", tokens=20), seconds_left=-1.0))
+    rig.until(lambda: rig.decoding("c"))
+    rig.cancel("c")
+    rig.run()
+
+    stats = rig.joint.stats()
+    assert (stats.requests, stats.cancelled, stats.failed) == (5, 1, 1)
+    assert (stats.local_prefills, stats.local_tokens, stats.prompt_tokens, stats.reads) == (3, 60, 80, 1)
+    assert stats.tokens == sum(len(rig.tokens(name)) for name in ("a", "b", "c", "handed"))
+    assert (stats.waiting, stats.running, stats.leases_held) == (0, 0, 0)
+    parts = (rig.joint.prefiller.stats(), rig.joint.decoder.stats())
+    assert stats.compute_seconds == sum(part.compute_seconds for part in parts) < stats.step_seconds
+
+
+def test_a_warm_up_leaves_nothing_behind(rig: MixedRig) -> None:
+    before = replace(rig.joint.stats(), peak_bytes=0)
+
+    rig.joint.warm_up()
+
+    assert replace(rig.joint.stats(), peak_bytes=0) == before
+    rig.assert_consistent()
+
+
+def test_a_warm_up_ends_where_a_chunk_would_fill_all_pages(make_mixed: Any) -> None:
+    rig = make_mixed(decode={"local_chunk_tokens": 10_000, "cache_bytes": 400_000})
+
+    rig.joint.warm_up()
+
+    rig.assert_consistent()
+
+
+@pytest.mark.parametrize(("chunk_tokens", "kind"), [(0, Decoder), (16, Joint)])
+def test_a_pool_prefills_if_it_has_a_chunk_for_it(
+    qwen3_sliding: Path, sliding_model: LoadedModel, chunk_tokens: int, kind: type
+) -> None:
+    settings = config(qwen3_sliding, decode={"local_chunk_tokens": chunk_tokens})
+    builder, wire = Builder(settings, settings.decode["default"], sliding_model), LocalWire()
+
+    engine = builder.decode_engine(
+        "d", lambda name, store: LocalTransfer(name, store, wire), Text.load(qwen3_sliding), "default"
+    )
+
+    assert type(engine) is kind
+
+
+def test_a_request_that_is_preempted_goes_back_to_whoever_owns_it(make_mixed: Any) -> None:
+    rig = make_mixed(decode={"cache_bytes": 1_200_000, "local_chunk_tokens": 32})
+    growing = [request(f"r{i}", tokens=30 + i, max_tokens=150) for i in range(6)]
+
+    answers = rig.generate(growing)
+
+    assert any(isinstance(event, Ended) for event in rig.events)
+    assert rig.joint.stats().preempted > 0
+    assert answers == make_mixed().generate(growing)
