@@ -118,7 +118,9 @@ class Decoder:
     def step(self) -> list[Event]:
         """Admit what has arrived, then one token for every running request, and more where drafts are accepted."""
         entered, computed = time.perf_counter(), self._rounds.computing.seconds
-        events = self.admit() + self._make_room()
+        events = self.admit()
+        self._schedule.make_room(self._inbox.coming)
+        events += self.news()
         batch = self._schedule.next()
         if not batch:
             return events
@@ -152,15 +154,24 @@ class Decoder:
 
     def admit(self) -> list[Event]:
         """First tokens of new requests, requests that lost their pages or time; what was read joins the running."""
-        events: list[Event] = [*self._first_chunks]
-        self._first_chunks = []
-        now = self._clock.now()
+        events, now = self.news(), self._clock.now()
         events += [self._late(sequence) for sequence in (*self._schedule.overdue(now), *self._inbox.overdue(now))]
         admitted, ended = self._inbox.poll(self.spare_tokens)
         self._counters.failed += len(ended)
         for incoming in admitted:
             self._join(incoming, now)
         return events + ended
+
+    def news(self) -> list[Event]:
+        """First tokens of new requests, and requests that gave up their pages: they go back to the gateway."""
+        events: list[Event] = [*self._first_chunks]
+        self._first_chunks = []
+        for sequence in self._schedule.evicted():
+            self._counters.preempted += 1
+            del self._arrivals[sequence.id]
+            reason = f"{sequence.id} gave up its pages after {sequence.num_generated} tokens"
+            events.append(Ended(request_id=sequence.id, error=Preempted(reason)))
+        return events
 
     def warm_up(self) -> None:
         """One step on pages of its own, so that no request pays for first times."""
@@ -261,16 +272,6 @@ class Decoder:
         if differ:
             parts = [f"{key}: prefill has {theirs.get(key)}, decode {ours.get(key)}" for key in differ]
             raise HandoffRefused("the pools serve different models; " + "; ".join(parts))
-
-    def _make_room(self) -> list[Event]:
-        """Pages for the next step; who had to leave for them goes back to the gateway."""
-        events: list[Event] = []
-        for sequence in self._schedule.make_room(self._inbox.coming):
-            self._counters.preempted += 1
-            del self._arrivals[sequence.id]
-            reason = f"{sequence.id} gave up its pages after {sequence.num_generated} tokens"
-            events.append(Ended(request_id=sequence.id, error=Preempted(reason)))
-        return events
 
     def _late(self, sequence: Sequence) -> Ended:
         self._counters.failed += 1

@@ -156,7 +156,7 @@ class DecodeSchedule:
         return next(reversed(self.running.values())).precedence if self.running else None
 
     def evict_last(self) -> None:
-        """The last in line leaves; `make_room` will tell."""
+        """The last in line leaves; `evicted` will tell."""
         last = next(reversed(self.running.values()))
         self.remove(last.id)
         self._evicted.append(last)
@@ -166,8 +166,13 @@ class DecodeSchedule:
         self.running[sequence.id] = sequence
         self.running = dict(sorted(self.running.items(), key=lambda item: item[1].precedence))
 
-    def make_room(self, coming: Iterable[Sequence] = ()) -> list[Sequence]:
-        """Take every request's pages for the next step; returns those that had to leave for it, or for another tenant.
+    def evicted(self) -> list[Sequence]:
+        """Those that had to leave, for a step of this schedule or for another tenant, since the last call."""
+        evicted, self._evicted = self._evicted, []
+        return evicted
+
+    def make_room(self, coming: Iterable[Sequence] = ()) -> None:
+        """Take every request's pages for the next step; for that, others may have to leave.
 
         The last one waits instead if one behind it is still `coming`, with pages of its own: that one will leave.
         """
@@ -178,8 +183,6 @@ class DecodeSchedule:
                 if alone and any(one.precedence > sequence.precedence for one in coming):
                     break
                 last.evict_last()
-        evicted, self._evicted = self._evicted, []
-        return evicted
 
     def next(self) -> DecodeBatch:
         """Every request that has its pages."""

@@ -46,13 +46,15 @@ class Joint:
         self.decoder.cancel(request_id)
 
     def step(self) -> list[Event]:
-        """One chunk of prompts; those that are done decode from their pages at once. Then one decode step."""
-        events = self.prefiller.step()
-        for event in events:
+        """One decode step, then one chunk of prompts. Of those that are done the first token goes out at once, and the
+        next step decodes from their pages."""
+        events = self.decoder.step()
+        for event in self.prefiller.step():
             request = self._prompts.pop(event.request_id)
             if isinstance(event, Handoff):
                 self._pass_on(request, event)
-        return events + self.decoder.step()
+            events.append(event)
+        return events + self.decoder.news()
 
     def warm_up(self) -> None:
         """Steps of both engines, so that no request pays for first times."""

@@ -67,7 +67,7 @@ def test_a_younger_prompt_gives_way_to_an_answer_that_grows(rig: MixedRig) -> No
 
 def test_an_older_prompt_takes_the_pages_of_a_younger_answer(make_mixed: Any) -> None:
     """There was room when it started, and the answer has grown into it: that one goes back to whoever owns it."""
-    rig = make_mixed(decode={**FEW, "local_chunk_tokens": 8})
+    rig = make_mixed(decode={**FEW, "local_chunk_tokens": 4})
     rig.serve(request("young", tokens=60, max_tokens=300))
     rig.until(lambda: rig.decoding("young"))
     rig.serve(replace(request("old", tokens=64 * (rig.total - 3) + 40, max_tokens=20), priority=-1))
