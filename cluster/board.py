@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from engine.config import Config
@@ -18,27 +18,29 @@ from engine.facts import PageCounts, ReplicaStats
 from engine.types import Request
 from policy.admit import refusal
 from policy.prefix import PrefixIndex
-from policy.route import PoolPolicy, Ranked, choose_pool, rank_decode, rank_prefill
+from policy.route import PoolPolicy, Ranked, choose_pool, rank_decode, rank_local, rank_prefill
 
 logger = logging.getLogger("ray.serve")
 FRESH_SECONDS = 0.25  # what replicas said within so long is not asked again
 OLD_SECONDS = 2.0  # what they said longer ago is not used before it has been asked again
 FIRST_SECONDS = 1.0  # how long a request waits for that
+NEWEST = 0.1  # the share of the newest handoff in the mean
 PREFILL = "prefill"
 
 
 @dataclass
 class Sent:
-    """What a replica has got from this gateway and not finished: requests, tokens, tokens by priority."""
+    """What a replica has got from this gateway and not finished: requests, their tokens, and by priority those of
+    prompts that it has to compute."""
 
     requests: int = 0
     tokens: int = 0
     queued: dict[int, int] = field(default_factory=lambda: defaultdict(int))
 
-    def change(self, sign: int, tokens: int, priority: int) -> None:
+    def change(self, sign: int, tokens: int, queued_tokens: int, priority: int) -> None:
         self.requests += sign
         self.tokens += sign * tokens
-        self.queued[priority] += sign * tokens
+        self.queued[priority] += sign * queued_tokens
 
     def copy(self) -> "Sent":
         return Sent(self.requests, self.tokens, defaultdict(int, self.queued))
@@ -64,6 +66,7 @@ class Board:
         self._said: list[ReplicaStats] = []
         self._sent: dict[str, Sent] = defaultdict(Sent)
         self._sent_then: dict[str, Sent] = {}
+        self._handoff_seconds: float | None = None
         self._asked_at = float("-inf")
         self._asking: asyncio.Task[None] | None = None
 
@@ -96,6 +99,23 @@ class Board:
         ranked = {pool: self._rank_decode(pool, request) for pool in self._pools}
         return choose_pool(self._pool_policy, ranked, self._target_rate) or self._pools[0]
 
+    def local(self, pool: str, request: Request) -> tuple[str, ...]:
+        """Decode replicas that should prefill the request themselves, best first; none if a handoff is cheaper, or
+        while nobody knows what one costs."""
+        if self._handoff_seconds is None:
+            return ()
+        known = self._known(request)
+        ranked = rank_local(self._replicas(pool), request.num_tokens, known, self._page_tokens, request.priority)
+        remote = self._rank_prefill(request)
+        if not ranked or not remote or ranked[0].expected > remote[0].expected + self._handoff_seconds:
+            return ()
+        return tuple(place.replica for place in ranked)
+
+    def handed_over(self, seconds: float) -> None:
+        """A handoff took so long, from the end of prefill until decode had the pages."""
+        mean = seconds if self._handoff_seconds is None else self._handoff_seconds
+        self._handoff_seconds = mean + NEWEST * (seconds - mean)
+
     @contextlib.contextmanager
     def prefilling(self, request: Request) -> Iterator[tuple[str, ...]]:
         """Where to send a request to be prefilled, best first; it counts as queued there while the block runs."""
@@ -104,15 +124,30 @@ class Board:
         tokens = request.num_tokens - self._known(request).get(best, 0)
         if best:
             self._prefixes.note(best, request.tokens, request.cache_salt)
-        with self._counted(best, tokens, request.priority):
+        with self._counted(best, request.num_tokens, request.priority, tokens):
             yield wishes
 
     @contextlib.contextmanager
     def decoding(self, pool: str, request: Request) -> Iterator[tuple[str, ...]]:
         """Where to send a request to be decoded, best first; it counts as there while the block runs."""
         wishes = tuple(place.replica for place in self._rank_decode(pool, request))
-        with self._counted(wishes[0] if wishes else "", request.num_tokens, request.priority):
+        with self._decoding_at(wishes, request, queued_tokens=0):
             yield wishes
+
+    @contextlib.contextmanager
+    def serving(self, wishes: Sequence[str], request: Request) -> Iterator[None]:
+        """The request counts as there, its prompt too, while the block runs."""
+        queued = request.num_tokens - self._known(request).get(wishes[0], 0)
+        with self._decoding_at(wishes, request, queued):
+            yield
+
+    @contextlib.contextmanager
+    def _decoding_at(self, wishes: Sequence[str], request: Request, queued_tokens: int) -> Iterator[None]:
+        best = wishes[0] if wishes else ""
+        if best:
+            self._prefixes.note(best, request.tokens, request.cache_salt)
+        with self._counted(best, request.num_tokens, request.priority, queued_tokens):
+            yield
 
     def _rank_prefill(self, request: Request) -> list[Ranked]:
         return rank_prefill(self._replicas(PREFILL), request.num_tokens, self._known(request), request.priority)
@@ -140,15 +175,15 @@ class Board:
         )
 
     @contextlib.contextmanager
-    def _counted(self, replica: str, tokens: int, priority: int) -> Iterator[None]:
+    def _counted(self, replica: str, tokens: int, priority: int, queued_tokens: int) -> Iterator[None]:
         if not replica:
             yield
             return
-        self._sent[replica].change(1, tokens, priority)
+        self._sent[replica].change(1, tokens, queued_tokens, priority)
         try:
             yield
         finally:
-            self._sent[replica].change(-1, tokens, priority)
+            self._sent[replica].change(-1, tokens, queued_tokens, priority)
 
     async def _update(self) -> None:
         self._asked_at = self._now()

@@ -3,6 +3,8 @@
     request -> prefill stream: Handoff ................................ open until the pages are released
                     |-> decode stream: Chunk, Chunk, ... Chunk(finish)  -> caller
 
+or, where that costs less (policy/route.py: rank_local), one stream from a decode replica: Handoff, Chunk, Chunk, ...
+
 If a replica or a handoff is lost on the way, the same request is prefilled again together with the tokens that the
 caller already has, so that nothing is said twice and nothing is missing.
 """
@@ -30,6 +32,7 @@ logger = logging.getLogger("ray.serve")
 
 RECENT_SECONDS, SLOWEST = 10.0, 5.0  # answers of so many seconds; the slowest are those below this percentile
 RETRY_SECONDS = 0.05  # doubled each time: a replica that has just died takes a moment to be routed around
+Events = AsyncGenerator[Event]
 LOST = (Unavailable, EngineFailure)  # what another attempt may cure
 
 
@@ -48,6 +51,10 @@ class Pools(Protocol):
         ...
 
     def decode(self, pool: str, request: Request, handoff: Handoff, wishes: Sequence[str]) -> EventStream: ...
+    def serve(self, pool: str, request: Request, wishes: Sequence[str]) -> EventStream:
+        """Prefill and decode in one replica of a decode pool: its handoff, then its chunks."""
+        ...
+
     def cancel(self, request_id: str) -> None:
         """Tell every replica to drop a request; returns at once."""
         ...
@@ -59,8 +66,11 @@ class Places(Protocol):
     async def refresh(self) -> None: ...
     def admit(self, request: Request) -> None: ...
     def pool(self, request: Request, wished: str = "") -> str: ...
+    def local(self, pool: str, request: Request) -> Sequence[str]: ...
     def prefilling(self, request: Request) -> AbstractContextManager[Sequence[str]]: ...
     def decoding(self, pool: str, request: Request) -> AbstractContextManager[Sequence[str]]: ...
+    def serving(self, wishes: Sequence[str], request: Request) -> AbstractContextManager[None]: ...
+    def handed_over(self, seconds: float) -> None: ...
 
 
 @dataclass
@@ -79,6 +89,7 @@ class Journey:
     handoff: Handoff | None = None
     cached_tokens: int = 0
     prompt_logprobs: tuple[float, ...] = ()
+    handed_over_at: float | None = None
     first_token_at: float | None = None
     last: Chunk | None = None
 
@@ -197,17 +208,11 @@ class Gateway:
         request = journey.attempt
         finished = False
         try:
-            async with contextlib.AsyncExitStack() as stack:
-                await self._places.refresh()
-                with self._places.prefilling(request) as wishes:
-                    prefill = await stack.enter_async_context(_closing(self._pools.prefill(request, wishes)))
-                    handoff = await _handoff(prefill)
-                journey.take(handoff)
-                await stack.enter_async_context(_kept_open(prefill))
-                wishes = stack.enter_context(self._places.decoding(journey.pool, request))
-                decoding = self._pools.decode(journey.pool, journey.attempt, handoff, wishes)  # older by now
-                decode = await stack.enter_async_context(_closing(decoding))
-                async for event in _checked(decode):
+            await self._places.refresh()
+            wishes = self._places.local(journey.pool, request)
+            way = self._in_one_replica(journey, request, wishes) if wishes else self._through_both(journey, request)
+            async with way as events:
+                async for event in events:
                     assert isinstance(event, Chunk)
                     if journey.first_token_at is None:
                         journey.first_token_at = time.monotonic()
@@ -220,19 +225,46 @@ class Gateway:
             if not finished:
                 self._pools.cancel(request.id)
 
+    @contextlib.asynccontextmanager
+    async def _through_both(self, journey: Journey, request: Request) -> AsyncIterator[Events]:
+        """What decode says of a request that a prefill replica has handed over."""
+        async with contextlib.AsyncExitStack() as stack:
+            with self._places.prefilling(request) as wishes:
+                prefill = await stack.enter_async_context(_read(self._pools.prefill(request, wishes)))
+                handoff = await _handoff(prefill)
+            journey.take(handoff)
+            journey.handed_over_at = time.monotonic()
+            await stack.enter_async_context(_kept_open(prefill))
+            wishes = stack.enter_context(self._places.decoding(journey.pool, request))
+            decoding = self._pools.decode(journey.pool, journey.attempt, handoff, wishes)  # older by now
+            yield await stack.enter_async_context(_read(decoding))
+
+    @contextlib.asynccontextmanager
+    async def _in_one_replica(self, journey: Journey, request: Request, wishes: Sequence[str]) -> AsyncIterator[Events]:
+        """What decode says of a request that it prefills itself."""
+        with self._places.serving(wishes, request):
+            async with _read(self._pools.serve(journey.pool, request, wishes)) as events:
+                journey.take(await _handoff(events))
+                journey.handed_over_at = None
+                yield events
+
     def _note(self, journey: Journey) -> None:
         """A request has ended well."""
         self._retries.give_back()
         if journey.first_token_at is None:
             return
         self._first_token_seconds.add(journey.first_token_at - journey.arrived)
+        timings = journey.last.timings if journey.last else None
+        if journey.handed_over_at is not None and timings is not None and journey.prefills == 1:
+            hop = journey.first_token_at - journey.handed_over_at
+            self._places.handed_over(hop + timings.wait_seconds + timings.transfer_seconds)
         seconds = time.monotonic() - journey.first_token_at
         if len(journey.tokens) > 1 and seconds > 0:
             self._user_rates.add((len(journey.tokens) - 1) / seconds)
 
 
-async def _handoff(prefill: EventStream) -> Handoff:
-    async for event in _checked(prefill):
+async def _handoff(events: Events) -> Handoff:
+    async for event in events:
         assert isinstance(event, Handoff)
         return event
     raise Unavailable("the prefill stream ended without a handoff")
@@ -256,16 +288,16 @@ async def _checked(stream: EventStream) -> AsyncGenerator[Event]:
 
 
 @contextlib.asynccontextmanager
-async def _closing(stream: EventStream) -> AsyncIterator[EventStream]:
-    """Cancel a replica's stream on the way out, whether it has ended or not."""
+async def _read(stream: EventStream) -> AsyncIterator[Events]:
+    """A replica's events; its stream is cancelled on the way out, whether it has ended or not."""
     try:
-        yield stream
+        yield _checked(stream)
     finally:
         stream.cancel()
 
 
 @contextlib.asynccontextmanager
-async def _kept_open(prefill: EventStream) -> AsyncIterator[None]:
+async def _kept_open(prefill: Events) -> AsyncIterator[None]:
     """Read the prefill stream to its end beside the decode stream: Serve counts it as ongoing meanwhile.
 
     How it ends changes nothing here. If the pages were lost before they had been read, the decode replica says so.
@@ -277,9 +309,9 @@ async def _kept_open(prefill: EventStream) -> AsyncIterator[None]:
         task.cancel()
 
 
-async def _drain(prefill: EventStream) -> None:
+async def _drain(events: Events) -> None:
     try:
-        async for _ in _checked(prefill):
+        async for _ in events:
             pass
     except SparkpoolError as error:
         logger.info(f"a prefill stream ended early: {error}")

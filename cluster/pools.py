@@ -53,9 +53,8 @@ class ServePools:
     def decode(self, pool: str, request: Request, handoff: Handoff, wishes: Sequence[str]) -> EventStream:
         return ReplicaStream(self._decode[pool].decode.remote(request, handoff, wishes=tuple(wishes)))
 
-    def local(self, pool: str, request: Request) -> EventStream:
-        """Prefill and decode in one replica of a decode pool: its handoff, then its chunks."""
-        return ReplicaStream(self._decode[pool].serve.remote(request))
+    def serve(self, pool: str, request: Request, wishes: Sequence[str]) -> EventStream:
+        return ReplicaStream(self._decode[pool].serve.remote(request, wishes=tuple(wishes)))
 
     def cancel(self, request_id: str) -> None:
         """Tell every replica to drop a request. Returns at once: it is called while a task is being cancelled.

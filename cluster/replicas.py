@@ -111,7 +111,7 @@ class DecodeReplica(EngineReplica):
         async for event in self._thread.stream(request.id, lambda engine: engine.add(request, handoff)):
             yield event
 
-    async def serve(self, request: Request) -> AsyncIterator[Event]:
+    async def serve(self, request: Request, wishes: Sequence[str] = ()) -> AsyncIterator[Event]:
         """Prefills the request here. Yields its `Handoff`, then what `decode` yields.
 
         Only a pool with `local_chunk_tokens` can do that.

@@ -86,6 +86,9 @@ class Joint:
             prefix_hit_tokens=answers.prefix_hit_tokens + prompts.prefix_hit_tokens,
             step_seconds=answers.step_seconds + prompts.step_seconds,
             compute_seconds=answers.compute_seconds + prompts.compute_seconds,
+            queued_tokens=prompts.queued_tokens,
+            least_seconds=prompts.least_seconds,
+            tokens_per_second=prompts.tokens_per_second,
             local_prefills=self._prefilled,
             local_tokens=prompts.tokens,
         )

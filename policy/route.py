@@ -3,6 +3,8 @@
     prefill   to the replica that will have its first token soonest: what waits there before it, and what of the prompt
               it has not got already, at the pace that it is computing
     decode    to the replica that has pages for it and gives it most tokens per second, once it is there
+    local     a short or mostly known prompt may be prefilled by the decode replica itself, where that costs all
+              requests together less time than a handoff does
     pool      the one it names; otherwise by the pool policy
 
 Every answer is a ranking, best first: if the best is gone or full, the next one takes its place.
@@ -65,6 +67,29 @@ def rank_decode(replicas: Sequence[ReplicaStats], num_tokens: int, page_tokens: 
         return not has_room(stats, num_tokens, page_tokens), -user_rate(stats), _requests(stats), stats.replica
 
     return [Ranked(stats.replica, user_rate(stats)) for stats in sorted(replicas, key=order)]
+
+
+def rank_local(
+    replicas: Sequence[ReplicaStats],
+    num_tokens: int,
+    known_tokens: Mapping[str, int],
+    page_tokens: int,
+    priority: int = 0,
+) -> list[Ranked]:
+    """Decode replicas that could prefill the prompt themselves, at once, the cheapest first.
+
+    `expected`: seconds that all requests together would lose by it: this one until its first token, and each that runs
+    there for as long as the prompt is being computed.
+    """
+
+    def seconds(stats: ReplicaStats) -> float:
+        missing = num_tokens - known_tokens.get(stats.replica, 0)
+        computing = stats.least_seconds + missing / stats.tokens_per_second
+        return first_token_seconds(stats, num_tokens, num_tokens - missing, priority) + stats.running * computing
+
+    able = [stats for stats in replicas if stats.tokens_per_second and has_room(stats, num_tokens, page_tokens)]
+    order = sorted(able, key=lambda stats: (seconds(stats), _requests(stats), stats.replica))
+    return [Ranked(stats.replica, seconds(stats)) for stats in order]
 
 
 def has_room(stats: ReplicaStats, num_tokens: int, page_tokens: int) -> bool:

@@ -120,14 +120,14 @@ def deploy() -> Iterator[Deploy]:
 
 
 def small(path: Path | None = None, **sections: dict[str, object]) -> Config:
-    """Two replicas in each pool, one thread and few pages each."""
+    """Two replicas in each pool, one thread and few pages each; every prompt goes through both pools."""
     engine = {"replicas": 2, "threads": 1, "cache_bytes": "16MiB"}
     model = {"path": str(path), "page_tokens": 16} if path else {}
     return Config.parse(
         {
             "model": model,
             "prefill": {**engine, "chunk_tokens": 96, **sections.get("prefill", {})},
-            "decode": {"default": {**engine, **sections.get("decode", {})}},
+            "decode": {"default": {**engine, "local_chunk_tokens": 0, **sections.get("decode", {})}},
             "gateway": sections.get("gateway", {}),
         }
     )

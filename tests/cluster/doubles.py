@@ -68,6 +68,11 @@ class ScriptedPools:
         self.decoded.append(request)
         return self._open(self._decodes[len(self.requests) - 1], open_ended=False)
 
+    def serve(self, pool: str, request: Request, wishes: Sequence[str]) -> ScriptedStream:
+        self.requests.append(request)
+        self.wishes.append(tuple(wishes))
+        return self._open([handoff(request), *self._decodes[len(self.requests) - 1]], open_ended=False)
+
     def cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)
 
@@ -88,9 +93,19 @@ class Anywhere:
     def pool(self, request: Request, wished: str = "") -> str:
         return wished or "default"
 
+    def local(self, pool: str, request: Request) -> Sequence[str]:
+        return ()
+
+    def handed_over(self, seconds: float) -> None:
+        pass
+
     @contextlib.contextmanager
     def prefilling(self, request: Request) -> Iterator[Sequence[str]]:
         yield ()
+
+    @contextlib.contextmanager
+    def serving(self, wishes: Sequence[str], request: Request) -> Iterator[None]:
+        yield
 
     @contextlib.contextmanager
     def decoding(self, pool: str, request: Request) -> Iterator[Sequence[str]]:

@@ -172,3 +172,22 @@ def test_recent_values_by_nearest_rank_until_they_are_old() -> None:
     recent.add(7.0)
     now = 11.0
     assert recent.percentile(5) == 7.0
+
+
+def test_a_short_prompt_stays_in_decode_where_a_handoff_would_cost_more() -> None:
+    def joint(name: str, **changes: object) -> ReplicaStats:
+        return decoder(name, tokens_per_second=1000.0, least_seconds=0.001, **changes)
+
+    async def scenario() -> None:
+        room = Room(replica("p", **{**PACE, "tokens_per_second": 10_000.0}), joint("d", running=1), joint("e"))
+        await room.later(0.0)
+        assert room.board.local("gpu", request(20)) == (), "nobody knows yet what a handoff costs"
+        room.board.handed_over(0.03)
+        assert room.board.local("gpu", request(20)) == ("e", "d")
+        assert room.board.local("gpu", request(200)) == ()
+        with room.board.serving(("e",), request(20)):
+            assert room.board.local("gpu", request(20, first=500)) == (), "20 tokens are before it now"
+        assert room.board.local("gpu", request(33))[0] == "e", "and most of this one is known there"
+        assert room.board.local("lpu", request(20)) == ()
+
+    asyncio.run(scenario())

@@ -299,3 +299,50 @@ def test_the_front_tells_what_answers_of_late_were_like() -> None:
     found = gateway.load(95.0)
     assert found.ttft_seconds is not None and 0.05 <= found.ttft_seconds < 0.5
     assert found.user_rate is not None and 3 < found.user_rate <= 3 / 0.1
+
+
+class Local(Anywhere):
+    """Places where the first attempt stays in one decode replica."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._asked = 0
+
+    def local(self, pool: str, request: Request) -> Sequence[str]:
+        self._asked += 1
+        return ("d1",) if self._asked == 1 else ()
+
+    def handed_over(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+
+def test_a_request_may_be_prefilled_where_it_is_decoded() -> None:
+    pools, places = ScriptedPools([[chunk(1), chunk(2, finish=STOP)]]), Local()
+    journey = Journey(REQUEST, arrived=time.monotonic(), pool="")
+
+    assert travel(Gateway(pools, places, GatewayConfig()), journey) == [1, 2]
+
+    assert (pools.wishes, len(pools.streams), pools.decoded) == ([("d1",)], 1, [])
+    assert journey.handoff is not None and pools.streams[0].cancelled
+    assert places.seconds == [], "nothing was handed over"
+
+
+def test_what_is_lost_there_goes_on_through_both_pools() -> None:
+    pools, places = ScriptedPools([[chunk(1), LOST], [0.02, chunk(2), chunk(3, finish=STOP)]]), Local()
+
+    tokens = travel(Gateway(pools, places, GatewayConfig()), Journey(REQUEST, arrived=time.monotonic(), pool=""))
+
+    assert tokens == [1, 2, 3]
+    assert len(pools.decoded) == 1
+    assert pools.cancelled == ["r.1"]
+
+
+def test_what_a_handoff_took_is_told_to_the_board() -> None:
+    """From the end of prefill to the first token, and what decode waited and read; here 20 ms and nothing."""
+    pools, places = ScriptedPools([[0.02, chunk(1), 0.1, chunk(2, finish=STOP)]]), Local()
+    places.local("", REQUEST)
+
+    travel(Gateway(pools, places, GatewayConfig()), Journey(REQUEST, arrived=time.monotonic(), pool=""))
+
+    (seconds,) = places.seconds
+    assert 0.02 <= seconds < 0.1

@@ -1,39 +1,23 @@
-"""A request that a decode replica prefills itself, through Serve: its handoff, its chunks, and what is counted."""
+"""Short prompts stay in the decode replica, once the gateway has seen what a handoff costs; answers are the same."""
 
-import asyncio
+from tests.cluster.conftest import Deploy, Service, small, tokens
 
-from ray import serve
-
-from cluster.app import decode_deployment
-from cluster.pools import ServePools
-from engine.types import Chunk, Event, Handoff, Request, Sampling, StopRules
-from tests.cluster.conftest import Service, tokens
-
-PROMPT = [7 * i % 500 for i in range(150)]
+LONG = "class Parser:\n    def __init__(self):\n" * 20
+SHORT = ["import os", "def add(a, b):\n", "x = [1, 2"]
+OPTIONS = {"temperature": 0.0, "max_tokens": 24, "ignore_eos": True}
 
 
-async def served(service: Service, request: Request) -> list[Event]:
-    prefill, decode = (serve.get_deployment_handle(n, service.name) for n in ("Prefill", decode_deployment("default")))
-    return [event async for event in ServePools(prefill, {"default": decode}).local("default", request)]
+def test_short_prompts_stay_in_decode_and_their_answers_are_the_same(deploy: Deploy, shipped: Service) -> None:
+    expected = [tokens(shipped.ask(prompt, **OPTIONS)) for prompt in SHORT]
+    with deploy("local", small(decode={"local_chunk_tokens": 64})) as service:
+        assert service.ask(LONG, **OPTIONS)[-1].timings.moved_pages > 0, "nobody knew what a handoff costs"
+        service.wait_idle()
 
+        answers = [service.ask(prompt, **OPTIONS) for prompt in SHORT]
 
-def test_a_decode_replica_answers_without_the_prefill_pool(shipped: Service) -> None:
-    expected = tokens(shipped.ask(PROMPT, temperature=0.0, max_tokens=20, ignore_eos=True))
-    before = shipped.wait_idle()
-    stop = StopRules(max_tokens=20, ignore_eos=True)
-    request = Request(id="served", prompt=tuple(PROMPT), sampling=Sampling(), stop=stop)
-
-    handoff, *chunks = asyncio.run(served(shipped, request))
-
-    assert isinstance(handoff, Handoff)
-    assert all(isinstance(chunk, Chunk) for chunk in chunks)
-    assert [token for chunk in chunks for token in chunk.tokens] == expected
-    after = shipped.assert_idle_and_consistent()
-    counted = {
-        name: sum(getattr(r, name) for r in after.replicas) - sum(getattr(r, name) for r in before.replicas)
-        for name in ("local_prefills", "reads", "moved_pages")
-    }
-    assert counted == {"local_prefills": 1, "reads": 0, "moved_pages": 0}
-    assert sum(r.tokens for r in after.replicas if r.role == "prefill") == sum(
-        r.tokens for r in before.replicas if r.role == "prefill"
-    )
+        assert [tokens(answer) for answer in answers] == expected
+        assert [answer[-1].timings.moved_bytes for answer in answers] == [0, 0, 0]
+        assert all(answer[-1].timings.prefills == 1 for answer in answers)
+        decode = [r for r in service.assert_idle_and_consistent().replicas if r.role == "decode"]
+        assert sum(replica.local_prefills for replica in decode) == len(SHORT)
+        assert sum(replica.reads for replica in decode) == 1

@@ -12,6 +12,7 @@ from policy.route import (
     first_token_seconds,
     has_room,
     rank_decode,
+    rank_local,
     rank_prefill,
     rate_at,
     user_rate,
@@ -163,3 +164,24 @@ def test_the_index_stays_bounded_and_keeps_what_is_used() -> None:
     assert len(index) == 4
     assert index.known_tokens((1, 2, 3, 4, 5)) == {"a": 4}
     assert index.known_tokens((9, 9, 8, 8, 0)) == {}
+
+
+def joint(name: str, **changes: object):  # type: ignore[no-untyped-def]
+    return decode(name, **{"tokens_per_second": 100.0, "least_seconds": 0.01, **changes})
+
+
+def test_prefilling_in_decode_costs_this_request_its_wait_and_the_others_theirs() -> None:
+    pool = [
+        joint("busy", running=3),
+        joint("idle"),
+        joint("knows it", running=3),
+        decode("cannot"),
+        joint("full", free=0),
+    ]
+
+    ranked = rank_local(pool, 50, {"knows it": 48}, page_tokens=16)
+
+    assert [place.replica for place in ranked] == ["knows it", "idle", "busy"]
+    assert ranked[0].expected == pytest.approx(4 * (0.01 + 2 / 100))
+    assert ranked[1].expected == pytest.approx(0.01 + 50 / 100)
+    assert ranked[2].expected == pytest.approx(4 * (0.01 + 50 / 100))
