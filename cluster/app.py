@@ -226,5 +226,6 @@ def running(config: Config, progress: Callable[[str], None] = lambda _: None) ->
             yield
         finally:
             serve.delete(APPLICATION)
+            serve.shutdown()  # or an HAProxy that is just being started would outlive Ray
     finally:
         ray.shutdown()

@@ -116,6 +116,7 @@ def deploy() -> Iterator[Deploy]:
             service.client.close()
 
     yield deploy
+    serve.shutdown()
     ray.shutdown()
 
 
