@@ -163,3 +163,13 @@ def test_start_waits_for_a_token(run: Run) -> None:
 
     assert rows[-1]["until"] == "the first token"
     assert rows[-1]["seconds"] > rows[0]["seconds"] > 0
+
+
+def test_local_lets_prompts_come_either_way(run: Run) -> None:
+    found = run("local")
+
+    alone, beside = found["figures"].values()
+    assert [row["prompt"] for row in alone] == [16, 64, 256, 1024]
+    assert all(row["local_first_ms"] > 0 and row["handoff_first_ms"] > 0 for row in alone)
+    assert all(row["local_prompts_s"] > 0 and row["handoff_prompts_s"] > 0 for row in beside)
+    assert len(found["goals"]) == 6
