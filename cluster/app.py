@@ -99,7 +99,11 @@ def _engine_options(section: EngineConfig, key: str) -> dict[str, Any]:
         **scale,
         # The engine has its own queue and turns away by itself; statistics and health must always get through.
         "max_ongoing_requests": section.max_requests + section.max_waiting + 64,
-        "ray_actor_options": {"num_cpus": section.num_cpus, "num_gpus": int(section.torch_device.type == "cuda")},
+        "ray_actor_options": {
+            "num_cpus": section.num_cpus,
+            "num_gpus": int(section.torch_device.type == "cuda"),
+            "resources": section.resources,
+        },
         "request_router_config": RequestRouterConfig(request_router_class=router.PATH),
         "health_check_period_s": 5,
         "graceful_shutdown_timeout_s": section.drain_seconds,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 import yaml
-from pydantic import ByteSize, Field, ValidationError, model_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 
 from engine.errors import ConfigError
 from engine.section import Positive, Seconds, Section
@@ -16,6 +16,7 @@ from engine.targets import ScaleConfig, TargetsConfig
 
 SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny-mla"
 SHIPPED_DRAFTER = SHIPPED_MODEL.with_name("tiny-mla-dspark")
+RAYS_OWN_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")
 Probability = Annotated[float, Field(ge=0, le=1)]
 PoolName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
 
@@ -79,6 +80,8 @@ class EngineConfig(Section):
     """Threads for arithmetic in each replica; 0 divides the node's cores among all replicas."""
     num_cpus: Annotated[float, Field(ge=0)] = 0.0
     """CPUs that Ray sets aside for each replica; 0 lets replicas share a small machine."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom Ray resources that each replica takes, such as {prefill: 1}; they tie a pool to the nodes that have it."""
     max_requests: Positive = 32
     """Requests that may run at once in a replica."""
     max_waiting: Positive = 256
@@ -101,6 +104,16 @@ class EngineConfig(Section):
         if len(ways) > 1:
             raise ValueError(f"{' and '.join(sorted(ways))} contradict each other; keep one")
         return self
+
+    @field_validator("resources")
+    @classmethod
+    def _as_ray_counts_them(cls, resources: dict[str, float]) -> dict[str, float]:
+        for name, amount in resources.items():
+            if name in RAYS_OWN_RESOURCES:
+                raise ValueError(f"{name} is not a custom resource; num_cpus and device say it")
+            if amount > 1 and amount % 1:
+                raise ValueError(f"{name}: {amount} is above 1 and not whole, which Ray refuses")
+        return resources
 
     @property
     def torch_device(self) -> torch.device:

@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from cluster.app import application, deploy_config
+from cluster.app import application, build, deploy_config
 from cluster.client import Client, generate_request
 from cluster.front import free_ports
 from engine.config import Config
@@ -45,6 +46,24 @@ def test_what_is_shown_is_what_serve_deploy_takes(tmp_path: Path) -> None:
     assert (app.import_path, schema.grpc_options.port) == ("cluster.app:application", 9001)
     assert application(app.args)._bound_deployment.name == "Gateway"
     assert Config.parse(app.args) == Config.load(tmp_path / "service.yaml")
+
+
+def test_replicas_take_the_resources_of_their_section() -> None:
+    decode = {"fast": {"resources": {"decode": 0.5}}, "slow": {}}
+
+    deployments = deploy_options(Config.parse({"prefill": {"resources": {"prefill": 1}}, "decode": decode}))
+
+    assert deployments["Prefill"]["resources"] == {"prefill": 1}
+    assert deployments["Decode-fast"]["resources"] == {"decode": 0.5}
+    assert deployments["Decode-slow"]["resources"] == {}
+
+
+def deploy_options(config: Config) -> dict[str, dict[str, Any]]:
+    """What Ray is asked for, for a replica of each pool."""
+    gateway = build(config)._bound_deployment
+    _, prefill, decode = gateway.init_args
+    bound = [one._bound_deployment for one in (prefill, *decode.values())]
+    return {one.name: one.ray_actor_options for one in bound}
 
 
 @pytest.mark.parametrize("scale", [{"max_replicas": 0}, {"max_replica": 3}, {"min_replicas": 3, "max_replicas": 2}])
