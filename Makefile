@@ -6,13 +6,18 @@ BIN := $(VENV)/bin
 STUBS := cluster/proto/sparkpool_pb2.py
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench check sanitize format model drafter ablations clean
+.PHONY: install demo test ray-up-test bench check sanitize format model drafter ablations clean
+
+install: $(READY) $(STUBS)  ## all that the other targets need
 
 demo: $(READY) $(STUBS)
 	$(BIN)/python -m cluster.demo
 
 test: $(READY) $(STUBS)
 	$(BIN)/python -m pytest
+
+ray-up-test: $(READY) $(STUBS)  ## `ray up` over SSH to three hosts that it makes itself; part of `make test`
+	$(BIN)/python -m pytest tests/deploy/test_ray_up.py
 
 bench: $(READY) $(STUBS)  ## lists the benchmarks; NAME=decode runs one, ARGS=--quick adds options
 	$(BIN)/python -m bench $(NAME) $(ARGS)

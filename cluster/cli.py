@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.cli_deploy import commands as deploy_commands
 from cluster.cli_drafters import commands as drafter_commands
 from cluster.cli_drafters import fail as _fail
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(drafter_commands)
+app.add_typer(deploy_commands, name="deploy")
 DEFAULT_ADDRESS = "127.0.0.1:9000"
 DEFAULT_APPLICATION = "sparkpool"
 

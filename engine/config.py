@@ -269,9 +269,14 @@ class Config(Section):
         return next(iter(self.decode))
 
     @property
+    def sections(self) -> dict[str, EngineConfig]:
+        """Every pool's section by its key: prefill, decode.POOL."""
+        return {"prefill": self.prefill, **{f"decode.{pool}": section for pool, section in self.decode.items()}}
+
+    @property
     def most_replicas(self) -> int:
         """Replicas that there may be at once, over all pools."""
-        return sum(section.most_replicas for section in (self.prefill, *self.decode.values()))
+        return sum(section.most_replicas for section in self.sections.values())
 
     @classmethod
     def load(cls, file: Path | None) -> "Config":

@@ -228,10 +228,19 @@ def num_pages(layout: CacheLayout, section: EngineConfig, device: torch.device, 
     """How many pages of each group the section's bytes buy: the same number of tokens in every group, except that
     a window group never gets more than `max_requests` windows. Raises ConfigError if not even a few pages fit.
     """
-    free = free_memory(device)
+    return page_counts(layout, section, page_budget(section, free_memory(device), str(device)), step_tokens)
+
+
+def page_budget(section: EngineConfig, free: int, where: str) -> int:
+    """Bytes for pages of `free` bytes. Raises ConfigError if the section asks for more."""
     budget = section.cache_bytes if section.cache_bytes is not None else int(free * section.cache_fraction)
     if budget > free:
-        raise ConfigError(f"cache_bytes: {gib(budget)} of pages, {gib(free)} free on {device}")
+        raise ConfigError(f"cache_bytes: {gib(budget)} of pages, {gib(free)} free on {where}")
+    return budget
+
+
+def page_counts(layout: CacheLayout, section: EngineConfig, budget: int, step_tokens: int) -> dict[str, int]:
+    """The pages of each group that `budget` bytes buy. Raises ConfigError if not even a few pages fit."""
     counts: dict[str, int] = {}
     groups = sorted(layout.groups.values(), key=lambda g: g.window or 2**62)  # windows first: they leave the rest
     for i, group in enumerate(groups):

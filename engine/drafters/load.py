@@ -5,14 +5,15 @@ DSpark has a directory of its own, MTP is a layer in the target's checkpoint tha
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from engine.attention import attach
 from engine.drafters import LoadedDrafter
@@ -22,8 +23,14 @@ from engine.drafters.dspark import DSparkModel, LoadedDSpark
 from engine.drafters.mtp import LoadedMTP, MTPLayer
 from engine.errors import CheckpointRefused
 from engine.kernels import dense, use_kernels
-from engine.models import LoadedModel
+from engine.models import LoadedModel, Preflight
 from engine.models.fp8 import dequantised_state
+from engine.models.preflight import StoredTensor, stored_tensors
+from engine.pages import Entry
+
+COPIES = ("embed_tokens.weight", "lm_head.weight")  # what a published drafter may repeat of its target
+NO_MTP_KNOWN = "model.drafter: mtp: {} has no next-token layer that is known here"
+NO_MTP_LAYER = "model.drafter: mtp: {} has no tensor {}*: no next-token layer in it"
 
 
 def load_drafter(source: Path | Literal["mtp"], target: LoadedModel, mtp_drafts: int = 1) -> LoadedDrafter:
@@ -34,14 +41,52 @@ def load_drafter(source: Path | Literal["mtp"], target: LoadedModel, mtp_drafts:
     return load_mtp(target, mtp_drafts) if source == "mtp" else load_dspark(source, target)
 
 
+@dataclass(frozen=True)
+class DrafterOutlook:
+    """What a drafter would take, without loading it: parameters, and what its layers would cache."""
+
+    num_parameters: int
+    entries: tuple[Entry, ...]
+
+
+def examine_drafter(source: Path | Literal["mtp"], target: Preflight, dtype: torch.dtype) -> DrafterOutlook:
+    """Refuse, by its small files, a drafter that `load_drafter` would refuse for this target. Loads nothing.
+
+    Whether copies of the target's matrices are the target's own is not looked at. Raises CheckpointRefused.
+    """
+    model = _mtp_without_storage(target) if source == "mtp" else _dspark_without_storage(source, target)
+    entries = attach(model.to(dtype).eval().requires_grad_(False), "drafter")
+    return DrafterOutlook(sum(p.numel() for p in model.parameters()), tuple(entries))
+
+
+def _dspark_without_storage(path: Path, target: Preflight) -> nn.Module:
+    config, raw = DrafterConfig.load(path)
+    _check_target(path, config, target.config)
+    stored = {tensor.name: tensor for file in _files(path) for tensor in stored_tensors(file)}
+    with torch.device("meta"):
+        model = DSparkModel(config, AutoConfig.for_model(config.model_type, **_without(raw, "model_type")))
+    _check_names(path, model, {name: tensor for name, tensor in stored.items() if name not in COPIES})
+    return model
+
+
+def _mtp_without_storage(target: Preflight) -> nn.Module:
+    number = target.config.num_hidden_layers
+    if target.architecture != "DeepseekV3ForCausalLM":
+        raise CheckpointRefused(NO_MTP_KNOWN.format(target.architecture))
+    if not any(name.startswith(f"model.layers.{number}.") for name in target.tensors):
+        raise CheckpointRefused(NO_MTP_LAYER.format(target.path, f"model.layers.{number}."))
+    with torch.device("meta"):
+        return MTPLayer(target.config_without_quantization, number)
+
+
 def load_dspark(path: Path, target: LoadedModel) -> LoadedDSpark:
     """Check, load, attach. Raises CheckpointRefused with the key or the tensor at fault."""
     config, raw = DrafterConfig.load(path)
-    _check_target(path, config, target)
+    _check_target(path, config, target.config)
     tensors = _tensors(path)
     digest = _digest(tensors)
     module: Any = target.module
-    _check_copies(path, module, tensors, embedding="embed_tokens.weight", head="lm_head.weight")
+    _check_copies(path, module, tensors, *COPIES)
     with torch.device(target.device):
         model = DSparkModel(config, AutoConfig.for_model(config.model_type, **_without(raw, "model_type")))
     _check_names(path, model, tensors)
@@ -66,10 +111,10 @@ def load_mtp(target: LoadedModel, block_length: int) -> LoadedMTP:
     number = target.config.num_hidden_layers
     prefix, where = f"model.layers.{number}.", target.files[0].parent
     if target.architecture != "DeepseekV3ForCausalLM":
-        raise CheckpointRefused(f"model.drafter: mtp: {target.architecture} has no next-token layer that is known here")
+        raise CheckpointRefused(NO_MTP_KNOWN.format(target.architecture))
     state = dequantised_state(target.files, target.fp8_block, target.dtype, prefix)
     if not state:
-        raise CheckpointRefused(f"model.drafter: mtp: {where} has no tensor {prefix}*: no next-token layer in it")
+        raise CheckpointRefused(NO_MTP_LAYER.format(where, prefix))
     embedding, head = f"{prefix}embed_tokens.weight", f"{prefix}shared_head.head.weight"
     _check_copies(where, module, state, embedding, head)
     state = fused_experts({name.removeprefix(prefix): tensor for name, tensor in state.items()})
@@ -116,8 +161,7 @@ def _without(raw: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in raw.items() if key not in keys}
 
 
-def _check_target(path: Path, config: DrafterConfig, target: LoadedModel) -> None:
-    theirs = target.config
+def _check_target(path: Path, config: DrafterConfig, theirs: PretrainedConfig) -> None:
     for key, wanted, found in (
         ("num_target_layers", config.num_target_layers, theirs.num_hidden_layers),
         ("hidden_size", config.hidden_size, theirs.hidden_size),
@@ -127,11 +171,15 @@ def _check_target(path: Path, config: DrafterConfig, target: LoadedModel) -> Non
             raise CheckpointRefused(f"drafter {path}: made for a target with {key} {wanted}; this one has {found}")
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _files(path: Path) -> list[Path]:
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise CheckpointRefused(f"drafter {path}: no *.safetensors file; pickled weights are never loaded")
-    return {name: tensor for file in files for name, tensor in _stored(file)}
+    return files
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    return {name: tensor for file in _files(path) for name, tensor in _stored(file)}
 
 
 def _stored(file: Path) -> Iterator[tuple[str, Tensor]]:
@@ -163,7 +211,7 @@ def _check_copies(path: Path, target: Any, tensors: dict[str, Tensor], embedding
             raise CheckpointRefused(f"drafter {path}: {name} is not the target's own: it was made for another target")
 
 
-def _check_names(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _check_names(path: Path, model: nn.Module, tensors: Mapping[str, Tensor | StoredTensor]) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     misshapen = {name for name in wanted.keys() & found.keys() if wanted[name] != found[name]}

@@ -1,6 +1,6 @@
 """Checkpoints: a look before loading (`preflight`), loading through transformers (`load_model`)."""
 
-from engine.models.load import LoadedModel, load_model
-from engine.models.preflight import Preflight, preflight
+from engine.models.load import LoadedModel, entries_of, load_model
+from engine.models.preflight import Preflight, examine, preflight
 
-__all__ = ["LoadedModel", "Preflight", "load_model", "preflight"]
+__all__ = ["LoadedModel", "Preflight", "entries_of", "examine", "load_model", "preflight"]

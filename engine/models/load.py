@@ -19,7 +19,7 @@ from engine.errors import CheckpointRefused
 from engine.kernels import use_kernels
 from engine.machine import give_back
 from engine.models.fp8 import dequantised_state
-from engine.models.preflight import layer_of, preflight
+from engine.models.preflight import Preflight, layer_of, preflight
 from engine.pages import Entry
 
 logger = logging.getLogger("sparkpool")
@@ -86,6 +86,13 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
         files=looked.files,
         fp8_block=looked.fp8_block,
     )
+
+
+def entries_of(looked: Preflight, dtype: torch.dtype) -> list[Entry]:
+    """What the layers of a checkpoint cache, from its configuration alone: a model without storage is asked."""
+    with torch.device("meta"), _quiet():
+        module = getattr(transformers, looked.architecture)._from_config(looked.config_without_quantization)
+    return attach(module.to(dtype).eval().requires_grad_(False))
 
 
 @contextlib.contextmanager

@@ -86,10 +86,17 @@ class Preflight:
 
 
 def preflight(path: Path, dtype: torch.dtype, device: torch.device) -> Preflight:
-    """Read the small files of a checkpoint directory and refuse what cannot be served. Loads nothing.
+    """Read the small files of a checkpoint directory and refuse what cannot be served here. Loads nothing.
 
     Raises CheckpointRefused with the file, the key or the numbers at fault.
     """
+    found = examine(path)
+    _check_memory(found, dtype, device)
+    return found
+
+
+def examine(path: Path) -> Preflight:
+    """The same, whatever this machine's memory. Raises CheckpointRefused."""
     if not path.is_dir():
         raise CheckpointRefused(f"model.path {path}: no such directory")
     raw = _read_json(path / "config.json")
@@ -100,14 +107,13 @@ def preflight(path: Path, dtype: torch.dtype, device: torch.device) -> Preflight
     files = tuple(sorted(path.glob("*.safetensors")))
     if not files:
         raise CheckpointRefused(f"{path}: no *.safetensors file; pickled weights are never loaded")
-    tensors = {t.name: t for file in files for t in _header(file)}
+    tensors = {t.name: t for file in files for t in stored_tensors(file)}
     _check_index(path, tensors)
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     _check_rope(path, config)
     _check_quantization(path, config)
     found = Preflight(path, config, architecture, tensors, files)
     _check_shapes(found)
-    _check_memory(found, dtype, device)
     return found
 
 
@@ -135,8 +141,11 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _header(file: Path) -> list[StoredTensor]:
-    """The JSON header of a safetensors file: 8 bytes of length (little endian), then that many bytes."""
+def stored_tensors(file: Path) -> list[StoredTensor]:
+    """What the header of a safetensors file says: 8 bytes of length (little endian), then that many bytes of JSON.
+
+    Raises CheckpointRefused.
+    """
     size = os.path.getsize(file)
     with file.open("rb") as stream:
         start = stream.read(8)
