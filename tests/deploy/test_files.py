@@ -1,0 +1,90 @@
+"""What deploy/ ships: cluster files that Ray takes and that ask for a token, serve files that deploy."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.app import SWITCHES, deploy_config
+from cluster.cluster_file import START_COMMANDS, ClusterFile
+from cluster.deploy_check import needs
+from engine.config import Config
+from tests.deploy.lab import ROOT
+
+DEPLOY = ROOT / "deploy"
+CLUSTERS = ("aws.yaml", "gcp.yaml", "local.yaml")
+SERVICES = tuple(sorted(file.name for file in DEPLOY.glob("*.yaml") if file.name not in CLUSTERS))
+
+
+def content(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text())
+    return found
+
+
+def cluster(name: str) -> ClusterFile:
+    return ClusterFile(DEPLOY / name, content(name))
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_ray_takes_every_cluster_file(name: str) -> None:
+    """The constructor validates: by Ray's schema, and by what Ray prepares of it."""
+    assert cluster(name).prepared["head_node_type"]
+
+
+@pytest.mark.parametrize("key", START_COMMANDS)
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_every_node_asks_for_a_token_and_has_the_switches(name: str, key: str) -> None:
+    exported = cluster(name).exported(key)
+
+    assert exported is not None
+    assert {n: exported.get(n) for n in SWITCHES} == SWITCHES
+    assert exported["RAY_AUTH_MODE"] == "token"
+    assert content(name)["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_serve_file_deploys(name: str) -> None:
+    config = Config.load(DEPLOY / name)
+
+    assert deploy_config(config)["applications"][0]["args"]["decode"].keys() == config.decode.keys()
+
+
+@pytest.mark.parametrize("name", ["two-and-two.yaml", "decode-pools.yaml"])
+@pytest.mark.parametrize("machines", ["aws.yaml", "gcp.yaml"])
+def test_every_replica_of_a_cluster_finds_a_node_and_its_pool_a_resource(name: str, machines: str) -> None:
+    config, nodes = Config.load(DEPLOY / name), cluster(machines).nodes()
+
+    assert nodes is not None
+    for key, section in config.sections.items():
+        assert section.resources == {key.split(".")[0]: 1}, "nothing else keeps a pool off the others' nodes"
+        assert all(nodes.place(key, needs(section)) for _ in range(section.most_replicas))
+    assert {node.type.name for node in nodes.nodes if node.pools} == {"prefill", "decode"}
+
+
+def test_everything_that_runs_is_carried_to_the_machines_of_local() -> None:
+    """A new folder of the package has to be in the file's mounts, and in the image."""
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    found = re.search(r"\[tool\.setuptools\.packages\.find\]\ninclude = (\[.*\])", pyproject)
+    assert found is not None
+    folders = {pattern.rstrip("*") for pattern in yaml.safe_load(found[1])} | {"models"}
+    mounts = content("local.yaml")["file_mounts"]
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+
+    assert {local for local in mounts.values() if (ROOT / local).is_dir()} == folders
+    assert all(remote == f"~/sparkpool/{local}" for remote, local in mounts.items() if not local.startswith("~"))
+    assert set(re.findall(r"^COPY (\w+) \1$", dockerfile, re.MULTILINE)) == folders | {"deploy"}
+
+
+def test_the_readme_names_every_file() -> None:
+    readme = (ROOT / "README.md").read_text()
+
+    for file in DEPLOY.iterdir():
+        assert f"`{file.name}`" in readme or f"deploy/{file.name}" in readme, f"README.md does not speak of {file.name}"
+
+
+def test_the_makefile_and_the_image_have_the_same_torch() -> None:
+    pins = {re.search(r"torch==[\d.]+", Path(file).read_text()) for file in (ROOT / "Makefile", DEPLOY / "Dockerfile")}
+
+    assert len({pin and pin[0] for pin in pins}) == 1
