@@ -105,6 +105,7 @@ class ClusterFile:
 
     def faults(self) -> Iterator[str]:
         """What would fail, or leave the cluster open, though Ray takes the file: a line each, the key first."""
+        tokens = []
         for key in START_COMMANDS:
             exported = self.exported(key)
             if exported is None:
@@ -112,9 +113,10 @@ class ClusterFile:
                 continue
             if exported.get("RAY_AUTH_MODE") != "token":
                 yield f"{key}: RAY_AUTH_MODE=token is not exported before `ray start`: Ray would ask nobody for a token"
-            token = exported.get("RAY_AUTH_TOKEN_PATH", TOKEN_FILE)
+            tokens.append(exported.get("RAY_AUTH_TOKEN_PATH", TOKEN_FILE))
+        for token in sorted({*tokens}):
             if not any(remote.endswith(token.removeprefix("~/")) for remote in self.content.get("file_mounts", {})):
-                yield f"file_mounts: carries no {token}, which `ray start` in {key} needs"
+                yield f"file_mounts: carries no {token}, and a node without the others' token stays alone"
         for remote, local in self.content.get("file_mounts", {}).items():
             if not Path(local).expanduser().exists():
                 way_out = "; `ray get-auth-token --generate` makes it" if remote.endswith("auth_token") else ""

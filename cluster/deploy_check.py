@@ -125,7 +125,7 @@ class Configuration:
                 yield self._fails(f"{named}: {where} has {name}")
                 return
         if not any(node_type.has(asked) for node_type in types):
-            takes = ", ".join(f"{name} {amount:g}" for name, amount in asked.items())
+            takes = ", ".join(f"{name} {amount:g}" for name, amount in sorted(asked.items()))
             yield self._fails(f"{key}: a replica takes {takes}; {where} has all of that")
             return
         most = section.most_replicas

@@ -80,7 +80,7 @@ class EngineConfig(Section):
     """Threads for arithmetic in each replica; 0 divides the node's cores among all replicas."""
     num_cpus: Annotated[float, Field(ge=0)] = 0.0
     """CPUs that Ray sets aside for each replica; 0 lets replicas share a small machine."""
-    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Custom Ray resources that each replica takes, such as {prefill: 1}; they tie a pool to the nodes that have it."""
     max_requests: Positive = 32
     """Requests that may run at once in a replica."""

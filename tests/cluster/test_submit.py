@@ -48,6 +48,12 @@ def test_what_is_shown_is_what_serve_deploy_takes(tmp_path: Path) -> None:
     assert Config.parse(app.args) == Config.load(tmp_path / "service.yaml")
 
 
+def test_a_model_that_is_not_named_is_the_one_that_each_node_has(tmp_path: Path) -> None:
+    (app,) = deploy_config(Config.load(written(tmp_path, (9001, 9002))))["applications"]
+
+    assert app["args"].get("model", {}) == {}
+
+
 def test_replicas_take_the_resources_of_their_section() -> None:
     decode = {"fast": {"resources": {"decode": 0.5}}, "slow": {}}
 

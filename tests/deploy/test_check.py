@@ -140,7 +140,7 @@ def test_switches_that_are_not_exported_are_a_note(tmp_path: Path) -> None:
         (lambda c: c["decode"]["default"].update(replicas=5), "decode.default: 4 of 5 replicas find room on {}"),
         (
             lambda c: (c["prefill"].update(replicas=1), c["prefill"].update(resources={"prefill": 1, "decode": 1})),
-            "prefill: a replica takes GPU 1, prefill 1, decode 1; no node type of {} has all of that",
+            "prefill: a replica takes GPU 1, decode 1, prefill 1; no node type of {} has all of that",
         ),
     ],
 )
