@@ -131,7 +131,8 @@ class ClusterFile:
             exported = self.exported(key) or {}
             absent = [f"{name}={value}" for name, value in switches.items() if exported.get(name) != value]
             if absent:
-                yield f"{key}: {' '.join(absent)} not exported: every message will take more processor time"
+                effect = "the front and the scaling will not be as the configuration has them"
+                yield f"{key}: {' '.join(absent)} not exported: {effect}"
         if self.provider == "local":
             yield "provider.type: local: `RAY_UP_enable_autoscaler_v2=0 ray up`, or the last worker is never started"
 

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from cluster.app import SWITCHES, deploy_config
+from cluster.app import deploy_config
 from cluster.cluster_file import ClusterFile, Nodes
-from engine.config import Config, EngineConfig
+from cluster.front import switches
+from engine.config import Config, EngineConfig, GatewayConfig
 from engine.errors import ConfigError
 from engine.models.preflight import free_memory, gib
 from local.outlook import Outlook, outlooks
@@ -70,7 +71,7 @@ def check_cluster(cluster: ClusterFile) -> Iterator[Finding]:
     """What is wrong with a cluster file, or that `ray up` would take it."""
     faults = [*cluster.faults()]
     yield from (Finding("FAILS", cluster.file, fault) for fault in faults)
-    yield from (Finding("note", cluster.file, note) for note in cluster.notes(SWITCHES))
+    yield from (Finding("note", cluster.file, note) for note in cluster.notes(switches(GatewayConfig())))
     if not faults:
         yield Finding("ok", cluster.file, f"provider {cluster.provider}: Ray takes it, and asks for a token")
 

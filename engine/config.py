@@ -214,15 +214,15 @@ class Config(Section):
     @model_validator(mode="after")
     def _one_autoscaler(self) -> Self:
         """Serve asks either one policy for all pools or one for each."""
-        by_target = [name for name, section in self.pools.items() if section.scale is not None]
-        by_serve = [name for name, section in self.pools.items() if section.autoscaling_config is not None]
+        by_target = [name for name, section in self.sections.items() if section.scale is not None]
+        by_serve = [name for name, section in self.sections.items() if section.autoscaling_config is not None]
         if by_target and by_serve:
             both = f"{by_target[0]}.scale and {by_serve[0]}.autoscaling_config"
             raise ValueError(f"{both}: pools are scaled by targets or by Serve, not some by one and some by the other")
         for name, limit in (("devices", self.targets.devices), ("watts", self.targets.watts)):
             least = sum(
                 section.scale.min_replicas * getattr(section.scale, name)
-                for section in self.pools.values()
+                for section in self.sections.values()
                 if section.scale is not None
             )
             if limit is not None and least > limit:
@@ -254,14 +254,9 @@ class Config(Section):
         return self
 
     @property
-    def pools(self) -> dict[str, EngineConfig]:
-        """Every pool's section by its key in the file."""
-        return {"prefill": self.prefill, **{f"decode.{pool}": section for pool, section in self.decode.items()}}
-
-    @property
     def scaled(self) -> bool:
         """Whether any pool is scaled by service level."""
-        return any(section.scale is not None for section in self.pools.values())
+        return any(section.scale is not None for section in self.sections.values())
 
     @property
     def default_pool(self) -> str:

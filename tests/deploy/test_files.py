@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.app import SWITCHES, deploy_config
+from cluster.app import deploy_config
 from cluster.cluster_file import START_COMMANDS, ClusterFile
 from cluster.deploy_check import needs
-from engine.config import Config
+from cluster.front import switches
+from engine.config import Config, GatewayConfig
 from tests.deploy.lab import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -39,7 +40,8 @@ def test_every_node_asks_for_a_token_and_has_the_switches(name: str, key: str) -
     exported = cluster(name).exported(key)
 
     assert exported is not None
-    assert {n: exported.get(n) for n in SWITCHES} == SWITCHES
+    wanted = switches(GatewayConfig())
+    assert {n: exported.get(n) for n in wanted} == wanted
     assert exported["RAY_AUTH_MODE"] == "token"
     assert content(name)["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 

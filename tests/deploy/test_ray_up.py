@@ -48,6 +48,7 @@ def serve_file() -> dict[str, Any]:
     del content["model"]
     for section in (content["prefill"], *content["decode"].values()):
         section |= ON_CPU
+    content["decode"]["default"]["local_chunk_tokens"] = 0  # every prompt crosses the network
     return content
 
 
