@@ -1,70 +1,63 @@
-"""Run on the lab's client: waits for the service of a cluster, asks it, and prints what came as JSON.
+"""Run on the lab's client: what it finds out about the service of a cluster, as JSON.
 
-    python -m tests.deploy.ask HEAD SECONDS < {"prompts": [[token, ...], ...], "max_tokens": N}
+    python -m tests.deploy.ask wait HEAD SECONDS     waits until the application runs, tries without token
+    python -m tests.deploy.ask greedy HEAD < {"prompts": [[token, ...], ...], "max_tokens": N}
 
-The output: greedy `tokens` of each prompt, `moved_bytes` and `reads` by decode replica, what became of a request
-`without_token` (the HTTP status) to Ray's dashboard, and the `seconds` that the service took to be there.
+`wait` gives the HTTP status that Ray's dashboard has for a stranger; `greedy` the tokens of each answer, and what the
+decode replicas have read so far.
 """
 
 import json
-import os
 import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-
-from cluster.client import Client, generate_request
+from typing import Any
 
 
 def main() -> None:
-    head, seconds = sys.argv[1], float(sys.argv[2])
-    asked = json.load(sys.stdin)
+    what, head, *rest = sys.argv[1:]
+    found = wait(head, float(rest[0])) if what == "wait" else greedy(head, **json.load(sys.stdin))
+    print(json.dumps(found))
+
+
+def wait(head: str, seconds: float) -> dict[str, Any]:
+    """Raises SystemExit with what Serve says if the application does not run after so long."""
     url = f"http://{head}:8265/api/serve/applications/"
-    waited = wait_until_running(url, seconds)
-    with Client(f"{head}:9000") as client:
-        tokens = [greedy(client, prompt, asked["max_tokens"]) for prompt in asked["prompts"]]
-        decode = [replica for replica in client.stats().replicas if replica.role == "decode"]
-    answer = {
-        "tokens": tokens,
-        "moved_bytes": [replica.moved_bytes for replica in decode],
-        "reads": [replica.reads for replica in decode],
-        "without_token": status_of(urllib.request.Request(url)),
-        "seconds": waited,
-    }
-    print(json.dumps(answer))
-
-
-def wait_until_running(url: str, seconds: float) -> float:
-    """Wait until Serve says that the application runs. Raises SystemExit with what it says otherwise."""
     token = Path("~/.ray/auth_token").expanduser().read_text()
-    began, said = time.monotonic(), ""
-    while time.monotonic() - began < seconds:
+    until, said = time.monotonic() + seconds, ""
+    while time.monotonic() < until:
         try:
             request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
             with urllib.request.urlopen(request, timeout=10) as reply:
                 said = reply.read().decode()
             if json.loads(said)["applications"]["sparkpool"]["status"] == "RUNNING":
-                return time.monotonic() - began
+                return {"stranger": status_without_token(url)}
         except (OSError, LookupError) as error:
             said = f"{said}\n{error!r}"
         time.sleep(0.5)
     raise SystemExit(f"not running after {seconds:.0f} s: {said}")
 
 
-def greedy(client: Client, prompt: list[int], max_tokens: int) -> list[int]:
-    request = generate_request(prompt, temperature=0.0, max_tokens=max_tokens)
-    return [token for reply in client.generate(request, timeout=60) for token in reply.token_ids]
-
-
-def status_of(request: urllib.request.Request) -> int:
+def status_without_token(url: str) -> int:
     try:
-        with urllib.request.urlopen(request, timeout=10) as reply:
+        with urllib.request.urlopen(url, timeout=10) as reply:
             return int(reply.status)
     except urllib.error.HTTPError as error:
         return error.code
 
 
+def greedy(head: str, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
+    from cluster.client import Client, generate_request
+
+    with Client(f"{head}:9000") as client:
+        requests = [generate_request(prompt, temperature=0.0, max_tokens=max_tokens) for prompt in prompts]
+        answers = [[t for reply in client.generate(r, timeout=60) for t in reply.token_ids] for r in requests]
+        decode = [replica for replica in client.stats().replicas if replica.role == "decode"]
+    moved, reads = sum(replica.moved_bytes for replica in decode), sum(replica.reads for replica in decode)
+    return {"tokens": answers, "moved_bytes": moved, "reads": reads}
+
+
 if __name__ == "__main__":
-    assert "RAY_AUTH_TOKEN" not in os.environ, "the token comes from its file"
     main()

@@ -16,7 +16,6 @@ SCRIPT = Path(__file__).with_name("lab.sh")
 PROGRAMS = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "unshare", "nsenter", "setpriv", "make")
 NAMESPACES = ("net", "mnt", "pid", "uts", "ipc")
 HOME = "/run/home"
-START_SECONDS = 30.0
 
 
 def missing() -> str | None:
