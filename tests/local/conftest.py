@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from engine.models import LoadedModel, load_model
+from tests.local.mixed import MixedRig
 from tests.local.rig import Rig
 
 MakeRig = Callable[..., Rig]
+MakeMixed = Callable[..., MixedRig]
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +30,11 @@ def make_rig(qwen3_sliding: Path, sliding_model: LoadedModel) -> MakeRig:
 @pytest.fixture
 def rig(make_rig: MakeRig) -> Rig:
     return make_rig()
+
+
+@pytest.fixture
+def make_mixed(qwen3_sliding: Path, sliding_model: LoadedModel) -> MakeMixed:
+    def make(**sections: dict[str, Any]) -> MixedRig:
+        return MixedRig(qwen3_sliding, sliding_model, **sections)
+
+    return make
