@@ -77,7 +77,7 @@ class Lab:
             found += children(pid)
         return found
 
-    def run(self, *words: str, seconds: float = 120.0, stdin: str = "") -> str:
+    def run(self, *words: str, seconds: float = 180.0, stdin: str = "") -> str:
         """What a command on the client's machine prints. Fails with all it said if it ends otherwise than with 0."""
         environment = {
             "PATH": f"{self._venv}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -105,7 +105,7 @@ class Lab:
         self.run("tee", file, stdin=text)
         return file
 
-    def ssh(self, host: str, command: str, seconds: float = 60.0) -> str:
+    def ssh(self, host: str, command: str, seconds: float = 120.0) -> str:
         """What `command` prints on a host, in the shell that the host's user has."""
         options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
         words = [word for option in options for word in ("-o", option)]

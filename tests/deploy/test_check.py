@@ -212,6 +212,21 @@ def test_the_memory_of_a_node_type_is_looked_at(tmp_path: Path, memory: int | No
     assert any(line.startswith(verdict) and says in line for line in lines), lines
 
 
+@pytest.mark.parametrize(("memory", "code"), [(170 * 2**20, 1), (300 * 2**20, 0)])
+def test_replicas_on_one_node_share_its_memory(tmp_path: Path, memory: int, code: int) -> None:
+    def roomy(content: dict[str, Any]) -> None:
+        for name in ("prefill", "decode"):
+            content["available_node_types"][name]["resources"] = {"CPU": 16, name: 2, "memory": memory}
+
+    service = changed(tmp_path, "two-and-two.yaml", on_cpu)
+
+    found, lines = check(changed(tmp_path, "aws.yaml", roomy), service)
+
+    assert found == code, lines
+    if code:
+        assert any(line.startswith(f"FAILS {service}: prefill: cache_bytes: ") for line in lines), lines
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -18,13 +18,13 @@ from tests.deploy.lab import ROOT, Lab, inhabitants, missing, wait_until_gone
 reason = missing()
 pytestmark = [
     pytest.mark.skipif(reason is not None, reason=f"no lab of hosts: {reason}"),
-    pytest.mark.timeout(420),
+    pytest.mark.timeout(900),
 ]
 HOSTS = {"head": "{}", "prefill": '{"prefill": 2}', "decode": '{"decode": 2}'}
 ON_CPU = {"device": "cpu", "cache_bytes": "32MiB"}
 LENGTHS, MAX_TOKENS = (3000, 1500, 40), 12
 ASK = ("python", "-m", "tests.deploy.ask")
-STARTUP_SECONDS = 240.0
+STARTUP_SECONDS = 480.0
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def test_a_cluster_made_by_ray_up_serves_across_its_hosts(lab: Lab) -> None:
     lab.run("ray", "get-auth-token", "--generate")
 
     began = time.monotonic()
-    lab.run("ray", "up", "-y", "--no-config-cache", cluster, seconds=180)
+    lab.run("ray", "up", "-y", "--no-config-cache", cluster, seconds=400)
     up = time.monotonic() - began
-    lab.run("sparkpool", "serve", service, "--submit", f"http://{head}:8265")
+    lab.run("sparkpool", "serve", service, "--submit", f"http://{head}:8265", seconds=300)
     waited = json.loads(lab.run(*ASK, "wait", head, str(STARTUP_SECONDS), seconds=STARTUP_SECONDS + 30))
     served = time.monotonic() - began
     before = lab.received_bytes("decode")
