@@ -1,0 +1,36 @@
+"""What a replica would take, told without loading it, is what it takes once it is loaded."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL, Config
+from engine.errors import ConfigError
+from local import Builder
+from local.outlook import Outlook, outlooks
+
+
+def outlook_of(config: Config, pool: str) -> Outlook:
+    return outlooks(config)[pool]
+
+
+@pytest.mark.parametrize(("family", "drafter"), [("tiny-mla", None), ("tiny-mla", SHIPPED_DRAFTER), ("qwen3", None)])
+def test_layout_and_weights_are_those_of_the_loaded_model(family: str, drafter: Path | None, qwen3: Path) -> None:
+    path = qwen3 if family == "qwen3" else SHIPPED_MODEL
+    config = Config.parse({"model": {"path": path, "drafter": drafter}, "decode": {"a": {}, "b": {"drafting": False}}})
+    drafting, plain = outlook_of(config, "decode.a"), outlook_of(config, "decode.b")
+
+    assert drafting.layout == Builder(config, config.decode["a"]).layout
+    assert plain.layout == Builder(config, config.decode["b"]).layout
+    assert (drafting.weights_bytes > plain.weights_bytes) == (drafter is not None)
+
+
+def test_pages_come_after_the_weights() -> None:
+    one = outlook_of(Config.parse({"prefill": {"cache_bytes": "1MiB"}}), "prefill")
+    exactly = one.weights_bytes + 2**20
+
+    assert one.taken(exactly, "here") == exactly
+    with pytest.raises(ConfigError, match=r"cache_bytes: .* free on here"):
+        one.taken(exactly - 1, "here")
+    with pytest.raises(ConfigError, match=r"of weights, .* free on here"):
+        one.taken(one.weights_bytes - 1, "here")
