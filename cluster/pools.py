@@ -48,13 +48,13 @@ class ServePools:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def prefill(self, request: Request, wishes: Sequence[str]) -> EventStream:
-        return ReplicaStream(self._prefill.prefill.remote(request, wishes=tuple(wishes)))
+        return _called(self._prefill.prefill, request, wishes=tuple(wishes))
 
     def decode(self, pool: str, request: Request, handoff: Handoff, wishes: Sequence[str]) -> EventStream:
-        return ReplicaStream(self._decode[pool].decode.remote(request, handoff, wishes=tuple(wishes)))
+        return _called(self._decode[pool].decode, request, handoff, wishes=tuple(wishes))
 
     def serve(self, pool: str, request: Request, wishes: Sequence[str]) -> EventStream:
-        return ReplicaStream(self._decode[pool].serve.remote(request, wishes=tuple(wishes)))
+        return _called(self._decode[pool].serve, request, wishes=tuple(wishes))
 
     def cancel(self, request_id: str) -> None:
         """Tell every replica to drop a request. Returns at once: it is called while a task is being cancelled.
@@ -97,6 +97,12 @@ class ServePools:
                 await _all(handle, "cancel", request_id)
             except (*GONE, RayServeException, TimeoutError) as error:
                 logger.warning(f"{request_id} could not be cancelled in all of {pool}: {type(error).__name__}: {error}")
+
+
+def _called(method: DeploymentHandle, *args: Any, **kwargs: Any) -> ReplicaStream:
+    """A call with an id of its own. Calls that a request makes inherit the id of that, and Serve's router (2.60) keeps
+    those that wait by their ids: of several answers to one prompt it would forget all but one."""
+    return ReplicaStream(contextvars.Context().run(method.remote, *args, **kwargs))
 
 
 async def _all(handle: DeploymentHandle, method: str, *args: Any) -> list[Any]:
