@@ -42,6 +42,9 @@ HAPROXY_PORTS = (
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
+# Ray means to refuse a gateway a port that is taken, but hands gRPC its `so_reuseport` as text, which gRPC ignores: the
+# gateways of two clusters on one machine would share a port and get each other's calls. So each cluster has its own.
+GATEWAY_PORTS = range(22000, 30000, 100)
 ANSWER_SECONDS, PAUSE_SECONDS = 60.0, 0.05
 NOT_THERE_YET = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN)
 
@@ -65,19 +68,23 @@ def switches(gateway: GatewayConfig) -> dict[str, str]:
 def environment(gateway: GatewayConfig) -> Iterator[None]:
     """What is started in this block has the switches; those that are exported already stay as they are.
 
-    The four ports that HAProxy needs for its own are free ones, so that a machine can have several clusters.
-    Raises ConfigError if there is no HAProxy, or somebody listens where the front shall.
+    The gateways' ports and the four that HAProxy needs for its own are free ones, so that a machine can have several
+    clusters. Raises ConfigError if there is no HAProxy, or somebody listens where the front shall.
     """
     wanted = switches(gateway)
     for name, port in (("grpc_port", gateway.grpc_port), ("http_port", gateway.http_port)):
         if _taken(port):  # Serve's proxies would share it
             raise ConfigError(f"gateway.{name}: somebody listens on {port} already")
+    draw = random.Random()
+    lowest = next(low for low in draw.sample(GATEWAY_PORTS, len(GATEWAY_PORTS)) if not any(map(_taken, _block(low))))
+    wanted["RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT"] = str(lowest)
+    wanted["RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT"] = str(_block(lowest)[-1])
     if gateway.front == "haproxy":
         try:
             get_haproxy_binary()
         except FileNotFoundError as error:
             raise ConfigError(f"gateway.front: haproxy: {error} Or set it to proxy.") from None
-        ports = free_ports(len(HAPROXY_PORTS) + 2, draw=random.Random())
+        ports = free_ports(len(HAPROXY_PORTS) + 2, draw)
         others = [port for port in ports if port not in (gateway.grpc_port, gateway.http_port)]
         wanted |= {name: str(port) for name, port in zip(HAPROXY_PORTS, others, strict=False)}
     new = {name: value for name, value in wanted.items() if name not in os.environ}
@@ -148,6 +155,10 @@ def free_ports(count: int, draw: random.Random | None = None) -> list[int]:
         if len(found) == count:
             return found
     raise RuntimeError(f"fewer than {count} free ports between 9000 and 9999")
+
+
+def _block(lowest: int) -> range:
+    return range(lowest, lowest + GATEWAY_PORTS.step)
 
 
 def _taken(port: int) -> bool:

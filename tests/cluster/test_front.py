@@ -66,6 +66,15 @@ def test_a_port_that_is_taken_is_named(key: str) -> None:
             pass
 
 
+def test_gateways_of_two_clusters_share_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all hundreds but the last, one port is taken."""
+    monkeypatch.setattr(cluster.front, "_taken", lambda port: port % 100 == 50 and 22000 <= port < 29900)
+
+    with environment(GatewayConfig()):
+        names = [f"RAY_SERVE_DIRECT_INGRESS_{end}_GRPC_PORT" for end in ("MIN", "MAX")]
+        assert [os.environ[name] for name in names] == ["29900", "29999"]
+
+
 def own_ports() -> GatewayConfig:
     grpc_port, http_port = free_ports(2)
     return GatewayConfig(grpc_port=grpc_port, http_port=http_port)
