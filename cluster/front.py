@@ -15,6 +15,7 @@ import random
 import socket
 import time
 from collections.abc import Iterator
+from itertools import islice
 
 import grpc
 import ray
@@ -75,8 +76,8 @@ def environment(gateway: GatewayConfig) -> Iterator[None]:
     for name, port in (("grpc_port", gateway.grpc_port), ("http_port", gateway.http_port)):
         if _taken(port):  # Serve's proxies would share it
             raise ConfigError(f"gateway.{name}: somebody listens on {port} already")
-    draw = random.Random()
-    lowest = next(low for low in draw.sample(GATEWAY_PORTS, len(GATEWAY_PORTS)) if not any(map(_taken, _block(low))))
+    blocks = random.Random().sample(GATEWAY_PORTS, len(GATEWAY_PORTS))
+    lowest = next(low for low in blocks if not any(map(_taken, _block(low))))
     wanted["RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT"] = str(lowest)
     wanted["RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT"] = str(_block(lowest)[-1])
     if gateway.front == "haproxy":
@@ -84,7 +85,7 @@ def environment(gateway: GatewayConfig) -> Iterator[None]:
             get_haproxy_binary()
         except FileNotFoundError as error:
             raise ConfigError(f"gateway.front: haproxy: {error} Or set it to proxy.") from None
-        ports = free_ports(len(HAPROXY_PORTS) + 2, draw)
+        ports = free_ports(len(HAPROXY_PORTS) + 2)
         others = [port for port in ports if port not in (gateway.grpc_port, gateway.http_port)]
         wanted |= {name: str(port) for name, port in zip(HAPROXY_PORTS, others, strict=False)}
     new = {name: value for name, value in wanted.items() if name not in os.environ}
@@ -143,18 +144,15 @@ def gateway_addresses(application: str) -> list[str]:
     ]
 
 
-def free_ports(count: int, draw: random.Random | None = None) -> list[int]:
-    """Ports that nobody listens on, below Ray's worker ports (10002-19999): the lowest, or drawn."""
-    candidates = list(range(9000, 10000))
-    if draw is not None:
-        draw.shuffle(candidates)
-    found = []
-    for port in candidates:
-        if not _taken(port):
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise RuntimeError(f"fewer than {count} free ports between 9000 and 9999")
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, below Ray's worker ports (10002-19999). Drawn, so that two who ask at the same
+    moment get different ones.
+    """
+    drawn = random.Random().sample(range(9000, 10000), 1000)
+    found = list(islice((port for port in drawn if not _taken(port)), count))
+    if len(found) < count:
+        raise RuntimeError(f"fewer than {count} free ports between 9000 and 9999")
+    return found
 
 
 def _block(lowest: int) -> range:
