@@ -17,7 +17,8 @@ Rows = list[dict[str, Any]]
 def summary(results: Path = RESULTS) -> str:
     """Markdown: a table for each benchmark, and the goals that were missed."""
     found = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
-    parts = [_decode, _kernels, _engine, _start, _handoff, _front, _speculation, _planning, _acceptance, _training]
+    serving = [_handoff, _front, _chaos, _rolling]
+    parts = [_decode, _kernels, _engine, _start, *serving, _speculation, _planning, _acceptance, _training, _gpu]
     return "\n\n".join(text for part in parts for text in part(found[part.__name__.removeprefix("_")]))
 
 
@@ -91,6 +92,23 @@ def _front(result: dict[str, Any]) -> Iterator[str]:
     yield _table(
         columns, [[t.partition(":")[0], *(r["s per 1,000 tokens"] for r in rows)] for t, rows in tables.items()]
     )
+    yield _missed(result)
+
+
+def _chaos(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline("chaos", result, "three replicas in each pool, 64 requests under way, random replicas killed")
+    (rows,) = result["figures"].values()
+    yield _table(["", "output tok/s", "s", "sent round again"], _columns(rows, [*rows[0]]))
+    yield "\n".join(f"* {note}" for note in result["notes"])
+    yield _missed(result)
+
+
+def _rolling(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline("rolling", result, "every replica replaced, then both pools scaled from one to three and back")
+    (redeploy,), scaling = result["figures"].values()
+    yield _table([*redeploy], [[*redeploy.values()]])
+    yield _table([*scaling[0]], _columns(scaling, [*scaling[0]]))
+    yield "\n".join(f"* {note}" for note in result["notes"])
     yield _missed(result)
 
 
@@ -178,3 +196,19 @@ def card(results: Path = RESULTS) -> str:
 if __name__ == "__main__":
     README.write_text(put_into(README.read_text(), summary()))
     (SHIPPED_DRAFTER / "README.md").write_text(card())
+
+
+def _gpu(result: dict[str, Any]) -> Iterator[str]:
+    what = "eager torch, random models in bfloat16; `idle`: the share of a step in which the device did nothing"
+    yield _headline("gpu", result, what)
+    figures = result["figures"]
+    steps = [row for row in figures["steps, eager torch"] if row["tokens_each"] == 1]
+    keys = ("model", "requests", "context", "step_ms", "device_ms", "idle", "launches", "of_copy_bandwidth")
+    names = ["a step of", "requests", "context", "ms", "device ms", "idle", "launches", "of bandwidth"]
+    yield _table(names, _columns(steps, keys))
+    keys = ("model", "requests", "tokens_each", "context", "eager_ms", "graph_ms", "eager_over_graph")
+    names = ["as a CUDA graph", "requests", "tokens each", "context", "eager ms", "graph ms", "x"]
+    yield _table(names, _columns(figures["steps as CUDA graphs"], keys))
+    keys = ("model", "dtype", "side", "at_once", "tok_s", "tau")
+    yield _table(["serving", "dtype", "drafts", "at once", "tok/s", "tokens a step"], _columns(figures["serving"], keys))
+    yield _missed(result)

@@ -94,7 +94,8 @@ def test_without_retries_a_loss_is_unavailable_and_names_the_key(deploy: Deploy)
 
 
 def in_prefill(service: Service) -> int:
-    return sum(replica.running for replica in service.client.stats().replicas if replica.role == "prefill")
+    """Prompts that are there: the second may wait for the pages of the first, which begins alike."""
+    return sum(r.running + r.waiting for r in service.client.stats().replicas if r.role == "prefill")
 
 
 def wait_until(condition, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]
