@@ -50,7 +50,7 @@ def tight(
     ample = Config.parse(content)
     layout = Builder(ample, ample.prefill).layout
     page_bytes = sum(group.page_bytes for group in layout.groups.values())
-    decode = {"threads": 1, "cache_bytes": (DECODE_PAGES + 1) * page_bytes}
+    decode = {"threads": 1, "cache_bytes": (DECODE_PAGES + 1) * page_bytes, "local_chunk_tokens": 0}
     settings = Config.parse({**content, "decode": {"default": decode}})
     with deploy(f"tight-{request.param}", settings) as service:
         yield service

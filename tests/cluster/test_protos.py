@@ -237,10 +237,12 @@ def test_replies_are_joined_answer_by_answer() -> None:
 
 
 def test_every_fact_of_a_replica_is_told() -> None:
-    apart = ("role", "replica", "pool", "agent", "pages", "verified_at", "accepted_at", "synthetic")
+    lists, by_number = ("verified_at", "accepted_at"), ("queued_tokens", "rates")
+    apart = ("role", "replica", "pool", "agent", "pages", "synthetic", *lists, *by_number)
     names = [name for name in ReplicaStats.__dataclass_fields__ if name not in apart]
     counted: dict[str, Any] = {name: i for i, name in enumerate(names, start=1)}
     counted |= {"verified_at": [5, 3], "accepted_at": [4, 1], "synthetic": True}
+    counted |= {"queued_tokens": {-1: 7, 0: 9}, "rates": {1: 80.5, 8: 20.25}}
     pages = {"full": PageCounts(total=9, free=4, held=3, quarantined=2, cached=1)}
 
     replica = replica_of(ReplicaStats(role="decode", replica="r", pool="p", agent="a", pages=pages, **counted))
