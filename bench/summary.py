@@ -17,7 +17,7 @@ Rows = list[dict[str, Any]]
 def summary(results: Path = RESULTS) -> str:
     """Markdown: a table for each benchmark, and the goals that were missed."""
     found = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
-    serving = [_handoff, _front, _chaos, _rolling]
+    serving = [_handoff, _front, _chaos]
     parts = [_decode, _kernels, _engine, _start, *serving, _speculation, _planning, _acceptance, _training, _gpu]
     return "\n\n".join(text for part in parts for text in part(found[part.__name__.removeprefix("_")]))
 
@@ -99,15 +99,6 @@ def _chaos(result: dict[str, Any]) -> Iterator[str]:
     yield _headline("chaos", result, "three replicas in each pool, 64 requests under way, random replicas killed")
     (rows,) = result["figures"].values()
     yield _table(["", "output tok/s", "s", "sent round again"], _columns(rows, [*rows[0]]))
-    yield "\n".join(f"* {note}" for note in result["notes"])
-    yield _missed(result)
-
-
-def _rolling(result: dict[str, Any]) -> Iterator[str]:
-    yield _headline("rolling", result, "every replica replaced, then both pools scaled from one to three and back")
-    (redeploy,), scaling = result["figures"].values()
-    yield _table([*redeploy], [[*redeploy.values()]])
-    yield _table([*scaling[0]], _columns(scaling, [*scaling[0]]))
     yield "\n".join(f"* {note}" for note in result["notes"])
     yield _missed(result)
 
@@ -210,5 +201,7 @@ def _gpu(result: dict[str, Any]) -> Iterator[str]:
     names = ["as a CUDA graph", "requests", "tokens each", "context", "eager ms", "graph ms", "x"]
     yield _table(names, _columns(figures["steps as CUDA graphs"], keys))
     keys = ("model", "dtype", "side", "at_once", "tok_s", "tau")
-    yield _table(["serving", "dtype", "drafts", "at once", "tok/s", "tokens a step"], _columns(figures["serving"], keys))
+    yield _table(
+        ["serving", "dtype", "drafts", "at once", "tok/s", "tokens a step"], _columns(figures["serving"], keys)
+    )
     yield _missed(result)
