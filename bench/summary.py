@@ -184,11 +184,6 @@ def card(results: Path = RESULTS) -> str:
     return drafter_card(SHIPPED_DRAFTER, SHIPPED_MODEL, acceptance)
 
 
-if __name__ == "__main__":
-    README.write_text(put_into(README.read_text(), summary()))
-    (SHIPPED_DRAFTER / "README.md").write_text(card())
-
-
 def _gpu(result: dict[str, Any]) -> Iterator[str]:
     what = "eager torch, random models in bfloat16; `idle`: the share of a step in which the device did nothing"
     yield _headline("gpu", result, what)
@@ -205,3 +200,8 @@ def _gpu(result: dict[str, Any]) -> Iterator[str]:
         ["serving", "dtype", "drafts", "at once", "tok/s", "tokens a step"], _columns(figures["serving"], keys)
     )
     yield _missed(result)
+
+
+if __name__ == "__main__":
+    README.write_text(put_into(README.read_text(), summary()))
+    (SHIPPED_DRAFTER / "README.md").write_text(card())
