@@ -189,6 +189,7 @@ def _gpu(result: dict[str, Any]) -> Iterator[str]:
     yield _headline("gpu", result, what)
     figures = result["figures"]
     steps = [row for row in figures["steps, eager torch"] if row["tokens_each"] == 1]
+    keys: tuple[str, ...]
     keys = ("model", "requests", "context", "step_ms", "device_ms", "idle", "launches", "of_copy_bandwidth")
     names = ["a step of", "requests", "context", "ms", "device ms", "idle", "launches", "of bandwidth"]
     yield _table(names, _columns(steps, keys))

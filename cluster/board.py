@@ -6,6 +6,7 @@ how things stand with it.
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import time
 from collections import defaultdict
@@ -64,6 +65,7 @@ class Board:
         self._page_tokens = config.model.page_tokens
         self._prefixes = PrefixIndex(config.model.page_tokens)
         self._said: list[ReplicaStats] = []
+        self._alive: set[str] = set()
         self._sent: dict[str, Sent] = defaultdict(Sent)
         self._sent_then: dict[str, Sent] = {}
         self._handoff_seconds: float | None = None
@@ -74,7 +76,8 @@ class Board:
         """See to it that what is known is not old. Waits only if it is, and never long."""
         age = self._now() - self._asked_at
         if age > FRESH_SECONDS and (self._asking is None or self._asking.done()):
-            self._asking = asyncio.create_task(self._update())
+            # in an empty context, or Serve would take it for a part of this request, and cancel it with that
+            self._asking = asyncio.get_running_loop().create_task(self._update(), context=contextvars.Context())
         if age > OLD_SECONDS and self._asking is not None:
             await asyncio.wait([self._asking], timeout=FIRST_SECONDS)
 
@@ -195,7 +198,9 @@ class Board:
             return
         self._sent_then = then
         alive = {stats.replica for stats in self._said}
-        self._prefixes.keep_only(alive)
+        if alive != self._alive:
+            self._prefixes.keep_only(alive)
+        self._alive = alive
         for gone in [replica for replica, sent in self._sent.items() if replica not in alive and not sent.requests]:
             del self._sent[gone]
 

@@ -185,7 +185,7 @@ def expected(load: Load, pool: str, replicas: int, demand: float) -> float | Non
     """What a pool would show with so many replicas: seconds to the first token, or tokens per second of each user; None
     while nothing has been measured."""
     of_pool = (load.prefill if pool == PREFILL else load.decode[pool]).values()
-    measured = [r for r in of_pool if r.tokens_per_second or r.rates]
+    measured = [r for r in of_pool if (r.tokens_per_second if pool == PREFILL else r.rates)]
     if not measured or not replicas:
         return None
     if pool != PREFILL:
