@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.facts import ReplicaStats
-from policy.route import Ranked
+from policy.route import Ranked, queued_seconds
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,6 @@ def refusal(
         full = f"{queued:.1f} s of prompts wait already, {most_queued_seconds:.1f} s may (gateway.queued_seconds)"
         return _refused(full, queued - most_queued_seconds)
     return None
-
-
-def queued_seconds(stats: ReplicaStats, priority: int) -> float:
-    """Seconds of work that a prefill replica has before a request of this priority."""
-    if not stats.tokens_per_second:
-        return 0.0
-    ahead = sum(tokens for level, tokens in stats.queued_tokens.items() if level <= priority)
-    return ahead / stats.tokens_per_second
 
 
 def _refused(reason: str, seconds: float) -> Refusal:

@@ -37,10 +37,18 @@ def first_token_seconds(stats: ReplicaStats, num_tokens: int, known_tokens: int,
 
     A replica that has measured nothing yet says 0 for its pace: then 0.
     """
-    ahead = sum(tokens for level, tokens in stats.queued_tokens.items() if level <= priority)
     if not stats.tokens_per_second:
         return 0.0
-    return stats.least_seconds + (ahead + num_tokens - known_tokens) / stats.tokens_per_second
+    computing = (num_tokens - known_tokens) / stats.tokens_per_second
+    return stats.least_seconds + queued_seconds(stats, priority) + computing
+
+
+def queued_seconds(stats: ReplicaStats, priority: int) -> float:
+    """Seconds of prompts that a replica computes before one of this priority."""
+    if not stats.tokens_per_second:
+        return 0.0
+    ahead = sum(tokens for level, tokens in stats.queued_tokens.items() if level <= priority)
+    return ahead / stats.tokens_per_second
 
 
 def rank_prefill(

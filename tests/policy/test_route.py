@@ -52,7 +52,7 @@ def test_the_best_prefill_replica_is_the_soonest(pool: list[tuple[int, int]], nu
     ranked = rank_prefill(replicas, num_tokens, {})
 
     assert sorted(r.replica for r in ranked) == sorted(r.replica for r in replicas)
-    assert [r.expected for r in ranked] == sorted((queued + num_tokens) / pace for queued, pace in pool)
+    assert [r.expected for r in ranked] == pytest.approx(sorted((queued + num_tokens) / pace for queued, pace in pool))
 
 
 def test_rates_are_read_between_their_counts_and_shared_beyond_the_most() -> None:
