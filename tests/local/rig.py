@@ -1,8 +1,11 @@
 """A pair of engines on a clock that the test moves, and the few things a scenario does with it."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from engine.clock import ManualClock
 from engine.config import Config
@@ -99,3 +102,13 @@ class Rig(Pair):
 
     def first_chunk(self, name: str) -> Chunk:
         return self.chunks[name][0]
+
+
+@contextlib.contextmanager
+def poison(model: torch.nn.Module, token: int) -> Iterator[None]:
+    """The model gives NaN from `token` on, while the block runs."""
+    weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    before = weight[token].clone()
+    weight[token] = float("nan")
+    yield
+    weight[token] = before

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.errors import ModelFailure
-from tests.local.rig import Rig, request
+from tests.local.rig import Rig, poison, request
 
 POISON = 299
 
@@ -15,11 +15,8 @@ POISON = 299
 @pytest.fixture
 def poisoned(rig: Rig) -> Iterator[Rig]:
     """The model gives NaN from the token POISON on."""
-    weight = rig.builder.model.module.get_input_embeddings().weight
-    before = weight[POISON].clone()
-    weight[POISON] = float("nan")
-    yield rig
-    weight[POISON] = before
+    with poison(rig.builder.model.module, POISON):
+        yield rig
 
 
 @pytest.mark.parametrize("place", ["prompt", "generated"])

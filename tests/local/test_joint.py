@@ -16,7 +16,7 @@ from engine.types import Chunk, Handoff, Request, Sampling, StopRules
 from tests.drafters import save_random_drafter
 from tests.local.conftest import MakeMixed
 from tests.local.mixed import MixedPair, MixedRig
-from tests.local.rig import prompt, request
+from tests.local.rig import poison, prompt, request
 from tests.local.test_speculation import LENGTHS, SEEDED, asked, pair, pair_config
 from tests.oracle import Oracle, assert_same
 
@@ -217,11 +217,8 @@ def test_its_deadline_counts_from_when_it_came(make_mixed: MakeMixed, state: str
 @pytest.fixture
 def poisoned(rig: MixedRig) -> Iterator[MixedRig]:
     """The model gives NaN from the token POISON on."""
-    weight = rig.builder.model.module.get_input_embeddings().weight
-    before = weight[POISON].clone()
-    weight[POISON] = float("nan")
-    yield rig
-    weight[POISON] = before
+    with poison(rig.builder.model.module, POISON):
+        yield rig
 
 
 @pytest.mark.parametrize("place", ["prompt", "generated"])

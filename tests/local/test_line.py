@@ -10,10 +10,11 @@ import torch
 
 from engine.config import SHIPPED_DRAFTER, Config
 from engine.errors import Preempted
-from engine.models import LoadedModel, load_model
+from engine.models import load_model
 from engine.types import Ended, Request
 from local import Builder, build
 from tests.drafters import save_random_drafter
+from tests.local.conftest import MakeMixed
 from tests.local.mixed import MixedPair, MixedRig
 from tests.local.rig import request
 from tests.local.test_disturbed import CHEAP, checkpoint, quiet, requests, tight, tokens
@@ -23,18 +24,9 @@ FEW = {"cache_bytes": 1_200_000, "local_chunk_tokens": 64}
 
 
 @pytest.fixture
-def make_mixed(qwen3_sliding: Path, sliding_model: LoadedModel) -> Any:
-    def make(**sections: dict[str, Any]) -> MixedRig:
-        return MixedRig(qwen3_sliding, sliding_model, **sections)
-
-    return make
-
-
-@pytest.fixture
-def rig(make_mixed: Any) -> MixedRig:
+def rig(make_mixed: MakeMixed) -> MixedRig:
     """A few pages."""
-    rig: MixedRig = make_mixed(prefill={"chunk_tokens": 2048}, decode=FEW)
-    return rig
+    return make_mixed(prefill={"chunk_tokens": 2048}, decode=FEW)
 
 
 def preempted(rig: MixedRig) -> list[str]:
@@ -120,7 +112,7 @@ def test_nobody_overtakes_one_that_waits_for_pages(rig: MixedRig, waits: str) ->
 
 
 @pytest.mark.parametrize("way", ["served", "handed over", "both"])
-def test_prompts_and_answers_share_the_seats(make_mixed: Any, way: str) -> None:
+def test_prompts_and_answers_share_the_seats(make_mixed: MakeMixed, way: str) -> None:
     rig = make_mixed(decode={"max_requests": 2, "local_chunk_tokens": 16})
     for i in range(6):
         one = request(f"r{i}", tokens=40, max_tokens=10)
@@ -135,7 +127,7 @@ def test_prompts_and_answers_share_the_seats(make_mixed: Any, way: str) -> None:
     rig.assert_consistent()
 
 
-def test_who_only_waits_for_a_read_does_not_spin(make_mixed: Any) -> None:
+def test_who_only_waits_for_a_read_does_not_spin(make_mixed: MakeMixed) -> None:
     rig = make_mixed(decode={"max_requests": 1})
     rig.wire.stalled = True
     rig.add(request("read"))
@@ -150,7 +142,7 @@ def test_who_only_waits_for_a_read_does_not_spin(make_mixed: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_whatever_happens_everybody_ends_with_its_tokens(make_mixed: Any, seed: int) -> None:
+def test_whatever_happens_everybody_ends_with_its_tokens(make_mixed: MakeMixed, seed: int) -> None:
     """Random arrivals, either way, cancellations and stalled reads over few pages."""
     rng = random.Random(seed)
     decode = {**FEW, "local_chunk_tokens": rng.choice([7, 32, 64]), "max_requests": rng.choice([2, 4, 32])}
