@@ -25,7 +25,7 @@ def written(folder: Path, text: str) -> Path:
         ("decode: {replicas: 2}", "decode.replicas: "),
         (
             "decode: {gpu: {replicas: 2, autoscaling_config: {max_replicas: 3}}}",
-            "decode.gpu: Value error, replicas and autoscaling_config contradict each other",
+            "decode.gpu: Value error, autoscaling_config and replicas contradict each other",
         ),
         ("prefill: {cache_bytes: 5 apples}", "prefill.cache_bytes: "),
         ("prefill: {resources: {CPU: 2}}", "prefill.resources: Value error, CPU is not a custom resource"),
