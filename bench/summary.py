@@ -17,7 +17,7 @@ Rows = list[dict[str, Any]]
 def summary(results: Path = RESULTS) -> str:
     """Markdown: a table for each benchmark, and the goals that were missed."""
     found = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
-    serving = [_handoff, _front, _chaos]
+    serving = [_handoff, _front, _local, _chaos, _rolling]
     parts = [_decode, _kernels, _engine, _start, *serving, _speculation, _planning, _acceptance, _training, _gpu]
     return "\n\n".join(text for part in parts for text in part(found[part.__name__.removeprefix("_")]))
 
@@ -99,6 +99,35 @@ def _chaos(result: dict[str, Any]) -> Iterator[str]:
     yield _headline("chaos", result, "three replicas in each pool, 64 requests under way, random replicas killed")
     (rows,) = result["figures"].values()
     yield _table(["", "output tok/s", "s", "sent round again"], _columns(rows, [*rows[0]]))
+    yield "\n".join(f"* {note}" for note in result["notes"])
+    yield _missed(result)
+
+
+def _local(result: dict[str, Any]) -> Iterator[str]:
+    what = "a prompt prefilled by the decode engine itself, and by a prefill engine on the same cores"
+    yield _headline("local", result, what)
+    alone, beside = result["figures"].values()
+    keys = ("prompt", "local_first_ms", "handoff_first_ms", "local_second_ms", "handoff_second_ms")
+    names = ["a prompt of", "first token, local, ms", "by handoff", "second token, local, ms", "by handoff"]
+    yield _table(names, _columns(alone, keys))
+    keys = ("prompt", "alone_tok_s", "local_tok_s", "handoff_tok_s", "local_prompts_s", "handoff_prompts_s")
+    names = [
+        "8 answers beside prompts of",
+        "tok/s alone",
+        "local",
+        "by handoff",
+        "prompts a second, local",
+        "by handoff",
+    ]
+    yield _table(names, _columns(beside, keys))
+    yield _missed(result)
+
+
+def _rolling(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline("rolling", result, "every replica replaced under load; then bursts, with 1 to 3 replicas a pool")
+    redeploys, scalings = result["figures"].values()
+    for rows in (redeploys, scalings):
+        yield _table([*rows[0]], _columns(rows, [*rows[0]]))
     yield "\n".join(f"* {note}" for note in result["notes"])
     yield _missed(result)
 

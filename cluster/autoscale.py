@@ -17,10 +17,6 @@ from policy.scale import PREFILL, Bounds, Decision, Outcome, Prediction, State, 
 
 PATH = "cluster.autoscale:ServiceLevels"
 PERIOD_SECONDS = 1.0
-SWITCHES = {  # Ray's own: how often replicas and handles push their numbers
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": f"{PERIOD_SECONDS:g}",
-    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": f"{PERIOD_SECONDS:g}",
-}
 logger = logging.getLogger("ray.serve")
 
 

@@ -24,7 +24,6 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from ray.serve._private.haproxy import get_haproxy_binary
 from ray.serve.context import _get_global_client
 
-from cluster import autoscale
 from engine.config import GatewayConfig
 from engine.errors import ConfigError
 
@@ -54,7 +53,6 @@ def switches(gateway: GatewayConfig) -> dict[str, str]:
     """What the environment of every `ray start` of a cluster with this front should have."""
     return {
         **SWITCHES,
-        **autoscale.SWITCHES,
         **FRONT_SWITCHES[gateway.front],
         # How long a gateway that is taken away still takes requests, for those who have not heard of it yet.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": f"{gateway.drain_seconds:g}",

@@ -93,8 +93,8 @@ class Trial:
 class Laps:
     """Moments of one step on the engine's clock: its beginning, and when it had its drafts, its plan and its tokens.
 
-    On CUDA drafting only queues work, and so do forward and acceptance. Whoever reads from the device first waits for
-    it: the causal planner for the drafts, and always the step's one copy to the host, which ends verification.
+    On CUDA drafting only queues work, unless the drafter has confidences, which are waited for; forward and acceptance
+    queue theirs too, and the step's one copy to the host, which ends verification, waits for all of it.
     """
 
     began: float

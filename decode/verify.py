@@ -26,6 +26,7 @@ from torch import Tensor
 
 from engine.drafters import DraftBlock
 from engine.edits import Edits
+from engine.machine import sent
 from engine.sampling import ACCEPT_NOISE, Draws, SamplingBatch, draw, log_probs, told, uniform
 from engine.types import Drawn
 
@@ -44,7 +45,7 @@ class Accepted:
     def last_row_R(self) -> Tensor:
         """The row of logits that each request's last token was drawn from."""
         first = [0, *accumulate(length + 1 for length in self.lengths[:-1])]
-        return torch.tensor(first, dtype=torch.int64).to(self.num_drafts_R.device) + self.num_drafts_R
+        return sent(first, torch.int64, self.num_drafts_R.device) + self.num_drafts_R
 
     def drawn(self) -> list[list[Drawn]]:
         """The step's one copy to the host: the tokens of each request, never none."""
@@ -66,7 +67,7 @@ class Places:
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Places":
         places = [(request, offset, offset < n) for request, n in enumerate(lengths) for offset in range(n + 1)]
-        request_N, offset_N, drafted_N = torch.tensor(places, dtype=torch.int64).to(device).unbind(1)
+        request_N, offset_N, drafted_N = sent(places, torch.int64, device).unbind(1)
         return cls(request_N, offset_N, drafted_N.bool())
 
     def of_block(self, values_RK: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ class Synthetic:
             return Accepted(told(logits_NV, own_N, options), torch.zeros_like(own_N), tuple(lengths))
         places = Places.of(lengths, logits_NV.device)
         rates = (*self._rates, *[0.0] * block.length)[: block.length]
-        rate_N = places.of_block(torch.tensor([rates] * len(lengths)).to(logits_NV.device))
+        rate_N = places.of_block(sent([rates] * len(lengths), torch.float32, logits_NV.device))
         u_N = uniform(options.seed_R, options.position_R, ACCEPT_NOISE, 1)[:, 0]
         return _committed(logits_NV, places.of_block(block.token_RK), own_N, u_N < rate_N, places, lengths, options)
 
