@@ -107,6 +107,7 @@ def _local(result: dict[str, Any]) -> Iterator[str]:
     what = "a prompt prefilled by the decode engine itself, and by a prefill engine on the same cores"
     yield _headline("local", result, what)
     alone, beside = result["figures"].values()
+    keys: tuple[str, ...]
     keys = ("prompt", "local_first_ms", "handoff_first_ms", "local_second_ms", "handoff_second_ms")
     names = ["a prompt of", "first token, local, ms", "by handoff", "second token, local, ms", "by handoff"]
     yield _table(names, _columns(alone, keys))

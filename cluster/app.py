@@ -24,8 +24,9 @@ from cluster.front import environment, wait_for_answer
 from cluster.proxy import APPLICATION
 from cluster.replicas import DecodeReplica, PrefillReplica
 from cluster.servicer import InferenceServicer
-from engine.config import Config, EngineConfig, GatewayConfig
+from engine.config import Config, EngineConfig
 from engine.errors import ConfigError
+from engine.front import GatewayConfig
 
 SERVICERS = ["cluster.proxy.add_servicers"]
 PREFILL, GATEWAY = "Prefill", "Gateway"

@@ -8,12 +8,14 @@ import typer
 from cluster.cli_deploy import commands as deploy_commands
 from cluster.cli_drafters import commands as drafter_commands
 from cluster.cli_drafters import fail as _fail
+from cluster.cli_hardware import commands as hardware_commands
 
 if TYPE_CHECKING:
     from engine.config import Config
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(drafter_commands)
+app.add_typer(hardware_commands)
 app.add_typer(deploy_commands, name="deploy")
 DEFAULT_ADDRESS = "127.0.0.1:9000"
 DEFAULT_APPLICATION = "sparkpool"
@@ -115,6 +117,7 @@ def bench(
     sampling_seed: Annotated[int | None, typer.Option(help="each request's own seed")] = None,
     ignore_eos: Annotated[bool | None, typer.Option(help="default: on for random prompts, off for a file")] = None,
     decode_pool: Annotated[str, typer.Option(help="the decode pool that shall answer")] = "",
+    service_tier: Annotated[str, typer.Option(help="the tier that chooses it (gateway.tiers)")] = "",
     seed: Annotated[int, typer.Option(help="of random prompts, lengths and arrivals")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write figures and raw times here")] = None,
 ) -> None:

@@ -22,8 +22,8 @@ from ray.exceptions import RayError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 
 from cluster.recent import Recent
-from engine.config import GatewayConfig
 from engine.errors import Cancelled, DeadlineExceeded, EngineFailure, Overloaded, Preempted, SparkpoolError, Unavailable
+from engine.front import GatewayConfig
 from engine.types import Chunk, Ended, Event, Handoff, Request
 from policy.admit import RetryBudget
 from policy.load import FrontLoad
@@ -61,7 +61,7 @@ class Pools(Protocol):
 
 
 class Places(Protocol):
-    """Where requests go, and whether they are let in: cluster/board.py."""
+    """Where requests go, and whether they are let in: policy/board.py."""
 
     async def refresh(self) -> None: ...
     def admit(self, request: Request) -> None: ...

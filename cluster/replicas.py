@@ -94,7 +94,7 @@ class DecodeReplica(EngineReplica):
 
     def __init__(self, config: Config, pool: str) -> None:
         section = config.decode[pool]
-        self._prefills = section.local_chunk_tokens > 0
+        self._prefills = section.prefills
         set_threads(section, config)
         builder = Builder(config, section)
         text = Text.load(config.model.path)

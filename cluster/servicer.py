@@ -14,7 +14,7 @@ from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 
 from cluster.answers import answers
-from cluster.board import Board
+from cluster.board import LiveBoard
 from cluster.gateway import Gateway, Journey
 from cluster.pools import ServePools
 from cluster.proto import sparkpool_pb2 as pb
@@ -37,7 +37,7 @@ class InferenceServicer:
     def __init__(self, config: Config, prefill: DeploymentHandle, decode: dict[str, DeploymentHandle]) -> None:
         self._config = config
         self._pools = ServePools(prefill, decode)
-        self._board = Board(config, self._pools.stats)
+        self._board = LiveBoard(config, self._pools.stats)
         self._gateway = Gateway(self._pools, self._board, config.gateway)
         self._text = Text.load(config.model.path)
         self._facts: ModelFacts | None = None
@@ -50,9 +50,10 @@ class InferenceServicer:
             try:
                 arrived = time.monotonic()
                 request = request_of(proto, self._text, await self._model(), self._config.gateway)
-                self._board.pool(request, proto.decode_pool)  # refuses one that is not there
+                self._board.pool(request, proto.decode_pool, proto.service_tier)  # refuses one that is not there
+                named = proto.decode_pool or self._config.gateway.tiers.get(proto.service_tier, "")
                 requests = answers_of(proto, request)
-                journeys = [Journey(r, arrived, proto.decode_pool, index) for index, r in enumerate(requests)]
+                journeys = [Journey(r, arrived, named, index) for index, r in enumerate(requests)]
                 async with contextlib.aclosing(answers(self._gateway, journeys)) as spoken:
                     async for journey, chunk in spoken:
                         yield reply_of(chunk, journey)

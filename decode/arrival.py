@@ -8,14 +8,16 @@ from engine.types import DecodeTimings
 NO_TIME = DecodeTimings(wait_seconds=0.0, transfer_seconds=0.0, decode_seconds=0.0, moved_bytes=0, moved_pages=0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Arrival:
-    """When the stations of a running request were passed, on the engine's clock."""
+    """When the stations of a running request were passed, on the engine's clock; and its steps that took longer than
+    they would on the device that is emulated."""
 
     incoming: Incoming
     admitted: float
+    overruns: int = 0
 
-    def timings(self, now: float) -> DecodeTimings:
+    def timings(self, now: float, emulated: str) -> DecodeTimings:
         incoming = self.incoming
         return DecodeTimings(
             wait_seconds=incoming.read_started - incoming.arrived,
@@ -23,4 +25,6 @@ class Arrival:
             decode_seconds=now - self.admitted,
             moved_bytes=incoming.moved_bytes,
             moved_pages=incoming.moved_pages,
+            emulated=emulated,
+            overruns=self.overruns,
         )

@@ -3,24 +3,24 @@
 It receives its parts and never builds them, asks the clock for `now()` only, and never sleeps.
 """
 
-import logging
-import time
 from dataclasses import asdict, replace
 
 from decode.arrival import NO_TIME, Arrival
 from decode.inbox import Inbox
+from decode.pace import Pace
+from decode.peers import Peers
 from decode.plan import Planner
 from decode.prospects import Prospects
 from decode.reads import Incoming
 from decode.record import Recorder
-from decode.round import Round
+from decode.round import Rounds
 from decode.schedule import DecodeBatch, DecodeSchedule, Laps, Step
 from decode.sequence import Sequence, stand_ins
 from decode.theta import Outcome
 from engine.clock import Clock
 from engine.config import DecodeConfig
 from engine.drafters import row_from
-from engine.errors import DeadlineExceeded, DoesNotFit, HandoffRefused, Overloaded, Preempted
+from engine.errors import DeadlineExceeded, DoesNotFit, Overloaded, Preempted
 from engine.facts import Acceptance, Counters, ReplicaStats
 from engine.machine import peak_bytes
 from engine.pages import Pages, Tables
@@ -28,7 +28,6 @@ from engine.text import Text
 from engine.transfer import Transfer
 from engine.types import Chunk, Ended, Event, Handoff, Request, Sampling
 
-logger = logging.getLogger("sparkpool")
 BESIDES_NEWEST = 0.1  # the share of the newest step in the mean of what steps take besides
 
 
@@ -39,8 +38,9 @@ class Decoder:
         self,
         *,
         pages: Pages,
-        rounds: Round,
+        rounds: Rounds,
         planner: Planner,
+        pace: Pace,
         recorder: Recorder,
         transfer: Transfer,
         clock: Clock,
@@ -54,6 +54,7 @@ class Decoder:
         self._pages = pages
         self._rounds = rounds
         self._planner = planner
+        self._pace = pace
         self._prospects = Prospects(planner, config.max_requests)
         self._recorder = recorder
         self._transfer = transfer
@@ -61,10 +62,9 @@ class Decoder:
         self._text = text
         self._config = config
         self._poll_seconds = poll_seconds
-        self._fingerprint = fingerprint
-        self._drafter_fingerprint = drafter_fingerprint
+        self._peers = Peers(fingerprint, drafter_fingerprint)
         self._eos_token_ids = eos_token_ids
-        self._step_tokens = 1 + rounds.drafter.block_length
+        self._step_tokens = 1 + rounds.block_length
         self._counters = Counters()
         self._inbox = Inbox(pages=pages, transfer=transfer, clock=clock, config=config, counters=self._counters)
         self._schedule = DecodeSchedule(pages, config, self._step_tokens, eos_token_ids)
@@ -72,14 +72,13 @@ class Decoder:
         self._besides_seconds = 0.0
         self._arrivals: dict[str, Arrival] = {}
         self._first_chunks: list[Chunk] = []
-        self._strangers: list[dict[str, str] | None] = []
 
     def add(self, request: Request, handoff: Handoff) -> None:
         """Take over a request whose prompt is in a prefill replica's pages. Its first token goes out at once.
 
         Raises HandoffRefused for another model, DoesNotFit, Overloaded (but not for a request that comes back).
         """
-        self._check_model(handoff)
+        self._peers.check(handoff)
         self.check(request)
         if self._inbox.waiting >= self._config.max_waiting and not request.generated:
             waiting = f"decode.max_waiting: {self._inbox.waiting} handoffs wait already"
@@ -103,7 +102,7 @@ class Decoder:
 
     def check(self, request: Request) -> None:
         """Raises DoesNotFit if the request needs more pages than there are."""
-        reach = request.max_total_tokens + self._rounds.drafter.block_length
+        reach = request.max_total_tokens + self._rounds.block_length
         demand = self._pages.demand(reach, self._step_tokens)
         if shortfall := self._pages.shortfall(demand):
             raise DoesNotFit(f"max_tokens: {request.max_total_tokens} tokens in all, {shortfall} (decode.cache_bytes)")
@@ -117,7 +116,7 @@ class Decoder:
 
     def step(self) -> list[Event]:
         """Admit what has arrived, then one token for every running request, and more where drafts are accepted."""
-        entered, computed = time.perf_counter(), self._rounds.computing.seconds
+        entered, computed = self._clock.now(), self._rounds.computing.seconds
         events = self.admit()
         self._schedule.make_room(self._inbox.coming)
         events += self.news()
@@ -130,10 +129,13 @@ class Decoder:
         demand = batch.demand(self._besides_seconds)
         most = self._planner.drafts(demand)
         block = self._rounds.draft(batch, most)
+        if most:
+            self._pace.drafted(began, len(batch), demand.context)
         drafted = self._clock.now()
         lengths = self._planner.plan(block, demand) if most else [0] * len(batch)
         planned = self._clock.now()
         drawn = self._rounds.verify(batch, block, lengths)
+        overran = self._pace.verified(planned, len(batch), len(batch) + sum(lengths), demand.context)
         self._ended = self._clock.now()
         accepted = [len(tokens) - 1 for tokens in drawn]
         outcome = Outcome(lengths, accepted, most > 0, self._ended - began)
@@ -141,10 +143,13 @@ class Decoder:
         self._prospects.observe(demand, outcome)
         step = Step(batch, block, lengths, drawn, Laps(began, drafted, planned, self._ended))
         self._recorder.record(step)
+        self._counters.overruns += overran
+        for sequence in batch.sequences:
+            self._arrivals[sequence.id].overruns += overran
         events += self._counted(step, self._schedule.commit(step))
         if not self._schedule.running:
             self._ended = None
-        self._counters.step_seconds += time.perf_counter() - entered
+        self._counters.step_seconds += self._clock.now() - entered
         self._counters.compute_seconds += self._rounds.computing.seconds - computed
         return events
 
@@ -209,7 +214,8 @@ class Decoder:
             waiting=len(inbox),
             running=len(self._schedule.running),
             **asdict(self._counters),
-            synthetic=self._rounds.acceptor.synthetic,
+            synthetic=self._rounds.synthetic,
+            emulated=self._pace.emulated,
             peak_bytes=peak_bytes(self._pages.store.device),
             max_requests=self._config.max_requests,
             rates=self._prospects.rates(),
@@ -231,20 +237,16 @@ class Decoder:
             self._pages.assert_idle()
             assert not self._arrivals, f"requests that ended are still remembered: {list(self._arrivals)}"
 
-    def _has_drafter_part(self, handoff: Handoff) -> bool:
-        """Whether its pages hold the context of the very drafter that drafts here, if one does."""
-        return self._drafter_fingerprint in (None, handoff.drafter_fingerprint)
-
     def _begun(self, request: Request, handoff: Handoff) -> Incoming:
         """The request after its first token, which is as good as said."""
         now = self._clock.now()
         sequence = Sequence(request, self._text, self._eos_token_ids, now)
-        with_drafter = self._has_drafter_part(handoff)
+        with_drafter = self._peers.share_drafter(handoff)
         if with_drafter:
             sequence.drafter_row = row_from(handoff.drafter_row)
         else:
             sequence.context_from = handoff.num_tokens
-            self._note_stranger(handoff)
+            self._counters.handoffs_without_context += 1
         self._counters.requests += 1
         self._counters.tokens += 1
         chunk = sequence.commit([handoff.first])
@@ -265,13 +267,6 @@ class Decoder:
         self._schedule.join(incoming.sequence)
         self._schedule.publish(incoming.sequence)
         self._arrivals[incoming.sequence.id] = Arrival(incoming, now)
-
-    def _check_model(self, handoff: Handoff) -> None:
-        theirs, ours = handoff.target_fingerprint, self._fingerprint
-        differ = [key for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)]
-        if differ:
-            parts = [f"{key}: prefill has {theirs.get(key)}, decode {ours.get(key)}" for key in differ]
-            raise HandoffRefused("the pools serve different models; " + "; ".join(parts))
 
     def _late(self, sequence: Sequence) -> Ended:
         self._counters.failed += 1
@@ -302,18 +297,6 @@ class Decoder:
 
     def _closed(self, last: Chunk, sequence: Sequence, now: float) -> Chunk:
         """The last chunk of a request, with its account."""
-        acceptance = replace(sequence.acceptance, synthetic=self._rounds.acceptor.synthetic)
-        return replace(last, timings=self._arrivals.pop(sequence.id).timings(now), acceptance=acceptance)
-
-    def _note_stranger(self, handoff: Handoff) -> None:
-        """Count a handoff whose pages lack this drafter's part, and log it once for each drafter that a peer has."""
-        ours, theirs = self._drafter_fingerprint, handoff.drafter_fingerprint
-        self._counters.handoffs_without_context += 1
-        if theirs in self._strangers:
-            return
-        self._strangers.append(theirs)
-        has = "no drafter" if theirs is None else f"another drafter ({theirs}; here it is {ours})"
-        logger.warning(
-            f"{handoff.agents[0].name} has {has}: its pages come without the context of this one, which drafts over "
-            "what is decoded here alone, and worse for it. Give both pools the same model.drafter, and drafting: true"
-        )
+        acceptance = replace(sequence.acceptance, synthetic=self._rounds.synthetic)
+        timings = self._arrivals.pop(sequence.id).timings(now, self._pace.emulated)
+        return replace(last, timings=timings, acceptance=acceptance)

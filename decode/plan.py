@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 
 from decode.outlook import Calibration, Outlook
 from decode.theta import Demand, Outcome, StepSeconds, limited, survival, theta, top
+from engine.config import DecodeConfig
 from engine.drafters import DraftBlock
 from engine.facts import Survival
 from engine.steptime import StepTimes
@@ -157,3 +158,10 @@ class Lagged(Trusting):
         mean_K = torch.stack(rows).mean(dim=0)
         past_RK = torch.stack([known.get(name, mean_K) for name in demand.names])
         return int(theta(limited(past_RK, demand.most), self.seconds, demand).argmax())
+
+
+def planner_of(config: DecodeConfig, times: StepTimes, block_length: int) -> Planner:
+    """The planner that a section asks for."""
+    if config.planner == "fixed" or not block_length:
+        return Fixed(min(config.fixed_drafts, block_length), StepSeconds(times, block_length))
+    return (Causal if config.planner == "causal" else Lagged)(times, block_length)

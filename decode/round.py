@@ -1,6 +1,7 @@
 """The two halves of a decode step, as the engine runs them and as its times are measured."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,10 +18,36 @@ Taps = dict[int, Tensor]
 LATE_STEPS = 32
 
 
+class Rounds(Protocol):
+    """What the decoder asks of a step: real, or with a simulator's drafts (compare/virtual.py)."""
+
+    @property
+    def block_length(self) -> int:
+        """Drafts of a block; 0 if nothing drafts."""
+        ...
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the tokens are not the target's own."""
+        ...
+
+    @property
+    def computing(self) -> Stopwatch:
+        """The time that models take: the target, the drafter, and the wait for the tokens."""
+        ...
+
+    def draft(self, batch: DecodeBatch, most: int) -> DraftBlock:
+        """At most so many drafts for each request. With 0, the drafter has nothing to do."""
+        ...
+
+    def verify(self, batch: DecodeBatch, block: DraftBlock, lengths: list[int]) -> list[list[Drawn]]:
+        """The tokens of each request, never none, of which the first `lengths` drafts are put before the target."""
+        ...
+
+
 @dataclass(frozen=True)
 class Round:
-    """Draft, verify: everything on the device, until the tokens are copied to the host. `computing` is the time that
-    models take: the target, the drafter, and the wait for the tokens.
+    """Draft, verify: everything on the device, until the tokens are copied to the host.
 
     While nothing is drafted, the drafter's context is written for several steps at once: it is only needed when
     drafting begins again. (With drafts it cannot wait: a place that was rejected is written again by the next step.)
@@ -32,8 +59,15 @@ class Round:
     computing: Stopwatch = field(default_factory=Stopwatch)
     _late: list[tuple[Batch, Taps]] = field(default_factory=list, init=False)
 
+    @property
+    def block_length(self) -> int:
+        return self.drafter.block_length
+
+    @property
+    def synthetic(self) -> bool:
+        return self.acceptor.synthetic
+
     def draft(self, batch: DecodeBatch, most: int) -> DraftBlock:
-        """At most so many drafts for each request. With 0, the drafter has nothing to do."""
         if not most:
             return DraftBlock.empty(len(batch))
         with self.computing:
@@ -41,7 +75,6 @@ class Round:
             return self.drafter.propose(batch.anchors, most)
 
     def verify(self, batch: DecodeBatch, block: DraftBlock, lengths: list[int]) -> list[list[Drawn]]:
-        """The tokens of each request, never none, of which the first `lengths` drafts are put before the target."""
         trial = batch.trial(block, lengths)
         target = trial.target
         with self.computing:

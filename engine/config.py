@@ -10,7 +10,9 @@ import torch
 import yaml
 from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 
+from engine.emulation import EmulationConfig
 from engine.errors import ConfigError
+from engine.front import GatewayConfig
 from engine.section import Positive, Seconds, Section
 from engine.targets import ScaleConfig, TargetsConfig
 
@@ -161,41 +163,26 @@ class DecodeConfig(EngineConfig):
     """How long a read may take before the handoff counts as lost."""
     stream_interval: Positive = 1
     """Tokens that an answer gathers before it sends them on; the first token and the end go at once."""
+    emulation: EmulationConfig = EmulationConfig()
+    """How the pace of a `device` is kept that is none of torch's but one of hardware/devices (groq-3-lpx)."""
 
+    @property
+    def emulated(self) -> bool:
+        """Whether `device` is none of torch's."""
+        try:
+            torch.device(self.device)
+        except RuntimeError:
+            return True
+        return False
 
-class GatewayConfig(Section):
-    """The front."""
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.emulation.on if self.emulated else self.device)
 
-    replicas: Positive = 1
-    """Gateway replicas."""
-    front: Literal["haproxy", "direct", "proxy"] = "haproxy"
-    """What clients talk to: HAProxy, the gateways themselves, or Serve's proxy in Python. Chosen when Ray starts."""
-    drain_seconds: Annotated[float, Field(ge=0)] = 2.0
-    """How long a gateway that is taken away still takes requests (haproxy, direct), until everybody knows."""
-    grpc_port: Annotated[int, Field(ge=1, le=65535)] = 9000
-    """The front's gRPC port, without TLS. haproxy: on `http_host`; else Serve's proxy listens, on every interface."""
-    http_host: str = "127.0.0.1"
-    """The front listens on this address: for HTTP, and HAProxy for gRPC too."""
-    http_port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    """The front's HTTP port."""
-    max_ongoing: Positive = 512
-    """Requests that one gateway replica works on at once."""
-    max_queued: Positive = 512
-    """Requests that may wait for a gateway replica before they get RESOURCE_EXHAUSTED."""
-    retries: Annotated[int, Field(ge=0)] = 3
-    """How often a request is prefilled again after a replica or a handoff was lost. All requests together may be so
-    `max_ongoing` times, and for each one that ends well half a time more: a service that loses everything does not
-    drown in its own attempts."""
-    queued_seconds: Seconds = 60.0
-    """Seconds of work that may wait before prefill; who comes then gets RESOURCE_EXHAUSTED. What would be served later
-    than the new request does not count."""
-    pool_policy: Literal["first", "fastest", "spill"] = "first"
-    """The decode pool of a request that names none: the first; the one that gives it most tokens per second now; or the
-    first that gives it `targets.tokens_per_second`, and if none does, the fastest."""
-    default_max_tokens: Positive = 256
-    """`max_tokens` of a request that gives none (cut to what the model still takes)."""
-    request_seconds: Seconds = 600.0
-    """The longest a request may take."""
+    @property
+    def prefills(self) -> bool:
+        """Whether it prefills some prompts itself. An emulated device does not: nobody has modelled that."""
+        return self.local_chunk_tokens > 0 and not self.emulated
 
 
 class Config(Section):
@@ -235,6 +222,13 @@ class Config(Section):
             raise ValueError(
                 "decode.prefill: there is one prefill pool, and this is a decode pool; give it another name"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tiers_have_pools(self) -> Self:
+        for tier, pool in self.gateway.tiers.items():
+            if pool not in self.decode:
+                raise ValueError(f"gateway.tiers.{tier}: there is no decode pool {pool!r}")
         return self
 
     @model_validator(mode="after")

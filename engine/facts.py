@@ -87,7 +87,8 @@ class Counters(Drafts):
 
     Of `step_seconds`, models took `compute_seconds`; the rest is the engine's own: schedule, batches, sampling, text.
     The seconds are sums over steps: `draft_seconds`, `plan_seconds` and `verify_seconds` of decode/schedule.py: Laps.
-    `handoffs_without_context` came without the drafter's part of their pages, to an engine that drafts.
+    `handoffs_without_context` came without the drafter's part of their pages, to an engine that drafts. `overruns`:
+    steps that took longer than they would on the device that is emulated.
     """
 
     steps: int = 0
@@ -104,6 +105,7 @@ class Counters(Drafts):
     verify_seconds: float = 0.0
     step_seconds: float = 0.0
     compute_seconds: float = 0.0
+    overruns: int = 0
 
     def reset(self) -> None:
         """Forget what a warm-up did."""
@@ -160,7 +162,8 @@ def expected_rate(
 @dataclass(frozen=True, kw_only=True)
 class ReplicaStats:
     """One replica, now. Counters only ever grow; the rest are levels. `role` is "prefill" or "decode"; `synthetic` says
-    that it accepts drafts as SYNTHETIC_WARNING has it. `peak_bytes`: the most memory that its process has held so far,
+    that it accepts drafts as SYNTHETIC_WARNING has it; `emulated` names the device whose pace it keeps, and `overruns`
+    counts the steps that could not. `peak_bytes`: the most memory that its process has held so far,
     on its device.
 
     What routing, admission and scaling go by. Prefill: `queued_tokens` of prompts that are not computed yet, by
@@ -194,7 +197,9 @@ class ReplicaStats:
     verify_seconds: float
     step_seconds: float
     compute_seconds: float
+    overruns: int = 0
     synthetic: bool = False
+    emulated: str = ""
     peak_bytes: int = 0
     max_requests: int = 0
     queued_tokens: dict[int, int] = field(default_factory=dict)

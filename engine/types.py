@@ -263,13 +263,15 @@ class Handoff:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeTimings:
-    """Seconds between stations of a request in a decode replica, and what was moved for it."""
+    """Seconds between stations in a decode replica, what was moved, and steps too long for the `emulated` device."""
 
     wait_seconds: float
     transfer_seconds: float
     decode_seconds: float
     moved_bytes: int
     moved_pages: int
+    emulated: str = ""
+    overruns: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

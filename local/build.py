@@ -8,11 +8,11 @@ from functools import partial
 import torch
 
 from decode.decoder import Decoder
-from decode.plan import Causal, Fixed, Lagged, Planner
+from decode.pace import OwnPace
+from decode.plan import planner_of
 from decode.profile import kept, profiled
 from decode.record import FileRecorder, Header, NoRecorder, Recorder
 from decode.round import Round
-from decode.theta import StepSeconds
 from decode.verify import Acceptor, Exact, Synthetic
 from engine.backend import TorchBackend
 from engine.clock import Clock, MonotonicClock
@@ -29,6 +29,7 @@ from engine.pages import CacheLayout, Pages, PageStore
 from engine.steptime import ProfiledTimes
 from engine.text import Text
 from engine.transfer import Transfer
+from local.emulate import Emulation
 from local.joint import Joint
 from prefill.prefiller import Prefiller
 
@@ -123,19 +124,23 @@ class Builder:
 
     def decode_engine(self, name: str, transfer: MakeTransfer, text: Text, pool: str) -> Decoder | Joint:
         """What a replica of `pool` runs: it prefills, too, if `local_chunk_tokens` says so."""
-        make = self.joint if self.config.decode[pool].local_chunk_tokens else self.decoder
+        make = self.joint if self.config.decode[pool].prefills else self.decoder
         return make(name, transfer, text, pool=pool)
 
     def _decoder(
         self, name: str, transfer: MakeTransfer, text: Text, clock: Clock, pool: str, rounds: Round, pages: Pages
     ) -> Decoder:
         section = self.config.decode[pool]
+        own = transfer(name, pages.store)
+        emulation = Emulation.of(self.config, pool, self.block_length) if section.emulated else None
+        times = emulation.times if emulation else self._step_times(section, rounds, pages, text)
         return Decoder(
             pages=pages,
             rounds=rounds,
-            planner=self._planner(section, rounds, pages, text),
+            planner=planner_of(section, times, self.block_length),
+            pace=emulation.pace(clock) if emulation else OwnPace(),
             recorder=self._recorder(section, pool, name, rounds.acceptor),
-            transfer=transfer(name, pages.store),
+            transfer=emulation.paced(own, clock) if emulation else own,
             clock=clock,
             text=text,
             config=section,
@@ -163,13 +168,6 @@ class Builder:
         drafter = self._drafter(pages)
         backend = TorchBackend(self.model.module, pages.store, drafter.tap_layers)
         return Round(backend, drafter, _acceptor(section))
-
-    def _planner(self, section: DecodeConfig, rounds: Round, pages: Pages, text: Text) -> Planner:
-        times, block_length = self._step_times(section, rounds, pages, text), rounds.drafter.block_length
-        if section.planner == "fixed" or not block_length:
-            return Fixed(section.fixed_drafts, StepSeconds(times, block_length))
-        planner = Causal if section.planner == "causal" else Lagged
-        return planner(times, block_length)
 
     def step_times(self, section: DecodeConfig) -> ProfiledTimes:
         """What the steps of a decode engine cost here, as its planner knows it."""
@@ -262,6 +260,7 @@ def set_threads(section: EngineConfig, config: Config) -> None:
 
 
 def _device(section: EngineConfig) -> torch.device:
+    """Where a pool's tokens are computed."""
     try:
         device = section.torch_device
     except RuntimeError as error:

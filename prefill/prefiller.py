@@ -4,7 +4,6 @@ It receives its parts and never builds them, asks the clock for `now()` only, an
 """
 
 import secrets
-import time
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -98,7 +97,7 @@ class Prefiller:
 
     def step(self) -> list[Event]:
         """Answer readers, let leases and requests expire, and put one chunk of tokens through the model."""
-        entered, computed = time.perf_counter(), self._computing.seconds
+        entered, computed = self._clock.now(), self._computing.seconds
         events = self._answer() + self._expire()
         chunks = self._schedule.next(self._clock.now())
         if not chunks:
@@ -108,7 +107,7 @@ class Prefiller:
             output = self._backend.forward(batch)
             self._absorb(chunks, batch, output.taps)
         events += self._advance(chunks, output.logits)
-        seconds = time.perf_counter() - entered
+        seconds = self._clock.now() - entered
         self._pace.observe(sum(chunk.num_tokens for chunk in chunks), seconds)
         self._counters.step_seconds += seconds
         self._counters.compute_seconds += self._computing.seconds - computed

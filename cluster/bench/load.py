@@ -40,7 +40,7 @@ class Record:
     details: str = ""
     finish_reason: str = ""
     prompt_tokens: int = 0
-    timings: dict[str, float] = field(default_factory=dict)
+    timings: dict[str, Any] = field(default_factory=dict)
     """The last reply's `Timings`."""
     acceptance: dict[str, Any] = field(default_factory=dict)
     """The last reply's `Acceptance`, if it has one."""

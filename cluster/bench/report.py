@@ -24,6 +24,7 @@ from cluster.bench.load import Record
 from cluster.tables import by_place, size
 from engine.facts import SYNTHETIC_WARNING
 
+MOST_OVERRUNS = 0.01  # of steps, in a run that is to be called a comparison
 LATE_SECONDS = 0.01  # more than this, and the client rather than the service has shaped the load
 Summary = dict[str, Any]
 
@@ -77,6 +78,7 @@ def summary(records: list[Record], client_cpu_seconds: float = 0.0) -> Summary:
         "transfer_seconds": transfer_seconds,
         "transfer_bytes_per_second": _ratio(moved_bytes, transfer_seconds),
         "speculation": _speculation(good),
+        "emulated": _emulated(good),
         "client_cpu_seconds": client_cpu_seconds,
     }
 
@@ -98,6 +100,19 @@ def _speculation(records: list[Record]) -> Summary | None:
         "verified_per_step": sums["verified"] / sums["steps"],
         "synthetic": any(one["synthetic"] for one in found),
     }
+
+
+def _emulated(records: list[Record]) -> Summary | None:
+    """Whose pace the decode replicas kept, if that of an emulated device; and whether they could: with more than
+    MOST_OVERRUNS of the steps too long, times say nothing of that device."""
+    paced = [record for record in records if record.timings.get("emulated")]
+    if not paced:
+        return None
+    steps = sum(record.acceptance["steps"] for record in paced)
+    share = _ratio(sum(record.timings["overruns"] for record in paced), steps)
+    devices = sorted({record.timings["emulated"] for record in paced})
+    comparable = share <= MOST_OVERRUNS and len(devices) == 1 and len(paced) == len(records)
+    return {"devices": devices, "requests": len(paced), "overruns": share, "comparable": comparable}
 
 
 def _ratio(amount: float, of: float) -> float:
@@ -151,6 +166,13 @@ def lines(figures: Summary) -> list[str]:
             f"step; acceptance by place {by_place(s['accepted_at'], s['verified_at']) or '-'}"
         )
         said += [SYNTHETIC_WARNING] if s["synthetic"] else []
+    if (e := f["emulated"]) is not None:
+        said.append(f"EMULATED {', '.join(e['devices'])}: tokens are real, their times are modelled")
+        if not e["comparable"]:
+            said.append(
+                f"NO COMPARISON: {e['overruns']:.1%} of the steps took longer here than they would there (1% may), or "
+                "not all requests went to one such device; raise emulation.time_scale, name the pool"
+            )
     late = f["latency"]["late"]
     if late and late["p99"] > LATE_SECONDS:
         said.append(

@@ -53,6 +53,7 @@ class Options:
     sampling_seed: int | None = None
     ignore_eos: bool | None = None
     decode_pool: str = ""
+    service_tier: str = ""
     seed: int = 0
     json_file: Path | None = None
 
@@ -91,6 +92,7 @@ class Options:
             seed=self.sampling_seed,
             ignore_eos=(self.prompts is None) if self.ignore_eos is None else self.ignore_eos,
             decode_pool=self.decode_pool,
+            service_tier=self.service_tier,
         )
 
 

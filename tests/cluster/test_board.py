@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cluster.board import FRESH_SECONDS, OLD_SECONDS, Board
+from cluster.board import FRESH_SECONDS, OLD_SECONDS, LiveBoard
 from cluster.recent import Recent
 from cluster.router import ranked
 from engine.config import Config
@@ -30,7 +30,7 @@ class Room:
         self.asked = 0
         self.answer: Callable[[], list[ReplicaStats]] = lambda: [*replicas]
         content = {"gateway": gateway, "model": {"page_tokens": 16}, "decode": {"gpu": {}, "lpu": {}}}
-        self.board = Board(Config.parse(content), self.ask, lambda: self.now)
+        self.board = LiveBoard(Config.parse(content), self.ask, lambda: self.now)
 
     async def ask(self) -> list[ReplicaStats]:
         self.asked += 1

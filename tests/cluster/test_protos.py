@@ -10,9 +10,9 @@ import pytest
 from cluster.gateway import Journey
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.protos import answers_of, joined, replica_of, reply_of, request_of
-from engine.config import GatewayConfig
 from engine.errors import BadRequest, UnknownModel
 from engine.facts import Acceptance, PageCounts, ReplicaStats
+from engine.front import GatewayConfig
 from engine.text import Text
 from engine.types import (
     NO_LIMIT,
@@ -238,10 +238,10 @@ def test_replies_are_joined_answer_by_answer() -> None:
 
 def test_every_fact_of_a_replica_is_told() -> None:
     lists, by_number = ("verified_at", "accepted_at"), ("queued_tokens", "rates")
-    apart = ("role", "replica", "pool", "agent", "pages", "synthetic", *lists, *by_number)
+    apart = ("role", "replica", "pool", "agent", "pages", "synthetic", "emulated", *lists, *by_number)
     names = [name for name in ReplicaStats.__dataclass_fields__ if name not in apart]
     counted: dict[str, Any] = {name: i for i, name in enumerate(names, start=1)}
-    counted |= {"verified_at": [5, 3], "accepted_at": [4, 1], "synthetic": True}
+    counted |= {"verified_at": [5, 3], "accepted_at": [4, 1], "synthetic": True, "emulated": "groq-3-lpx"}
     counted |= {"queued_tokens": {-1: 7, 0: 9}, "rates": {1: 80.5, 8: 20.25}}
     pages = {"full": PageCounts(total=9, free=4, held=3, quarantined=2, cached=1)}
 

@@ -1,0 +1,1 @@
+"""Devices as published, the time that a step takes on them, and the pace of an emulated one. No torch here."""

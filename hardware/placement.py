@@ -1,0 +1,86 @@
+"""How a replica's weights, requests and tokens lie on its units, and whether they fit."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from engine.errors import ConfigError
+from hardware.model import STORED, Model
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One replica: `stages` one after the other, each with a share of the layers on `units` units.
+
+    Experts are spread over a stage's units. Attention is either replicated, each unit with requests of its own
+    ("data"), or cut by heads ("tensor"): then every unit reads the cache of all requests, of which a latent cannot be
+    cut and is replicated. Dense layers are cut over the units in both; so is the head.
+    """
+
+    units: int
+    stages: int = 1
+    attention: Literal["data", "tensor"] = "data"
+
+    def __post_init__(self) -> None:
+        if self.units < 1 or self.stages < 1:
+            raise ConfigError(f"a replica of {self.stages} stages with {self.units} units each is none")
+
+    @property
+    def all_units(self) -> int:
+        return self.units * self.stages
+
+    def share_of_cache(self, shards: int) -> float:
+        """Of the cache of all requests, what one unit of a stage holds and reads."""
+        return 1 / self.units if self.attention == "data" else 1 / min(self.units, shards)
+
+    @property
+    def copies(self) -> int:
+        """Units of a stage that hold the same attention weights."""
+        return self.units if self.attention == "data" else 1
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model on a replica whose units have so many bytes. `spare`: the share of memory that neither weights nor cache
+    may have (activations, buffers, fragmentation)."""
+
+    model: Model
+    placement: Placement
+    unit_bytes: float
+    spare: float = 0.1
+
+    @cached_property
+    def weights_bytes(self) -> float:
+        """Of one unit: its share of experts and head, of one stage, and of attention its part or all of it."""
+        model, place = self.model, self.placement
+        attention = sum(layer.attention.parameters + layer.besides for layer in model.layers) * STORED[model.dense]
+        split = model.weight_bytes - attention
+        return (split / place.units + attention * place.copies / place.units) / place.stages
+
+    def request_bytes(self, context: int) -> float:
+        """Of one unit, for each request that the replica holds."""
+        total = 0.0
+        for kind, layers in self.model.attentions.items():
+            held = sum(entry.at(context) for entry in kind.cache)
+            total += layers * held * self.placement.share_of_cache(kind.shards)
+        return total / self.placement.stages
+
+    @property
+    def room(self) -> float:
+        """Bytes of one unit for cache; negative: what the weights lack."""
+        return self.unit_bytes * (1 - self.spare) - self.weights_bytes
+
+    def max_requests(self, context: int) -> int:
+        """Requests of so many tokens each that there is room for."""
+        return max(0, int(self.room / self.request_bytes(context)))
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError that says by how much the model is too large."""
+        if self.room <= 0:
+            units = self.placement.all_units
+            usable = self.unit_bytes * (1 - self.spare)
+            raise ConfigError(
+                f"{self.model.name} does not fit {where}: {self.weights_bytes / 1e9:.2f} GB of weights on each of "
+                f"{units} units that have {usable / 1e9:.2f} GB for them; {-self.room * units / 1e9:,.1f} GB too much "
+                "in all"
+            )

@@ -1,0 +1,93 @@
+"""An emulated device, from the section of a decode pool: what its steps and handoffs would take there."""
+
+from dataclasses import dataclass, replace
+
+from engine.clock import Clock
+from engine.config import Config, DecodeConfig
+from engine.emulation import EmulationConfig
+from engine.errors import ConfigError
+from engine.transfer import Transfer
+from hardware.device import Device, Numbers
+from hardware.link import Link
+from hardware.model import Model
+from hardware.pace import ModelledPace, Scaled
+from hardware.paced import PacedTransfer
+from hardware.placement import Fit, Placement
+from hardware.roofline import DraftShape, Losses, Roofline
+
+MOST_UNITS = 2**16
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """Of one pool. `times` are those of this service: modelled seconds, times `time_scale`."""
+
+    device: str
+    section: EmulationConfig
+    roofline: Roofline
+
+    @classmethod
+    def of(cls, config: Config, pool: str, block_length: int) -> "Emulation":
+        """Raises ConfigError for a device that nobody knows, a figure it lacks, and a model that does not fit it."""
+        section = config.decode[pool]
+        try:
+            return cls._of(config, section, block_length)
+        except ConfigError as error:
+            raise ConfigError(f"decode.{pool}.device: {error}") from None
+
+    @classmethod
+    def _of(cls, config: Config, section: DecodeConfig, block_length: int) -> "Emulation":
+        how = section.emulation
+        numbers = Numbers(Device.load(section.device), how.assumed)
+        model = Model.of(how.model or config.model.path)
+        if how.precision is not None:
+            model = replace(model, dense=how.precision, routed=how.precision)
+        placement = _placement(model, numbers, how)
+        losses = Losses(how.compute, how.memory, how.network, how.layer_seconds, how.step_seconds, "the configuration")
+        drafter = None
+        if block_length and config.model.drafter == "mtp":
+            drafter = DraftShape.mtp(model, block_length)
+        elif block_length:
+            drafter = DraftShape.dspark(model, block_length, how.draft_layers)
+        emulation = cls(section.device, how, Roofline(model, numbers, placement, losses, drafter))
+        emulation.roofline.verify_seconds(1, 1, 1)  # whatever it needs of the device is asked for now
+        emulation.link()
+        return emulation
+
+    @property
+    def times(self) -> Scaled:
+        return Scaled(self.roofline, self.section.time_scale)
+
+    def link(self) -> Link:
+        """What the handoffs of one replica come over."""
+        how, numbers = self.section, self.roofline.numbers
+        bandwidth = how.link_bytes_per_second or numbers.get("scale_out") * self.roofline.placement.all_units
+        latency = how.link_seconds
+        if latency is None:
+            latency = numbers.get("bridge") if numbers.has("bridge") else 0.0
+        return Link(bandwidth / how.time_scale, latency * how.time_scale)
+
+    def pace(self, clock: Clock) -> ModelledPace:
+        scale = self.section.time_scale
+        return ModelledPace(self.times, clock, emulated=self.device + (f", time x {scale:g}" if scale != 1 else ""))
+
+    def paced(self, transfer: Transfer, clock: Clock) -> PacedTransfer:
+        return PacedTransfer(transfer, self.link(), clock)
+
+
+def _placement(model: Model, numbers: Numbers, how: EmulationConfig) -> Placement:
+    """As the section says, or the fewest units that hold the model: racks side by side, wafers one after the other."""
+    kind, where = numbers.device.kind, numbers.device.name
+
+    def fit(units: int, stages: int) -> Fit:
+        return Fit(model, Placement(units, stages, how.attention), numbers.get("memory"))
+
+    if how.units is not None:
+        fit(how.units, how.stages).check(f"{where}, emulation.units {how.units}")
+        return fit(how.units, how.stages).placement
+    more = int(numbers.get("rack_units")) if kind == "lpu" else 1
+    for count in range(1, MOST_UNITS // more):
+        found = fit(1, count) if kind == "wafer" else fit(count * more, how.stages)
+        if found.room > 0:
+            return found.placement
+    raise ConfigError(f"{model.name} does not fit {where}, however many units")

@@ -1,0 +1,196 @@
+"""What is known of every replica: what each said last of itself, and what was sent there since.
+
+Routing and admission go by it. What the board's keeper sent is known exactly; what others sent shows when a replica
+next says how things stand with it.
+"""
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from engine.errors import BadRequest, Overloaded
+from engine.facts import PageCounts, ReplicaStats
+from engine.types import Request
+from policy.admit import refusal
+from policy.prefix import PrefixIndex
+from policy.route import PoolPolicy, Ranked, choose_pool, rank_decode, rank_local, rank_prefill
+
+NEWEST = 0.1  # the share of the newest handoff in the mean
+PREFILL = "prefill"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What decisions depend on besides the replicas: the decode pools in their order, those of service tiers, tokens
+    of a page, how a pool is chosen for a request that names neither, and how many seconds of prompts may wait."""
+
+    pools: tuple[str, ...]
+    page_tokens: int
+    tiers: Mapping[str, str] = field(default_factory=dict)
+    pool_policy: PoolPolicy = PoolPolicy.FIRST
+    target_rate: float | None = None
+    most_queued_seconds: float = float("inf")
+
+
+@dataclass
+class Sent:
+    """What a replica has got from this gateway and not finished: requests, their tokens, and by priority those of
+    prompts that it has to compute."""
+
+    requests: int = 0
+    tokens: int = 0
+    queued: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+
+    def change(self, sign: int, tokens: int, queued_tokens: int, priority: int) -> None:
+        self.requests += sign
+        self.tokens += sign * tokens
+        self.queued[priority] += sign * queued_tokens
+
+    def copy(self) -> "Sent":
+        return Sent(self.requests, self.tokens, defaultdict(int, self.queued))
+
+
+class Board:
+    """Replicas as they are now, as far as anybody here knows."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._prefixes = PrefixIndex(rules.page_tokens)
+        self._said: list[ReplicaStats] = []
+        self._alive: set[str] = set()
+        self._sent: dict[str, Sent] = defaultdict(Sent)
+        self._sent_then: dict[str, Sent] = {}
+        self._handoff_seconds: float | None = None
+
+    def sent(self) -> dict[str, Sent]:
+        """What each replica has now from here; to be given to `heard` with what they say of this moment."""
+        return {replica: sent.copy() for replica, sent in self._sent.items()}
+
+    def heard(self, said: list[ReplicaStats], then: dict[str, Sent]) -> None:
+        """All replicas that are there say how things stood when they had `then` from here."""
+        self._said, self._sent_then = said, then
+        alive = {stats.replica for stats in said}
+        if alive != self._alive:
+            self._prefixes.keep_only(alive)
+        self._alive = alive
+        for gone in [replica for replica, sent in self._sent.items() if replica not in alive and not sent.requests]:
+            del self._sent[gone]
+
+    def admit(self, request: Request) -> None:
+        """Raises Overloaded, with a hint when to try again, if the request would be late or too much waits already."""
+        refused = refusal(
+            self._rank_prefill(request),
+            self._replicas(PREFILL),
+            request.priority,
+            request.seconds_left,
+            self._rules.most_queued_seconds,
+        )
+        if refused is not None:
+            raise Overloaded(refused.reason, retry_seconds=refused.retry_seconds)
+
+    def pool(self, request: Request, wished: str = "", tier: str = "") -> str:
+        """The decode pool of a request: the one it names, that of its tier, or by the pool policy. Raises BadRequest
+        for a pool or a tier that is not there."""
+        if tier and not wished:
+            if tier not in self._rules.tiers:
+                known = f"{', '.join(self._rules.tiers)} are" if self._rules.tiers else "none is (gateway.tiers)"
+                raise BadRequest("service_tier", f"{tier!r} is not there; {known}")
+            wished = self._rules.tiers[tier]
+        if wished and wished not in self._rules.pools:
+            raise BadRequest("decode_pool", f"{wished!r} is not there; {', '.join(self._rules.pools)} are")
+        if wished or len(self._rules.pools) == 1:
+            return wished or self._rules.pools[0]
+        ranked = {pool: self._rank_decode(pool, request) for pool in self._rules.pools}
+        return choose_pool(self._rules.pool_policy, ranked, self._rules.target_rate) or self._rules.pools[0]
+
+    def local(self, pool: str, request: Request) -> tuple[str, ...]:
+        """Decode replicas that should prefill the request themselves, best first; none if a handoff is cheaper, or
+        while nobody knows what one costs."""
+        if self._handoff_seconds is None:
+            return ()
+        known = self._known(request)
+        ranked = rank_local(self._replicas(pool), request.num_tokens, known, self._rules.page_tokens, request.priority)
+        remote = self._rank_prefill(request)
+        if not ranked or not remote or ranked[0].expected > remote[0].expected + self._handoff_seconds:
+            return ()
+        return tuple(place.replica for place in ranked)
+
+    def handed_over(self, seconds: float) -> None:
+        """A handoff took so long, from the end of prefill until decode had the pages."""
+        mean = seconds if self._handoff_seconds is None else self._handoff_seconds
+        self._handoff_seconds = mean + NEWEST * (seconds - mean)
+
+    @contextlib.contextmanager
+    def prefilling(self, request: Request) -> Iterator[tuple[str, ...]]:
+        """Where to send a request to be prefilled, best first; it counts as queued there while the block runs."""
+        wishes = tuple(place.replica for place in self._rank_prefill(request))
+        best = wishes[0] if wishes else ""
+        tokens = request.num_tokens - self._known(request).get(best, 0)
+        if best:
+            self._prefixes.note(best, request.tokens, request.cache_salt)
+        with self._counted(best, request.num_tokens, request.priority, tokens):
+            yield wishes
+
+    @contextlib.contextmanager
+    def decoding(self, pool: str, request: Request) -> Iterator[tuple[str, ...]]:
+        """Where to send a request to be decoded, best first; it counts as there while the block runs."""
+        wishes = tuple(place.replica for place in self._rank_decode(pool, request))
+        with self._decoding_at(wishes, request, queued_tokens=0):
+            yield wishes
+
+    @contextlib.contextmanager
+    def serving(self, wishes: Sequence[str], request: Request) -> Iterator[None]:
+        """The request counts as there, its prompt too, while the block runs."""
+        queued = request.num_tokens - self._known(request).get(wishes[0], 0)
+        with self._decoding_at(wishes, request, queued):
+            yield
+
+    @contextlib.contextmanager
+    def _decoding_at(self, wishes: Sequence[str], request: Request, queued_tokens: int) -> Iterator[None]:
+        best = wishes[0] if wishes else ""
+        if best:
+            self._prefixes.note(best, request.tokens, request.cache_salt)
+        with self._counted(best, request.num_tokens, request.priority, queued_tokens):
+            yield
+
+    def _rank_prefill(self, request: Request) -> list[Ranked]:
+        return rank_prefill(self._replicas(PREFILL), request.num_tokens, self._known(request), request.priority)
+
+    def _rank_decode(self, pool: str, request: Request) -> list[Ranked]:
+        return rank_decode(self._replicas(pool), request.num_tokens, self._rules.page_tokens)
+
+    def _known(self, request: Request) -> dict[str, int]:
+        return self._prefixes.known_tokens(request.tokens, request.cache_salt)
+
+    def _replicas(self, pool: str) -> list[ReplicaStats]:
+        return [self._corrected(stats) for stats in self._said if stats.pool == pool]
+
+    def _corrected(self, stats: ReplicaStats) -> ReplicaStats:
+        """What it said, and what has been sent there or has ended there since."""
+        now, then = self._sent[stats.replica], self._sent_then.get(stats.replica, Sent())
+        levels = {*stats.queued_tokens, *now.queued, *then.queued}
+        queued = {n: stats.queued_tokens.get(n, 0) + now.queued.get(n, 0) - then.queued.get(n, 0) for n in levels}
+        pages = -(-(now.tokens - then.tokens) // self._rules.page_tokens)
+        return replace(
+            stats,
+            waiting=max(0, stats.waiting + now.requests - then.requests),
+            queued_tokens={n: max(0, tokens) for n, tokens in queued.items()},
+            pages={name: _with(counts, pages) for name, counts in stats.pages.items()},
+        )
+
+    @contextlib.contextmanager
+    def _counted(self, replica: str, tokens: int, priority: int, queued_tokens: int) -> Iterator[None]:
+        if not replica:
+            yield
+            return
+        self._sent[replica].change(1, tokens, queued_tokens, priority)
+        try:
+            yield
+        finally:
+            self._sent[replica].change(-1, tokens, queued_tokens, priority)
+
+
+def _with(counts: PageCounts, taken: int) -> PageCounts:
+    """Pages after so many more have been taken (or given back, if negative), as far as there are any."""
+    return replace(counts, free=max(-counts.cached, min(counts.free - taken, counts.total - counts.cached)))
