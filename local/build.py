@@ -15,7 +15,7 @@ from decode.record import FileRecorder, Header, NoRecorder, Recorder
 from decode.round import Round
 from decode.verify import Acceptor, Exact, Synthetic
 from engine.backend import TorchBackend
-from engine.clock import Clock, MonotonicClock
+from engine.clock import Clock, MonotonicClock, Stopwatch
 from engine.config import Config, DecodeConfig, EngineConfig, PrefillConfig
 from engine.drafters import Drafter, NoDrafter
 from engine.drafters.load import load_drafter
@@ -29,6 +29,7 @@ from engine.pages import CacheLayout, Pages, PageStore
 from engine.steptime import ProfiledTimes
 from engine.text import Text
 from engine.transfer import Transfer
+from hardware.device import Device
 from local.emulate import Emulation
 from local.joint import Joint
 from prefill.prefiller import Prefiller
@@ -91,7 +92,8 @@ class Builder:
         pool = pool or self.config.default_pool
         section = self.config.decode[pool]
         pages = self._pages(section, step_tokens=1 + self.block_length)
-        return self._decoder(name, transfer, text, clock or MonotonicClock(), pool, self._rounds(section, pages), pages)
+        clock = clock or MonotonicClock()
+        return self._decoder(name, transfer, text, clock, pool, self._rounds(section, pages, clock), pages)
 
     def joint(
         self, name: str, transfer: MakeTransfer, text: Text, clock: Clock | None = None, pool: str | None = None
@@ -100,7 +102,7 @@ class Builder:
         pool, clock = pool or self.config.default_pool, clock or MonotonicClock()
         section = self.config.decode[pool]
         pages = self._pages(section, step_tokens=max(1 + self.block_length, section.local_chunk_tokens))
-        rounds = self._rounds(section, pages)
+        rounds = self._rounds(section, pages, clock)
         decoder = self._decoder(name, transfer, text, clock, pool, rounds, pages)
         prefiller = Prefiller(
             pages=pages,
@@ -164,15 +166,16 @@ class Builder:
     def _drafter(self, pages: Pages) -> Drafter:
         return self.drafter.over(pages.store) if self.drafter else NoDrafter()
 
-    def _rounds(self, section: DecodeConfig, pages: Pages) -> Round:
+    def _rounds(self, section: DecodeConfig, pages: Pages, clock: Clock) -> Round:
         drafter = self._drafter(pages)
         backend = TorchBackend(self.model.module, pages.store, drafter.tap_layers)
-        return Round(backend, drafter, _acceptor(section))
+        return Round(backend, drafter, _acceptor(section), Stopwatch(clock))
 
     def step_times(self, section: DecodeConfig) -> ProfiledTimes:
         """What the steps of a decode engine cost here, as its planner knows it."""
         pages = self._pages(section, step_tokens=1 + self.block_length)
-        return self._step_times(section, self._rounds(section, pages), pages, Text.load(self.config.model.path))
+        rounds = self._rounds(section, pages, MonotonicClock())
+        return self._step_times(section, rounds, pages, Text.load(self.config.model.path))
 
     def _step_times(self, section: DecodeConfig, rounds: Round, pages: Pages, text: Text) -> ProfiledTimes:
         key = self._times_key(section)
@@ -261,6 +264,8 @@ def set_threads(section: EngineConfig, config: Config) -> None:
 
 def _device(section: EngineConfig) -> torch.device:
     """Where a pool's tokens are computed."""
+    if isinstance(section, DecodeConfig) and section.emulated:
+        Device.load(section.device)
     try:
         device = section.torch_device
     except RuntimeError as error:

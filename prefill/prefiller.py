@@ -62,7 +62,7 @@ class Prefiller:
         self._drafter_fingerprint = drafter_fingerprint
         self._eos_token_ids = eos_token_ids
         self._counters = Counters()
-        self._computing = Stopwatch()
+        self._computing = Stopwatch(clock)
         self._schedule = PromptSchedule(
             pages, config.chunk_tokens, config.max_requests, self._counters, drafter.keeps_rows, spare_tokens
         )

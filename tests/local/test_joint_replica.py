@@ -13,7 +13,7 @@ from engine.models import LoadedModel
 from engine.text import Text
 from engine.types import Ended
 from local import Builder, Joint
-from tests.local.conftest import MakeMixed
+from tests.local.conftest import MakeMixed, TakesTime
 from tests.local.mixed import MixedRig
 from tests.local.rig import config, request
 
@@ -39,7 +39,8 @@ def test_a_full_queue_and_too_long_a_request_are_refused_by_name(make_mixed: Mak
     assert rig.joint.stats().requests == 3
 
 
-def test_everything_is_counted_once(rig: MixedRig) -> None:
+def test_everything_is_counted_once(rig: MixedRig, computing_takes_time: TakesTime) -> None:
+    computing_takes_time(rig.clock)
     for name in ("a", "b", "c"):
         rig.serve(request(name, tokens=20, max_tokens=5))
     rig.add(request("handed", tokens=20, max_tokens=5))
@@ -54,10 +55,13 @@ def test_everything_is_counted_once(rig: MixedRig) -> None:
     assert stats.tokens == sum(len(rig.tokens(name)) for name in ("a", "b", "c", "handed"))
     assert (stats.waiting, stats.running, stats.leases_held) == (0, 0, 0)
     parts = (rig.joint.prefiller.stats(), rig.joint.decoder.stats())
-    assert stats.compute_seconds == sum(part.compute_seconds for part in parts) < stats.step_seconds
+    assert stats.compute_seconds == sum(part.compute_seconds for part in parts) == pytest.approx(stats.step_seconds)
+    assert stats.step_seconds == pytest.approx(1e-3 * sum(part.steps for part in parts))
 
 
-def test_a_warm_up_leaves_nothing_behind_but_the_pace(rig: MixedRig) -> None:
+def test_a_warm_up_leaves_nothing_behind_but_the_pace(rig: MixedRig, computing_takes_time: TakesTime) -> None:
+    computing_takes_time(rig.clock)
+
     def counted() -> ReplicaStats:
         return replace(rig.joint.stats(), peak_bytes=0, least_seconds=0.0, tokens_per_second=0.0)
 

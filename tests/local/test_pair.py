@@ -5,7 +5,7 @@ import pytest
 from engine.errors import BadRequest, DoesNotFit
 from engine.facts import ReplicaStats
 from engine.transfer import Message, Verb
-from tests.local.conftest import MakeRig
+from tests.local.conftest import MakeRig, TakesTime
 from tests.local.rig import Rig, request
 
 
@@ -107,8 +107,9 @@ def test_counters_count(rig: Rig) -> None:
     assert decode.waiting == decode.running == prefill.waiting == prefill.running == prefill.leases_held == 0
 
 
-def test_a_warm_up_leaves_nothing_behind(rig: Rig) -> None:
+def test_a_warm_up_leaves_nothing_behind(rig: Rig, computing_takes_time: TakesTime) -> None:
     """No page, no count, and no name for what its made-up prompts filled; only the pace of prefill is known now."""
+    computing_takes_time(rig.clock)
 
     def told() -> list[ReplicaStats]:
         engines = (rig.prefiller, rig.decoder)
