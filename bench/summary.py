@@ -18,7 +18,8 @@ def summary(results: Path = RESULTS) -> str:
     """Markdown: a table for each benchmark, and the goals that were missed."""
     found = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
     serving = [_handoff, _front, _local, _chaos, _rolling]
-    parts = [_decode, _kernels, _engine, _start, *serving, _speculation, _planning, _acceptance, _training, _gpu]
+    drafting = [_speculation, _planning, _acceptance, _training]
+    parts = [_decode, _kernels, _engine, _start, *serving, *drafting, _simulator, _gpu]
     return "\n\n".join(text for part in parts for text in part(found[part.__name__.removeprefix("_")]))
 
 
@@ -180,6 +181,13 @@ def _training(result: dict[str, Any]) -> Iterator[str]:
     columns = ["step", "how", "tok/s", "over plain", "peak KiB per token", "of plain"]
     keys = ("step", "side", "tok_s", "over_plain", "peak_kib_per_token", "memory_over_plain")
     yield _table(columns, _columns(rows, keys))
+    yield _missed(result)
+
+
+def _simulator(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline("simulator", result, "an hour of nine replicas of eight GPUs, on one core; and fast against exact")
+    for rows in result["figures"].values():
+        yield _table([*rows[0]], _columns(rows, [*rows[0]]))
     yield _missed(result)
 
 

@@ -120,6 +120,7 @@ def bench(
     service_tier: Annotated[str, typer.Option(help="the tier that chooses it (gateway.tiers)")] = "",
     seed: Annotated[int, typer.Option(help="of random prompts, lengths and arrivals")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write figures and raw times here")] = None,
+    record: Annotated[Path | None, typer.Option(help="a folder for what decode replicas record meanwhile")] = None,
 ) -> None:
     """Send load and measure: closed loop (--concurrency) or open loop (--rate).
 

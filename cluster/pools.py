@@ -12,6 +12,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cluster.gateway import EventStream
+from cluster.records import Part
 from engine.errors import Unavailable
 from engine.facts import ModelFacts, ReplicaStats
 from engine.types import Event, Handoff, Request
@@ -90,6 +91,14 @@ class ServePools:
         except GONE as error:
             raise Unavailable(f"a replica was lost while it was asked ({type(error).__name__}); ask again") from error
         return [stats for pool in found for stats in pool]
+
+    async def records(self, skip: dict[str, int]) -> list[Part | None]:
+        """The next part of what each decode replica has recorded. Raises Unavailable if one is lost meanwhile."""
+        try:
+            found = await asyncio.gather(*(_all(self._handles[pool], "records", skip) for pool in self._decode))
+        except GONE as error:
+            raise Unavailable(f"a replica was lost while it was asked ({type(error).__name__}); ask again") from error
+        return [part for pool in found for part in pool]
 
     async def _cancel(self, request_id: str) -> None:
         for pool, handle in self._handles.items():

@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ray import serve
 
 from cluster.engine_thread import EngineThread
+from cluster.records import Part, part_of
 from engine.config import Config, EngineConfig
 from engine.facts import ModelFacts, ReplicaStats
 from engine.pages import PageStore
@@ -110,6 +112,11 @@ class DecodeReplica(EngineReplica):
         """Yields `Chunk`s up to the one that finishes the request, or `Ended` with an error."""
         async for event in self._thread.stream(request.id, lambda engine: engine.add(request, handoff)):
             yield event
+
+    async def records(self, skip: dict[str, int]) -> Part | None:
+        """The next part of what is recorded here (cluster/records.py); None if nothing is."""
+        file: Path | None = await asyncio.wrap_future(self._thread.call(lambda engine: engine.record_file))
+        return None if file is None else await asyncio.to_thread(part_of, file, self._pool, skip)
 
     async def serve(self, request: Request, wishes: Sequence[str] = ()) -> AsyncIterator[Event]:
         """Prefills the request here. Yields its `Handoff`, then what `decode` yields.

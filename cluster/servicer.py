@@ -20,6 +20,7 @@ from cluster.pools import ServePools
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.protos import answers_of, joined, prompt_of, replica_of, reply_of, request_of
 from cluster.proxy import CALL_KEY
+from cluster.records import all_parts, message_of
 from engine.config import Config
 from engine.errors import Overloaded, SparkpoolError
 from engine.facts import ModelFacts
@@ -78,6 +79,16 @@ class InferenceServicer:
             _refuse(grpc_context, error)
             raise
         return pb.Stats(replicas=replicas, front=pb.Front(**asdict(self._gateway.counters)))
+
+    async def GetRecords(
+        self, proto: pb.GetRecordsRequest, grpc_context: RayServegRPCContext
+    ) -> AsyncIterator[pb.Records]:
+        try:
+            async for part in all_parts(self._pools.records, proto.skip, proto.sizes_only):
+                yield message_of(part)
+        except SparkpoolError as error:
+            _refuse(grpc_context, error)
+            raise
 
     async def Tokenize(self, proto: pb.TokenizeRequest, grpc_context: RayServegRPCContext) -> pb.TokenIds:
         try:

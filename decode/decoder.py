@@ -4,6 +4,7 @@ It receives its parts and never builds them, asks the clock for `now()` only, an
 """
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from decode.arrival import NO_TIME, Arrival
 from decode.inbox import Inbox
@@ -152,6 +153,11 @@ class Decoder:
         self._counters.step_seconds += self._clock.now() - entered
         self._counters.compute_seconds += self._rounds.computing.seconds - computed
         return events
+
+    @property
+    def record_file(self) -> Path | None:
+        """Where its steps are recorded, if they are."""
+        return self._recorder.file
 
     def close(self) -> None:
         """No more steps: keep what was recorded of them."""

@@ -98,6 +98,11 @@ def _rounded(values_RK: Tensor) -> list[list[float]]:
 
 
 class Recorder(Protocol):
+    @property
+    def file(self) -> Path | None:
+        """Where steps are written; None if they are not."""
+        ...
+
     def record(self, step: Step) -> None:
         """Take note of a step before its tokens are committed. Never waits."""
         ...
@@ -109,6 +114,8 @@ class Recorder(Protocol):
 
 class NoRecorder:
     """Nothing is written."""
+
+    file = None
 
     def record(self, step: Step) -> None:
         pass
@@ -123,6 +130,7 @@ class FileRecorder:
     def __init__(self, file: Path, header: Header) -> None:
         """Raises OSError if the file cannot be made."""
         file.parent.mkdir(parents=True, exist_ok=True)
+        self.file = file
         self._output = file.open("x", encoding="utf-8")
         self._waiting: queue.Queue[str] = queue.Queue(MOST_WAITING)
         self._waiting.put(_line(header))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -101,7 +102,7 @@ class Device(Section):
             lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
             raise ConfigError(f"{file}: {'; '.join(lines)}") from None
 
-    @property
+    @cached_property
     def figures(self) -> dict[str, Figure]:
         """Those it has, by name."""
         return {name: figure for name, figure in self if isinstance(figure, Figure)}

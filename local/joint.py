@@ -8,6 +8,7 @@ a seat among the `max_requests`, and who leaves when pages run out.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 from decode import Decoder
 from engine.facts import ReplicaStats
@@ -60,6 +61,11 @@ class Joint:
         """Steps of both engines, so that no request pays for first times."""
         self.prefiller.warm_up()
         self.decoder.warm_up()
+
+    @property
+    def record_file(self) -> Path | None:
+        """Where its decode steps are recorded, if they are."""
+        return self.decoder.record_file
 
     def close(self) -> None:
         """No more steps."""

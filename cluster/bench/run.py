@@ -23,6 +23,8 @@ from cluster.bench.workload import Job, Lengths, arrivals, random_jobs, read_pro
 from cluster.client import generate_request
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.proto.sparkpool_pb2_grpc import InferenceStub
+from cluster.records import Kept
+from decode.record import WRITE_SECONDS
 from engine.errors import ConfigError
 
 DEFAULT_CONCURRENCY, DEFAULT_REQUESTS, DEFAULT_OUTPUT_TOKENS = 8, 64, 64
@@ -56,6 +58,7 @@ class Options:
     service_tier: str = ""
     seed: int = 0
     json_file: Path | None = None
+    record: Path | None = None
 
     def check(self) -> None:
         """Raise ConfigError for the first option that makes no sense."""
@@ -136,10 +139,17 @@ class Run:
 
             warm_up = Load(ask, Schedule(concurrency=options.concurrency or DEFAULT_CONCURRENCY))
             await warm_up.run(islice(self._jobs(model, "warm-up"), options.warmup))
+            kept = Kept(options.record) if options.record is not None else None
+            if kept is not None:
+                await kept.begin(stub, metadata)
             with _bar(console) as bar:
                 task = bar.add_task("requests", total=self._num_requests)
                 load = Load(ask, self._schedule(), on_end=lambda _: bar.advance(task))
                 await self._watched(load, islice(self._jobs(model, "load"), self._num_requests))
+            if kept is not None:
+                await asyncio.sleep(2 * WRITE_SECONDS)  # until replicas have written their last steps
+                for file, steps in (await kept.fetch(stub, metadata)).items():
+                    console.print(f"{steps} steps recorded in {file}", soft_wrap=True)
 
     async def _watched(self, load: Load, jobs: Iterator[Job]) -> None:
         self.records = load.records
