@@ -19,7 +19,7 @@ def summary(results: Path = RESULTS) -> str:
     found = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
     serving = [_handoff, _front, _local, _chaos, _rolling]
     drafting = [_speculation, _planning, _acceptance, _training]
-    parts = [_decode, _kernels, _engine, _start, *serving, *drafting, _simulator, _gpu]
+    parts = [_decode, _kernels, _engine, _start, *serving, *drafting, _prediction, _simulator, _gpu]
     return "\n\n".join(text for part in parts for text in part(found[part.__name__.removeprefix("_")]))
 
 
@@ -181,6 +181,23 @@ def _training(result: dict[str, Any]) -> Iterator[str]:
     columns = ["step", "how", "tok/s", "over plain", "peak KiB per token", "of plain"]
     keys = ("step", "side", "tok_s", "over_plain", "peak_kib_per_token", "memory_over_plain")
     yield _table(columns, _columns(rows, keys))
+    yield _missed(result)
+
+
+def _prediction(result: dict[str, Any]) -> Iterator[str]:
+    what = "this machine's own cluster, simulated from a profile at other concurrencies; predicted over measured"
+    yield _headline("prediction", result, what)
+    (rows,) = result["figures"].values()
+    measured = ("side", "concurrency", "tok_s", "tpot_ms", "ttft50_ms", "ttft95_ms")
+    ratios = tuple(f"{key}_ratio" for key in ("throughput", "tpot", "ttft50", "ttft95"))
+    names = ["", "at once", "tok/s", "TPOT ms", "TTFT p50 ms", "p95 ms", "tok/s, over", "TPOT", "TTFT p50", "p95"]
+    yield _table(names, _columns(rows, (*measured, *ratios)))
+    worst = {key: max(row[f"{key}_spread"] for row in rows) for key in ("throughput", "tpot", "ttft50", "ttft95")}
+    yield (
+        f"Runs of one kind differ by up to {worst['throughput']:.0%} (tok/s), {worst['tpot']:.0%} (TPOT), "
+        f"{worst['ttft50']:.0%} and {worst['ttft95']:.0%} (TTFT p50 and p95)."
+    )
+    yield "\n".join(f"* {note}" for note in result["notes"])
     yield _missed(result)
 
 

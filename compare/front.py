@@ -164,6 +164,8 @@ class Front:
         del self._replicas[replica.name]
 
     def _arrive(self) -> None:
+        if self._next == len(self._workload):
+            return  # another took the last one at this very moment
         index, arrival = self._next, self._workload.arrivals[self._next]
         self._next += 1
         self._domains.append(arrival.domain)

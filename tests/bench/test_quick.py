@@ -1,6 +1,7 @@
 """Every benchmark in its quick mode: what it compares is equal. Nothing here looks at a time."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -173,3 +174,29 @@ def test_local_lets_prompts_come_either_way(run: Run) -> None:
     assert all(row["local_first_ms"] > 0 and row["handoff_first_ms"] > 0 for row in alone)
     assert all(row["local_prompts_s"] > 0 and row["handoff_prompts_s"] > 0 for row in beside)
     assert len(found["goals"]) == 6
+
+
+def test_simulator_agrees_with_itself(run: Run) -> None:
+    found = run("simulator")
+
+    (hour,) = found["figures"]["an hour of 72 GPUs"]
+    assert hour["done"] == hour["requests"] > 10_000
+    (row,) = found["figures"]["fast against exact"]
+    assert abs(row["throughput_ratio"] - 1) < 0.01
+
+
+def test_prediction_predicts_what_it_measures(tmp_path: Path) -> None:
+    """In a process of its own: it has a cluster of its own."""
+    pytest.importorskip("ray")
+    command = [sys.executable, "-m", "bench", "prediction", "--quick", "--out", str(tmp_path)]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    result = subprocess.run(command, cwd=HOUSE, env=environment, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "prediction.json").read_text())
+    (row,) = found["figures"]["predicted over measured"]
+    assert (row["side"], row["concurrency"]) == ("none", 2)
+    assert row["tok_s"] > 0 and row["throughput_ratio"] > 0
+    assert [goal["what"].split(",")[0] for goal in found["goals"]] == [
+        f"none: {key} predicted" for key in ("throughput", "tpot", "ttft50", "ttft95")
+    ]
