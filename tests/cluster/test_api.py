@@ -13,7 +13,7 @@ from cluster.client import generate_request
 from cluster.proto import sparkpool_pb2 as pb
 from tests.cluster.conftest import Service, text, tokens
 
-METHODS = ("Generate", "GenerateOnce", "GetModel", "GetStats", "Tokenize", "Detokenize")
+METHODS = ("Generate", "GenerateOnce", "GetModel", "GetStats", "GetRecords", "Tokenize", "Detokenize")
 PROMPT = "def read_json(path):\n    "
 
 
