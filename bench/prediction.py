@@ -156,7 +156,7 @@ class Side:
     def fit(self, measured: dict[int, dict[str, float]]) -> None:
         """Contention, so that predictions of `measured` come true: by the difference that is left, again and again."""
         self.step = self.message = More(dict.fromkeys(measured, 0.0))
-        tokens = 1 + sum(_survival(self.rates))
+        tokens = 1 + sum(Rates.of(*self.rates).survival("")) if self.rates else 1.0
         for _ in range(ROUNDS):
             found = {n: _of(self.predicted(n, _requests(n))) for n in measured}
             if not self.emulated:
@@ -265,14 +265,6 @@ def _of(result: Result) -> dict[str, float]:
 
 def _requests(concurrency: int) -> int:
     return max(LEAST, REQUESTS * concurrency)
-
-
-def _survival(rates: Sequence[float]) -> list[float]:
-    product, found = 1.0, []
-    for rate in rates:
-        product *= rate
-        found.append(product)
-    return found
 
 
 def _row(side: str, concurrency: int, predicted: dict[str, float], runs: list[dict[str, float]]) -> dict[str, Any]:

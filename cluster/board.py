@@ -9,25 +9,13 @@ from collections.abc import Awaitable, Callable
 from engine.config import Config
 from engine.errors import Unavailable
 from engine.facts import ReplicaStats
-from policy.board import Board, Rules
-from policy.route import PoolPolicy
+from local.rules import rules
+from policy.board import Board
 
 logger = logging.getLogger("ray.serve")
 FRESH_SECONDS = 0.25  # what replicas said within so long is not asked again
 OLD_SECONDS = 2.0  # what they said longer ago is not used before it has been asked again
 FIRST_SECONDS = 1.0  # how long a request waits for that
-
-
-def rules(config: Config) -> Rules:
-    """Those of a configuration."""
-    return Rules(
-        pools=tuple(config.decode),
-        page_tokens=config.model.page_tokens,
-        tiers=config.gateway.tiers,
-        pool_policy=PoolPolicy(config.gateway.pool_policy),
-        target_rate=config.targets.tokens_per_second,
-        most_queued_seconds=config.gateway.queued_seconds,
-    )
 
 
 class LiveBoard(Board):

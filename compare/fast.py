@@ -189,29 +189,22 @@ class Run:
         ]
 
     def _machines(self) -> list[Machine]:
-        prefill = [
-            Machine(
-                name=f"prefill-{n}",
-                pool="prefill",
-                seconds=self._now,
-                busy_seconds=one.busy_seconds,
-                steps=one.steps,
-                tokens=one.tokens,
-            )
-            for n, one in enumerate(self._prefill)
-        ]
+        prefill = [self._account(f"prefill-{n}", "prefill", one) for n, one in enumerate(self._prefill)]
         decode = [
-            Machine(
-                name=f"decode-{n}",
-                pool="decode",
-                seconds=self._now,
-                busy_seconds=one.busy_seconds,
-                steps=one.steps,
-                tokens=one.tokens,
-                drafted=one.drafted,
-                verified=one.verified,
-                accepted=one.accepted,
+            self._account(
+                f"decode-{n}", "decode", one, drafted=one.drafted, verified=one.verified, accepted=one.accepted
             )
             for n, one in enumerate(self._decode)
         ]
         return [*prefill, *decode]
+
+    def _account(self, name: str, pool: str, one: PrefillReplica | DecodeReplica, **drafts: int) -> Machine:
+        return Machine(
+            name=name,
+            pool=pool,
+            seconds=self._now,
+            busy_seconds=one.busy_seconds,
+            steps=one.steps,
+            tokens=one.tokens,
+            **drafts,
+        )

@@ -16,8 +16,8 @@ from compare.virtual import Timeline
 from compare.workload import Arrival, Workload, tokens_of
 from engine.errors import Overloaded, Preempted, SparkpoolError, Unavailable
 from engine.types import Chunk, Ended, Event, Handoff, Request, Sampling, StopRules
-from policy.board import PREFILL, Board, Rules
-from policy.route import PoolPolicy
+from local.rules import rules
+from policy.board import PREFILL, Board
 
 FRESH_SECONDS = 0.25  # as often as cluster/board.py asks
 LEAVE_SECONDS = 1.0  # how often one that drains is looked at
@@ -69,16 +69,7 @@ class Front:
             self._timeline, system.message_seconds, lambda name: self._domains[int(name.partition(".")[0])], seed
         )
         config = system.config
-        self._board = Board(
-            Rules(
-                pools=tuple(config.decode),
-                page_tokens=config.model.page_tokens,
-                tiers=config.gateway.tiers,
-                pool_policy=PoolPolicy(config.gateway.pool_policy),
-                target_rate=config.targets.tokens_per_second,
-                most_queued_seconds=config.gateway.queued_seconds,
-            )
-        )
+        self._board = Board(rules(config))
         self._asked_at = float("-inf")
         self._replicas: dict[str, Replica] = {}
         self._numbers = 0
