@@ -32,6 +32,7 @@ HOME_OF = {
     "fastapi": "cluster/",
     "starlette": "cluster/",
     "uvicorn": "cluster/",
+    "aiohttp": "cluster/",
     "nixl": "engine/transfer.py",
     "triton": "engine/kernels/",
 }
@@ -96,7 +97,7 @@ def test_facts_clocks_and_policies_need_no_torch() -> None:
 
 def test_the_command_line_starts_without_ray_grpc_or_torch() -> None:
     """`generate --local` must work where ray and grpc cannot be imported: commands import what they use."""
-    parts = ("cluster.cli_drafters", "cluster.cli_deploy", "cluster.cli_hardware")
+    parts = ("cluster.cli_bench", "cluster.cli_drafters", "cluster.cli_deploy", "cluster.cli_hardware", "cluster.cli_compare")
     for source in ("cluster/cli.py", *(f"{part.replace('.', '/')}.py" for part in parts)):
         for line, module in imports(tree(source).body):
             root = module.split(".")[0]

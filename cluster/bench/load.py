@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.json_format import MessageToDict
@@ -21,7 +21,24 @@ from cluster.proto import sparkpool_pb2 as pb
 
 OK, CANCELLED = "OK", "CANCELLED"
 EMPTY = "EMPTY"  # the stream ended well and had no token: the server is at fault
-Ask = Callable[[Job], AsyncIterator[pb.GenerateReply]]
+
+
+class Failed(Exception):
+    """A call that did not end well: the name of a gRPC status, or one of our own, and what is known of it."""
+
+    def __init__(self, status: str, details: str) -> None:
+        super().__init__(status, details)
+        self.status, self.details = status, details
+
+
+class Told(Protocol):
+    """What came of a call that is not a gRPC call. It knows what that means for the call's record."""
+
+    def note(self, record: "Record", now: float) -> None: ...
+
+
+Ask = Callable[[Job], AsyncIterator[pb.GenerateReply | Told]]
+"""Iterating raises grpc.RpcError or Failed."""
 
 
 @dataclass(kw_only=True)
@@ -32,18 +49,27 @@ class Record:
     scheduled: float | None
     """When it was due (open loop); None in a closed loop, where a request is due when it is sent."""
     sent: float
+    """The last time, if an endpoint had refused it for now."""
     messages: list[tuple[float, int]] = field(default_factory=list)
     """When each message came, and how many tokens it had."""
     ended: float = 0.0
     status: str = CANCELLED
-    """OK, or the name of the gRPC status."""
+    """OK, the name of the gRPC status, EMPTY or NO_USAGE."""
     details: str = ""
     finish_reason: str = ""
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt, what the server had already."""
     timings: dict[str, Any] = field(default_factory=dict)
     """The last reply's `Timings`."""
     acceptance: dict[str, Any] = field(default_factory=dict)
     """The last reply's `Acceptance`, if it has one."""
+    vendor_times: dict[str, float] = field(default_factory=dict)
+    """What an endpoint says of its own times, by its own names; seconds."""
+    throttled: int = 0
+    """How often an endpoint refused it for now (HTTP 429 or 503)."""
+    throttled_seconds: float = 0.0
+    """From when it was first sent to when it was sent the last time."""
 
     @property
     def ok(self) -> bool:
@@ -59,8 +85,12 @@ class Record:
         return [at for at, tokens in self.messages if tokens]
 
     @property
+    def first_sent(self) -> float:
+        return self.sent - self.throttled_seconds
+
+    @property
     def late_seconds(self) -> float:
-        """From when it was due to when it was sent."""
+        """From when it was due to when it was sent (the last time)."""
         return 0.0 if self.scheduled is None else self.sent - self.scheduled
 
     @property
@@ -128,12 +158,15 @@ class Load:
         record = Record(index=index, scheduled=scheduled, sent=self._now)
         try:
             async for reply in self._ask(job):
-                record.messages.append((self._now, len(reply.token_ids)))
-                if reply.finish_reason:
-                    _close(record, reply)
+                if isinstance(reply, pb.GenerateReply):
+                    _note(reply, record, self._now)
+                else:
+                    reply.note(record, self._now)
             record.status = OK if record.output_tokens else EMPTY
         except grpc.RpcError as error:
             record.status, record.details = error.code().name, error.details() or ""
+        except Failed as error:
+            record.status, record.details = error.status, error.details
         finally:
             record.ended = self._now
             self.records.append(record)
@@ -148,9 +181,15 @@ class Load:
         return time.perf_counter() - self._started
 
 
+def _note(reply: pb.GenerateReply, record: Record, now: float) -> None:
+    record.messages.append((now, len(reply.token_ids)))
+    if reply.finish_reason:
+        _close(record, reply)
+
+
 def _close(record: Record, last: pb.GenerateReply) -> None:
     record.finish_reason = pb.FinishReason.Name(last.finish_reason)
-    record.prompt_tokens = last.usage.prompt_tokens
+    record.prompt_tokens, record.cached_tokens = last.usage.prompt_tokens, last.usage.cached_tokens
     record.timings = {field.name: getattr(last.timings, field.name) for field in last.timings.DESCRIPTOR.fields}
     if last.HasField("acceptance"):
         record.acceptance = MessageToDict(

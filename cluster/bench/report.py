@@ -2,13 +2,24 @@
 
 The JSON file, for other programs (times are seconds from the start of the run unless a name says otherwise):
 
-    config    the options of the run, `seed` among them
+    kind      "sparkpool", or "endpoint" if an OpenAI-compatible server was measured (--endpoint)
+    config    the options of the run, `seed` among them; of an endpoint's: endpoint, model, api (never the key)
     started   date and time of the start, UTC
-    summary   see `summary`
+    summary   see `summary`; mean_prompt_tokens and mean_output_tokens tell what the completed requests really were
     requests  one `cluster.bench.load.Record` each, in the order of sending:
         index, scheduled (null in a closed loop), sent, messages [[time, tokens], ...], ended,
-        status (OK or a gRPC status), details, finish_reason, prompt_tokens,
-        timings, acceptance (the last reply's, as cluster/proto/sparkpool.proto explains them; {} if it had none)
+        status (OK, a gRPC status, EMPTY, NO_USAGE), details, finish_reason, prompt_tokens, cached_tokens,
+        timings, acceptance (the last reply's, as cluster/proto/sparkpool.proto explains them; {} if it had none),
+        vendor_times, throttled, throttled_seconds (all three empty or 0 unless an endpoint was measured)
+
+An endpoint's tokens are what its `usage` counted. A chunk does not say how many it has, so the count is spread evenly
+over the chunks that had any, one token to the first: their times and their sum are facts, the numbers of single chunks
+are not. Of a request that failed, each such chunk counts as one token. finish_reason is the server's own word.
+vendor_times are the server's, in seconds, under its own names: Cerebras's `time_info`, Groq's times in `usage`; the
+summary has those that end in `_time`. An HTTP status is told by gRPC's names: 401 is UNAUTHENTICATED, 429 is
+RESOURCE_EXHAUSTED. NO_USAGE: the answer was complete and the server did not count its tokens. `throttled` is how often
+a request was refused for now, and `sent` when it was sent the last time: TTFT and end to end count from there. It was
+sent first `throttled_seconds` earlier; the figures since due leave nothing out.
 """
 
 import statistics
@@ -49,18 +60,22 @@ def spread(values: Iterable[float]) -> dict[str, float] | None:
 def summary(records: list[Record], client_cpu_seconds: float = 0.0) -> Summary:
     """The figures of a run, in seconds, tokens and bytes. Latencies and rates are those of requests that ended OK."""
     good = [record for record in records if record.ok]
-    seconds = max((r.ended for r in records), default=0.0) - min((r.sent for r in records), default=0.0)
+    seconds = max((r.ended for r in records), default=0.0) - min((r.first_sent for r in records), default=0.0)
+    prompt_tokens = sum(record.prompt_tokens for record in good)
     tokens = sum(record.output_tokens for record in good)
     messages = sum(len(record.token_times) for record in good)
-    moved_bytes = int(sum(record.timings["moved_bytes"] for record in good))
-    transfer_seconds = sum(record.timings["transfer_seconds"] for record in good)
+    moved_bytes = int(sum(record.timings.get("moved_bytes", 0) for record in good))
+    transfer_seconds = sum(record.timings.get("transfer_seconds", 0.0) for record in good)
     return {
         "seconds": seconds,
         "requests": len(records),
         "completed": len(good),
         "failed": dict(Counter(record.status for record in records if not record.ok)),
-        "input_tokens": sum(record.prompt_tokens for record in good),
+        "input_tokens": prompt_tokens,
+        "cached_tokens": sum(record.cached_tokens for record in good),
         "output_tokens": tokens,
+        "mean_prompt_tokens": _ratio(prompt_tokens, len(good)),
+        "mean_output_tokens": _ratio(tokens, len(good)),
         "requests_per_second": _ratio(len(good), seconds),
         "output_tokens_per_second": _ratio(tokens, seconds),
         "messages": messages,
@@ -72,7 +87,13 @@ def summary(records: list[Record], client_cpu_seconds: float = 0.0) -> Summary:
             "e2e": spread(record.e2e for record in good),
             "scheduled_ttft": spread(r.late_seconds + r.ttft for r in good if r.scheduled is not None),
             "scheduled_e2e": spread(r.late_seconds + r.e2e for r in good if r.scheduled is not None),
-            "late": spread(r.late_seconds for r in records if r.scheduled is not None),
+            "late": spread(r.late_seconds - r.throttled_seconds for r in records if r.scheduled is not None),
+        },
+        "vendor_times": _vendor_times(good),
+        "throttled": {
+            "requests": sum(record.throttled > 0 for record in records),
+            "times": sum(record.throttled for record in records),
+            "seconds": sum(record.throttled_seconds for record in records),
         },
         "moved_bytes": moved_bytes,
         "transfer_seconds": transfer_seconds,
@@ -81,6 +102,12 @@ def summary(records: list[Record], client_cpu_seconds: float = 0.0) -> Summary:
         "emulated": _emulated(good),
         "client_cpu_seconds": client_cpu_seconds,
     }
+
+
+def _vendor_times(records: list[Record]) -> Summary:
+    """The spread of each duration that an endpoint tells of itself."""
+    names = sorted({name for record in records for name in record.vendor_times if name.endswith("_time")})
+    return {n: spread(r.vendor_times[n] for r in records if n in r.vendor_times) for n in names}
 
 
 def _speculation(records: list[Record]) -> Summary | None:
@@ -122,7 +149,14 @@ def _ratio(amount: float, of: float) -> float:
 def as_json(config: dict[str, Any], started: str, records: list[Record], figures: Summary) -> dict[str, Any]:
     """The content of `--json`; its form is at the top of this file."""
     requests = [asdict(record) for record in sorted(records, key=lambda r: r.index)]
-    return {"config": config, "started": started, "summary": figures, "requests": requests}
+    kind = "endpoint" if config["endpoint"] else "sparkpool"
+    return {"kind": kind, "config": config, "started": started, "summary": figures, "requests": requests}
+
+
+def reasons(records: list[Record]) -> list[str]:
+    """What the first failure of each status said, if it said anything."""
+    first = {record.status: record.details for record in reversed(records) if not record.ok and record.details}
+    return [f"{status}: {details}" for status, details in sorted(first.items())]
 
 
 LATENCIES = {
@@ -141,8 +175,9 @@ def latency_table(figures: Summary) -> Table:
     table.add_column("")
     for column in ("mean", "p50", "p95", "p99"):
         table.add_column(column, justify="right")
-    for key, name in LATENCIES.items():
-        if found := figures["latency"][key]:
+    rows = [(name, figures["latency"][key]) for key, name in LATENCIES.items()]
+    for name, found in (*rows, *((f"the server's {name}", times) for name, times in figures["vendor_times"].items())):
+        if found:
             table.add_row(name, *(f"{value * 1e3:.2f}" for value in found.values()))
     return table
 
@@ -157,9 +192,16 @@ def lines(figures: Summary) -> list[str]:
         f"{f['output_tokens_per_second']:.1f} output tok/s, {f['requests_per_second']:.2f} requests/s "
         f"({f['input_tokens']} tokens in, {f['output_tokens']} out)",
         f"{f['tokens_per_message']:.2f} tokens per message ({f['messages']} messages)",
-        f"KV moved: {size(f['moved_bytes'])}, {size(int(f['transfer_bytes_per_second']))}/s while reading",
         f"this client was busy {_ratio(f['client_cpu_seconds'], f['seconds']):.0%} of one core",
     ]
+    if f["moved_bytes"]:
+        rate = size(int(f["transfer_bytes_per_second"]))
+        said.append(f"KV moved: {size(f['moved_bytes'])}, {rate}/s while reading")
+    if (t := f["throttled"])["times"]:
+        said.append(
+            f"{t['requests']} requests were refused for now {t['times']} times (HTTP 429, 503) and waited, "
+            f"{t['seconds']:.2f} s in all"
+        )
     if (s := f["speculation"]) is not None:
         said.append(
             f"accepted length {s['accepted_length']:.2f}, {s['verified_per_step']:.2f} drafts verified per request and "

@@ -4,10 +4,12 @@ import asyncio
 import json
 import math
 import signal
+import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
@@ -17,18 +19,25 @@ import grpc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cluster.bench.load import Load, Record, Schedule
-from cluster.bench.report import Summary, as_json, latency_table, lines, summary
-from cluster.bench.workload import Job, Lengths, arrivals, random_jobs, read_prompts
+from cluster.bench.endpoint import APIS, Target, base_url, connected, read_key
+from cluster.bench.load import Ask, Load, Record, Schedule
+from cluster.bench.report import Summary, as_json, latency_table, lines, reasons, summary
+from cluster.bench.words import Words
+from cluster.bench.workload import Job, Lengths, arrivals, as_text, random_jobs, read_prompts
 from cluster.client import generate_request
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.proto.sparkpool_pb2_grpc import InferenceStub
 from cluster.records import Kept
 from decode.record import WRITE_SECONDS
+from engine.config import SHIPPED_MODEL
 from engine.errors import ConfigError
 
 DEFAULT_CONCURRENCY, DEFAULT_REQUESTS, DEFAULT_OUTPUT_TOKENS = 8, 64, 64
 CONNECT_SECONDS = 10.0
+OF_ENDPOINTS = ("model", "api", "key_file", "tokenizer")
+NOT_OF_ENDPOINTS = ("address", "application", "decode_pool", "service_tier", "record")
+
+RandomJobs = Callable[[Random], Iterator[Job]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +46,11 @@ class Options:
 
     address: str
     application: str
+    endpoint: str = ""
+    model: str = ""
+    api: str | None = None
+    key_file: Path | None = None
+    tokenizer: Path | None = None
     concurrency: int | None = None
     rate: float | None = None
     burstiness: float = 1.0
@@ -74,6 +88,21 @@ class Options:
             raise ConfigError(f"--warmup: must not be negative, is {self.warmup}")
         if self.json_file is not None and not self.json_file.absolute().parent.is_dir():
             raise ConfigError(f"--json {self.json_file}: there is no such directory")
+        for name in NOT_OF_ENDPOINTS if self.endpoint else OF_ENDPOINTS:
+            if getattr(self, name):
+                reason = "makes no sense with --endpoint" if self.endpoint else "is for --endpoint"
+                raise ConfigError(f"--{name.replace('_', '-')}: {reason}")
+        if self.endpoint:
+            self._check_endpoint()
+
+    def _check_endpoint(self) -> None:
+        base_url(self.endpoint)
+        if not self.model:
+            raise ConfigError("--model: an endpoint needs the name of a model")
+        if self.api not in APIS:
+            raise ConfigError(f"--api: {self.api!r} is none of {', '.join(APIS)}")
+        if self.tokenizer is not None and self.prompts is not None:
+            raise ConfigError("--tokenizer and --prompts: a tokenizer is for random prompts")
 
     @property
     def lengths(self) -> Lengths:
@@ -98,6 +127,22 @@ class Options:
             service_tier=self.service_tier,
         )
 
+    def target(self) -> Target:
+        """The endpoint. Sampling that has its default is not sent, for not every server takes every field; but the
+        temperature is, whose default is not theirs."""
+        sampling: dict[str, Any] = {"temperature": self.temperature}
+        sampling |= {"top_p": self.top_p} if self.top_p != 1.0 else {}
+        sampling |= {"top_k": self.top_k} if self.top_k else {}
+        sampling |= {"seed": self.sampling_seed} if self.sampling_seed is not None else {}
+        sampling |= {"ignore_eos": True} if self.ignore_eos else {}
+        return Target(
+            base=base_url(self.endpoint),
+            model=self.model,
+            chat=self.api == "chat",
+            sampling=sampling,
+            key="" if self.key_file is None else read_key(self.key_file),
+        )
+
 
 def run(options: Options, console: Console) -> tuple[Summary, bool]:
     """Measure and print: the figures, and whether the user broke off. Raises ConfigError and grpc.RpcError."""
@@ -107,8 +152,8 @@ def run(options: Options, console: Console) -> tuple[Summary, bool]:
     asyncio.run(run.measure(console))
     figures = summary(run.records, run.cpu_seconds)
     console.print(latency_table(figures))
-    for line in lines(figures):
-        console.print(line, soft_wrap=True)
+    for line in (*lines(figures), *reasons(run.records)):
+        console.print(line, soft_wrap=True, markup=False)
     if options.json_file is not None:
         config = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
         options.json_file.write_text(json.dumps(as_json(config, started, run.records, figures)) + "\n")
@@ -116,40 +161,67 @@ def run(options: Options, console: Console) -> tuple[Summary, bool]:
 
 
 class Run:
-    """The workload of some options, sent to their address."""
+    """The workload of some options, sent to their address or their endpoint."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._prompts = None if options.prompts is None else read_prompts(options.prompts, options.output_tokens)
+        chat = options.api == "chat"
+        given = options.prompts
+        self._prompts = None if given is None else read_prompts(given, options.output_tokens, text_only=chat)
         self.records: list[Record] = []
         self.cpu_seconds = 0.0
         self.interrupted = False
 
     async def measure(self, console: Console) -> None:
-        """Ask for the model, warm up, send the load. Ctrl-C ends the load early."""
+        """Warm up, send the load. Ctrl-C ends the load early."""
+        await (self._measure_endpoint(console) if self._options.endpoint else self._measure_pools(console))
+
+    async def _measure_pools(self, console: Console) -> None:
+        """Our own service: it is asked for its model first, and for what it recorded last."""
         options = self._options
         async with grpc.aio.insecure_channel(options.address) as channel:
             stub: Any = InferenceStub(channel)  # type: ignore[no-untyped-call]
             metadata = (("application", options.application),)
             model = await stub.GetModel(pb.GetModelRequest(), metadata=metadata, timeout=CONNECT_SECONDS)
+            ordinary = sorted(set(range(model.vocab_size)) - set(model.eos_token_ids))
 
             def ask(job: Job) -> AsyncIterator[pb.GenerateReply]:
                 replies: AsyncIterator[pb.GenerateReply] = stub.Generate(options.request(job), metadata=metadata)
                 return replies
 
-            warm_up = Load(ask, Schedule(concurrency=options.concurrency or DEFAULT_CONCURRENCY))
-            await warm_up.run(islice(self._jobs(model, "warm-up"), options.warmup))
+            random = partial(self._random_jobs, model.max_tokens, ordinary)
+            await self._warm_up(ask, random)
             kept = Kept(options.record) if options.record is not None else None
             if kept is not None:
                 await kept.begin(stub, metadata)
-            with _bar(console) as bar:
-                task = bar.add_task("requests", total=self._num_requests)
-                load = Load(ask, self._schedule(), on_end=lambda _: bar.advance(task))
-                await self._watched(load, islice(self._jobs(model, "load"), self._num_requests))
+            await self._send(ask, random, console)
             if kept is not None:
                 await asyncio.sleep(2 * WRITE_SECONDS)  # until replicas have written their last steps
                 for file, steps in (await kept.fetch(stub, metadata)).items():
                     console.print(f"{steps} steps recorded in {file}", soft_wrap=True)
+
+    async def _measure_endpoint(self, console: Console) -> None:
+        """A server whose tokenizer and limits are unknown: random prompts are text."""
+        target = self._options.target()
+        words = None if self._prompts is not None else Words.load(self._options.tokenizer or SHIPPED_MODEL)
+
+        def random(rng: Random) -> Iterator[Job]:
+            assert words is not None, "asked for without --prompts only"
+            return as_text(self._random_jobs(sys.maxsize, words.tokens, rng), words.decode)
+
+        async with connected(target) as ask:
+            await self._warm_up(ask, random)
+            await self._send(ask, random, console)
+
+    async def _warm_up(self, ask: Ask, random: RandomJobs) -> None:
+        load = Load(ask, Schedule(concurrency=self._options.concurrency or DEFAULT_CONCURRENCY))
+        await load.run(islice(self._jobs(random, "warm-up"), self._options.warmup))
+
+    async def _send(self, ask: Ask, random: RandomJobs, console: Console) -> None:
+        with _bar(console) as bar:
+            task = bar.add_task("requests", total=self._num_requests)
+            load = Load(ask, self._schedule(), on_end=lambda _: bar.advance(task))
+            await self._watched(load, islice(self._jobs(random, "load"), self._num_requests))
 
     async def _watched(self, load: Load, jobs: Iterator[Job]) -> None:
         self.records = load.records
@@ -178,14 +250,16 @@ class Run:
         due = arrivals(options.rate, options.burstiness, Random(f"{options.seed} arrivals"))
         return Schedule(concurrency=options.concurrency, due=due, seconds=options.seconds)
 
-    def _jobs(self, model: pb.Model, part: str) -> Iterator[Job]:
+    def _jobs(self, random: RandomJobs, part: str) -> Iterator[Job]:
         """Requests without end; the warm-up's random prompts are others than the load's."""
         if self._prompts is not None:
             return cycle(self._prompts)
-        lengths = self._options.lengths
-        lengths.check(model.max_tokens)
-        ordinary = sorted(set(range(model.vocab_size)) - set(model.eos_token_ids))
-        return random_jobs(lengths, ordinary, Random(f"{self._options.seed} {part}"))
+        return random(Random(f"{self._options.seed} {part}"))
+
+    def _random_jobs(self, most: int, tokens: list[int], rng: Random) -> Iterator[Job]:
+        """Of these tokens, for a model that takes `most`."""
+        self._options.lengths.check(most)
+        return random_jobs(self._options.lengths, tokens, rng)
 
 
 def _bar(console: Console) -> Progress:

@@ -6,8 +6,8 @@ Everything here is pure and seeded: the same seed gives the same prompts at the 
 import itertools
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,11 +23,11 @@ class Job:
     max_tokens: int | None
 
 
-def read_prompts(file: Path, max_tokens: int | None = None) -> list[Job]:
+def read_prompts(file: Path, max_tokens: int | None = None, *, text_only: bool = False) -> list[Job]:
     """The prompts of a file, one per line; blank lines are skipped. Raises ConfigError, naming the line.
 
     In a `.jsonl` file a line is {"prompt": text or token ids, "max_tokens": number}, where `max_tokens` may be left
-    out; in any other file the line itself is the prompt.
+    out; in any other file the line itself is the prompt. With `text_only`, token ids are refused.
     """
     try:
         lines = file.read_text().splitlines()
@@ -37,7 +37,10 @@ def read_prompts(file: Path, max_tokens: int | None = None) -> list[Job]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                jobs.append(_job(json.loads(line), max_tokens) if file.suffix == ".jsonl" else Job(line, max_tokens))
+                job = _job(json.loads(line), max_tokens) if file.suffix == ".jsonl" else Job(line, max_tokens)
+                if text_only and not isinstance(job.prompt, str):
+                    raise ValueError("prompt is token ids; an endpoint takes them with --api completions only")
+                jobs.append(job)
             except ValueError as error:  # JSONDecodeError is one
                 raise ConfigError(f"--prompts {file}: line {number}: {error}") from None
     if not jobs:
@@ -101,6 +104,11 @@ def random_jobs(lengths: Lengths, tokens: range | list[int], rng: Random) -> Ite
     while True:
         size = rng.randint(*_bounds(lengths.input, lengths.input_spread))
         yield Job(prefix + rng.choices(tokens, k=size), rng.randint(*_bounds(lengths.output, lengths.output_spread)))
+
+
+def as_text(jobs: Iterator[Job], decode: Callable[[list[int]], str]) -> Iterator[Job]:
+    """The same requests with their prompts written out."""
+    return (job if isinstance(job.prompt, str) else replace(job, prompt=decode(job.prompt)) for job in jobs)
 
 
 def arrivals(rate: float, burstiness: float, rng: Random) -> Iterator[float]:
