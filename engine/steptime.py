@@ -19,6 +19,18 @@ class StepTimes(Protocol):
     def verify_seconds(self, requests: int, tokens: int, context: int) -> float: ...
 
 
+def rising(values: Sequence[float]) -> list[float]:
+    """As near to `values` as numbers that never fall can be: neighbours that fall become their mean (isotonic
+    regression)."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        pools.append((value, 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (a, m), (b, n) = pools[-2:]
+            pools[-2:] = [((a * m + b * n) / (m + n), m + n)]
+    return [mean for mean, size in pools for _ in range(size)]
+
+
 @dataclass(frozen=True)
 class Curve:
     """Seconds over a count: measured at `counts`, straight lines between, the last line carried on."""
@@ -28,16 +40,9 @@ class Curve:
 
     @classmethod
     def fitted(cls, counts: Sequence[int], seconds: Sequence[float]) -> "Curve":
-        """Made monotone by pooling neighbours that fall (isotonic regression): a dip of noise must not look like a
-        step that gets cheaper with more work."""
+        """Made monotone: a dip of noise must not look like a step that gets cheaper with more work."""
         assert list(counts) == sorted(set(counts))
-        pools: list[tuple[float, int]] = []
-        for value in seconds:
-            pools.append((value, 1))
-            while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-                (a, m), (b, n) = pools[-2:]
-                pools[-2:] = [((a * m + b * n) / (m + n), m + n)]
-        return cls(tuple(counts), tuple(mean for mean, size in pools for _ in range(size)))
+        return cls(tuple(counts), tuple(rising(seconds)))
 
     def at(self, count: int) -> float:
         if len(self.counts) == 1:

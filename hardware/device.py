@@ -151,9 +151,15 @@ class Numbers:
         return name in known or (SHARES.get(name) in known and "rack_units" in known)
 
     def _own(self, name: str) -> float:
-        figure = self.device.figures[name]
-        self.used[name] = figure
-        return figure.si(self.assumed.get(name))
+        if name not in self._values:
+            figure = self.device.figures[name]
+            self.used[name] = figure
+            self._values[name] = figure.si(self.assumed.get(name))
+        return self._values[name]
+
+    @cached_property
+    def _values(self) -> dict[str, float]:
+        return {}
 
     @property
     def unknown(self) -> dict[str, Figure]:

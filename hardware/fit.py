@@ -1,11 +1,15 @@
-"""Losses from measured steps: what a device really gives is fitted, never guessed."""
+"""Losses from measurements: what a device really gives is fitted, never guessed."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.steptime import StepTimes
 from hardware.roofline import Losses
+
+FREE = ("compute", "memory", "layer_seconds", "step_seconds")
+SHARES = ("compute", "memory", "network")
+ENOUGH = 1 - 1e-6  # of an error is no longer better: a loss that nothing depends on would be made smaller without end
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The losses, and by how much the model with them is off at each measured step (0.01: one per cent too long)."""
+    """The losses, and by how much the model with them is off at each measured point (0.01: one per cent too much)."""
 
     losses: Losses
     errors: tuple[float, ...]
@@ -48,26 +52,40 @@ def fitted(make: Callable[[Losses], StepTimes], measured: Sequence[Measured], so
         times = make(losses)
         return tuple(step.modelled(times) / step.seconds - 1 for step in measured)
 
-    def cost(values: Sequence[float]) -> float:
-        return sum(error**2 for error in errors(_losses(values, source)))
+    return closest(errors, Losses(source=source), min(step.seconds for step in measured), layers)
 
-    shortest = min(step.seconds for step in measured)
+
+def closest(
+    errors: Callable[[Losses], tuple[float, ...]],
+    base: Losses,
+    shortest: float,
+    layers: int,
+    free: Sequence[str] = FREE,
+) -> Fitted:
+    """The losses under which the squares of `errors` have the smallest sum. Only those named in `free` are searched;
+    the others are as in `base`. `shortest`: seconds of the shortest step behind these errors; with `layers` it scales
+    the search."""
+
+    def cost(values: Sequence[float]) -> float:
+        return sum(error**2 for error in errors(_losses(base, free, values)))
+
     best: tuple[float, Sequence[float]] | None = None
     for share in (0.1, 0.5, 0.9):  # of the shortest step, what depends on nothing
-        start = [0.5, 0.5, share * shortest / layers, 0.01 * shortest]
-        found = _searched(cost, start)
+        begin = {"layer_seconds": share * shortest / layers, "step_seconds": 0.01 * shortest}
+        found = _searched(cost, [begin.get(name, 0.5) for name in free], [name in SHARES for name in free])
         best = found if best is None or found[0] < best[0] else best
     assert best is not None
-    losses = _losses(best[1], source)
+    losses = _losses(base, free, best[1])
     return Fitted(losses, errors(losses))
 
 
-def _losses(values: Sequence[float], source: str) -> Losses:
-    compute, memory, layer_seconds, step_seconds = values
-    return Losses(compute=compute, memory=memory, layer_seconds=layer_seconds, step_seconds=step_seconds, source=source)
+def _losses(base: Losses, free: Sequence[str], values: Sequence[float]) -> Losses:
+    return replace(base, **dict(zip(free, values, strict=True)))  # type: ignore[arg-type]
 
 
-def _searched(cost: Callable[[Sequence[float]], float], start: list[float]) -> tuple[float, list[float]]:
+def _searched(
+    cost: Callable[[Sequence[float]], float], start: list[float], shares: Sequence[bool]
+) -> tuple[float, list[float]]:
     """Pattern search (Hooke and Jeeves 1961) over logarithms: steps by factors that shrink where none is better."""
     point, value, factor = list(start), cost(start), 2.0
     while factor > 1.0005:
@@ -76,9 +94,9 @@ def _searched(cost: Callable[[Sequence[float]], float], start: list[float]) -> t
             for step in (factor, 1 / factor):
                 tried = list(point)
                 tried[axis] = tried[axis] * step
-                if axis < 2 and tried[axis] > 1:  # a share
+                if shares[axis] and tried[axis] > 1:
                     tried[axis] = 1.0
-                if (reached := cost(tried)) < value:
+                if (reached := cost(tried)) < value * ENOUGH:
                     point, value, better = tried, reached, True
                     break
         if not better:

@@ -5,7 +5,11 @@ from functools import cached_property
 from typing import Literal
 
 from engine.errors import ConfigError
+from hardware.device import Numbers
 from hardware.model import STORED, Model
+
+MOST_UNITS = 2**16
+AttentionCut = Literal["data", "tensor", "context"]
 
 
 @dataclass(frozen=True)
@@ -13,13 +17,14 @@ class Placement:
     """One replica: `stages` one after the other, each with a share of the layers on `units` units.
 
     Experts are spread over a stage's units. Attention is either replicated, each unit with requests of its own
-    ("data"), or cut by heads ("tensor"): then every unit reads the cache of all requests, of which a latent cannot be
-    cut and is replicated. Dense layers are cut over the units in both; so is the head.
+    ("data"); or cut by heads ("tensor"): then every unit reads the cache of all requests, of which a latent cannot be
+    cut and is replicated; or its weights are cut so and its cache by tokens ("context"), which takes one sum more.
+    Dense layers are cut over the units in all three; so is the head.
     """
 
     units: int
     stages: int = 1
-    attention: Literal["data", "tensor"] = "data"
+    attention: AttentionCut = "data"
 
     def __post_init__(self) -> None:
         if self.units < 1 or self.stages < 1:
@@ -31,7 +36,7 @@ class Placement:
 
     def share_of_cache(self, shards: int) -> float:
         """Of the cache of all requests, what one unit of a stage holds and reads."""
-        return 1 / self.units if self.attention == "data" else 1 / min(self.units, shards)
+        return 1 / min(self.units, shards) if self.attention == "tensor" else 1 / self.units
 
     @property
     def copies(self) -> int:
@@ -84,3 +89,15 @@ class Fit:
                 f"{units} units that have {usable / 1e9:.2f} GB for them; {-self.room * units / 1e9:,.1f} GB too much "
                 "in all"
             )
+
+
+def fewest(model: Model, numbers: Numbers, attention: AttentionCut, stages: int = 1) -> Placement:
+    """The smallest replica that holds the model: whole racks of LPUs side by side, of wafers as many stages as it
+    takes. Raises ConfigError if none does."""
+    device = numbers.device
+    more = int(numbers.get("rack_units")) if device.kind == "lpu" else 1
+    for count in range(1, MOST_UNITS // more):
+        place = Placement(1, count, attention) if device.kind == "wafer" else Placement(count * more, stages, attention)
+        if Fit(model, place, numbers.get("memory")).room > 0:
+            return place
+    raise ConfigError(f"{model.name} does not fit {device.name}, however many units")

@@ -121,7 +121,8 @@ class Roofline:
         cache = own.requests * kind.read_bytes(work.context, math.ceil(work.queries))
         cache *= 1.0 if place.attention == "data" else place.share_of_cache(kind.shards)
         seconds = self._seconds(operations, kind.parameters * STORED[stored] / cut + cache)
-        return seconds + self._summed_seconds(work.tokens if cut > 1 else 0.0) + self.losses.layer_seconds / 2
+        sums = {"data": 0, "tensor": 1, "context": 2}[place.attention]
+        return seconds + sums * self._summed_seconds(work.tokens) + self.losses.layer_seconds / 2
 
     def feed_forward_seconds(self, kind: FeedForward, work: Work) -> float:
         """One layer's: what every token uses, its experts, and the way there and back."""

@@ -12,10 +12,8 @@ from hardware.link import Link
 from hardware.model import Model
 from hardware.pace import ModelledPace, Scaled
 from hardware.paced import PacedTransfer
-from hardware.placement import Fit, Placement
+from hardware.placement import Fit, Placement, fewest
 from hardware.roofline import DraftShape, Losses, Roofline
-
-MOST_UNITS = 2**16
 
 
 @dataclass(frozen=True)
@@ -76,18 +74,9 @@ class Emulation:
 
 
 def _placement(model: Model, numbers: Numbers, how: EmulationConfig) -> Placement:
-    """As the section says, or the fewest units that hold the model: racks side by side, wafers one after the other."""
-    kind, where = numbers.device.kind, numbers.device.name
-
-    def fit(units: int, stages: int) -> Fit:
-        return Fit(model, Placement(units, stages, how.attention), numbers.get("memory"))
-
-    if how.units is not None:
-        fit(how.units, how.stages).check(f"{where}, emulation.units {how.units}")
-        return fit(how.units, how.stages).placement
-    more = int(numbers.get("rack_units")) if kind == "lpu" else 1
-    for count in range(1, MOST_UNITS // more):
-        found = fit(1, count) if kind == "wafer" else fit(count * more, how.stages)
-        if found.room > 0:
-            return found.placement
-    raise ConfigError(f"{model.name} does not fit {where}, however many units")
+    """As the section says, or the fewest units that hold the model."""
+    if how.units is None:
+        return fewest(model, numbers, how.attention, how.stages)
+    found = Fit(model, Placement(how.units, how.stages, how.attention), numbers.get("memory"))
+    found.check(f"{numbers.device.name}, emulation.units {how.units}")
+    return found.placement

@@ -1,0 +1,83 @@
+"""The command that compares: no cluster is started, and neither Ray nor torch is needed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.cli_drafters import fail
+
+commands = typer.Typer()
+
+
+@commands.command()
+def compare(
+    scenario: Annotated[Path | None, typer.Argument(help="YAML file: systems, workload, assumptions")] = None,
+    out: Annotated[Path, typer.Option(help="folder for reports; each has one of its own there")] = Path("report"),
+    validate: Annotated[
+        bool, typer.Option("--validate", help="predictions against published points, and nothing else")
+    ] = False,
+    predict_dspark: Annotated[
+        Path | None, typer.Option(help="CSV of a curve measured with MTP-1: print the curve that DSpark would give")
+    ] = None,
+    model: Annotated[str, typer.Option(help="for --predict-dspark: whose curve, if the file has several")] = "",
+) -> None:
+    """Compare systems, measured and modelled: writes a page, its numbers and pictures.
+
+    Simulated points are kept: a run that was broken off goes on where it was.
+    """
+    from engine.errors import ConfigError
+
+    if sum((scenario is not None, validate, predict_dspark is not None)) != 1:
+        fail("one of a scenario, --validate and --predict-dspark is needed")
+    if model and predict_dspark is None:
+        fail("--model: is for --predict-dspark alone")
+    try:
+        if predict_dspark is not None:
+            _predict(predict_dspark, model)
+        elif validate:
+            _validate(out / "validation")
+        else:
+            assert scenario is not None
+            _compare(scenario, out / scenario.stem)
+    except ConfigError as error:
+        fail(str(error))
+
+
+def _compare(scenario: Path, folder: Path) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from compare.report.build import Comparison
+
+    console = Console(stderr=True)
+    comparison = Comparison.of(scenario)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        comparison.run(folder, lambda what, done, of: bar.update(task, description=what, completed=done, total=of))
+    console.print(f"Written: {folder / 'index.html'}", soft_wrap=True)
+
+
+def _validate(folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from compare.report.document import Document
+    from compare.report.files import check_libraries, write
+    from compare.validation import checks, section
+
+    check_libraries()
+    table = Table("group", "what", "predicted", "published", "off")
+    for check in checks():
+        off = f"{100 * check.error:+.1f}%" + (" (fitted)" if check.fitted else "")
+        table.add_row(check.group, check.what, f"{check.predicted:,.4g}", f"{check.published:,.4g} {check.unit}", off)
+    Console().print(table)
+    write(Document("Predicted against published", {}, (section(),)), folder)
+    Console(stderr=True).print(f"Written: {folder / 'index.html'}", soft_wrap=True)
+
+
+def _predict(curve: Path, model: str) -> None:
+    from compare.curves import as_csv, predict_file
+
+    typer.echo(as_csv(predict_file(curve, model)), nl=False)

@@ -1,0 +1,82 @@
+"""Published points that predictions are fitted on or held against: the files of compare/published/."""
+
+from collections.abc import Mapping
+from datetime import date as Date
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from engine.errors import ConfigError
+from engine.section import Section
+from hardware.figure import Label
+
+PUBLISHED = Path(__file__).parent / "published"
+Above = Annotated[float, Field(gt=0)]
+
+
+class Anchor(Section):
+    """One published point. What it has besides value and place is in its set."""
+
+    value: Above
+    at: Above | None = None
+    """Where on the set's axis `at` it lies."""
+    name: str = ""
+    """What tells it from others, where that is not a number."""
+    requests: Above | None = None
+    """Under way when it was measured, where that is known: of a replica."""
+    note: str = ""
+
+
+class AnchorSet(Section):
+    """Points of one publication."""
+
+    about: Annotated[str, Field(min_length=8)]
+    """Model, machines and workload."""
+    by: Annotated[str, Field(min_length=3)]
+    """Who measured it."""
+    label: Label
+    source: Annotated[str, Field(min_length=8)]
+    date: Date
+    """When it was looked up."""
+    unit: str
+    """Of the values."""
+    at: str = ""
+    """Unit of the axis that points lie on."""
+    points: Annotated[tuple[Anchor, ...], Field(min_length=1)]
+
+    def value(self, name: str) -> float:
+        """Of the point with that name."""
+        return next(point.value for point in self.points if point.name == name)
+
+
+@cache
+def anchors() -> Mapping[str, AnchorSet]:
+    """All sets by name. Raises ConfigError that names the file and the key."""
+    found: dict[str, AnchorSet] = {}
+    for file in sorted(PUBLISHED.glob("*.yaml")):
+        for name, one in read_anchors(file).items():
+            if name in found:
+                raise ConfigError(f"{file}: {name} is in another file as well")
+            found[name] = one
+    return found
+
+
+def read_anchors(file: Path) -> dict[str, AnchorSet]:
+    """The sets of one file. Raises ConfigError that names the file and the key."""
+    try:
+        content: Any = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: holds no mapping")
+    found = {}
+    for name, one in content.items():
+        try:
+            found[str(name)] = AnchorSet.model_validate(one)
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, (name, *e['loc'])))}: {e['msg']}" for e in error.errors()]
+            raise ConfigError(f"{file}: {'; '.join(lines)}") from None
+    return found

@@ -1,0 +1,59 @@
+"""From which share of fast traffic a contender pays.
+
+Of all traffic a share is premium: its users get at least so many tokens per second. The rest is served where that is
+cheapest, in both cases alike, so it does not count. Premium traffic is served by software alone, on as many replicas as
+it takes (they are small, and what one has over serves the rest); or by whole replicas of the contender, which cost the
+same however little they are used. One of these must hold the model, so there is a share below which it never pays: that
+whose tokens cost as much on software as one replica costs. Where the tokens of a full replica are dearer, none pays.
+"""
+
+from dataclasses import dataclass
+
+from compare.setups import varied
+from compare.study import Best, Study
+from engine.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to serve premium traffic: replicas of so many tokens per second and dollars per second each."""
+
+    throughput: float
+    dollars_per_second: float
+
+    @classmethod
+    def of(cls, best: Best | None) -> "Side | None":
+        if best is None:
+            return None
+        if best.dollars_per_second is None:
+            raise ConfigError(f"{best.point.setup.name}: break-even needs a cost or price of all its devices")
+        return cls(best.point.throughput, best.dollars_per_second)
+
+    @property
+    def per_token(self) -> float:
+        return self.dollars_per_second / self.throughput
+
+
+def break_even(software: Side | None, contender: Side | None, traffic: float) -> float | None:
+    """The smallest share of `traffic` (tokens per second) at which the contender costs no more. None: at none. Software
+    that is too slow has no cost to compare with: then the share is 0."""
+    if contender is None:
+        return None
+    if software is None:
+        return 0.0
+    share = contender.dollars_per_second / software.per_token / traffic
+    return share if contender.per_token <= software.per_token and share <= 1 else None
+
+
+def at(study: Study, name: str, user_rate: float) -> float | None:
+    """Of one contender against the scenario's software."""
+    software = Side.of(study.best(study.scenario.software, user_rate))
+    return break_even(software, Side.of(study.best(name, user_rate)), study.scenario.traffic)
+
+
+def with_figures(study: Study, device: str, figures: dict[str, float]) -> Study:
+    """The same, where figures of a device that nobody has said have these values."""
+    scenario = study.scenario
+    for figure, value in figures.items():
+        scenario = varied(scenario, device, figure, value)
+    return study.varied(scenario)

@@ -1,0 +1,1 @@
+from compare.report.document import *  # noqa: F403

@@ -1,0 +1,1 @@
+"""The report: what a study found, section by section, and how it is written down."""

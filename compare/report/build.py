@@ -1,0 +1,86 @@
+"""From a scenario's file to its report."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from compare import measured as runs
+from compare.economics import Economics
+from compare.measured import Measured
+from compare.report import claims, curves, decisions, others
+from compare.report.document import Document, Section
+from compare.report.files import check_libraries, write
+from compare.scenario import Scenario
+from compare.simulated import Served, served, wanted
+from compare.study import Study
+from compare.validation import section as validation
+from compare.verdict import Verdict, verdict
+
+Told = Callable[[str, int, int], None]
+"""What is being done, how much of it is done, and of how much."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A scenario whose devices, models, files and libraries are known to be there."""
+
+    file: Path
+    study: Study
+    measured: dict[str, Measured]
+
+    @classmethod
+    def of(cls, file: Path) -> "Comparison":
+        """Raises ConfigError for whatever is wrong before anything is computed."""
+        check_libraries()
+        scenario = Scenario.load(file)
+        study = Study.of(scenario)
+        economics = Economics.of(scenario)
+        for name, choices in study.built.setups.items():
+            parts = [part for setup in choices for part in (*setup.parts, setup.prefill_part) if part is not None]
+            economics.watts(parts)
+            if scenario.contenders and name in (scenario.software, *scenario.contenders):
+                economics.dollars_per_second(parts)
+        return cls(file, study, runs.read(scenario))
+
+    def run(self, folder: Path, told: Told) -> Document:
+        """Computes what is not in `folder` yet, and writes the report there."""
+        points: dict[tuple[str, int], Served] = {}
+        total = len(wanted(self.study)) if self.study.scenario.systems else 0
+        if total:
+            for number, (name, load, one) in enumerate(served(self.study, folder / "points"), start=1):
+                points[name, load] = one
+                told("simulating", number, total)
+        found = []
+        contenders = self.study.scenario.contenders
+        for number, name in enumerate(contenders, start=1):
+            found.append(verdict(self.study, name, self.study.scenario.decide_at))
+            told("verdicts", number, len(contenders))
+        sections = []
+        parts = list(self._parts(points, found))
+        for number, part in enumerate(parts, start=1):
+            sections += part()
+            told("sections", number, len(parts))
+        about = {
+            "scenario": str(self.file.name),
+            "about": self.study.scenario.about,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        document = Document(self.study.scenario.title, about, tuple(sections))
+        write(document, folder)
+        return document
+
+    def _parts(
+        self, points: dict[tuple[str, int], Served], found: Sequence[Verdict]
+    ) -> Iterator[Callable[[], list[Section]]]:
+        study, measured = self.study, self.measured
+        if found:
+            yield lambda: [decisions.verdicts(study, found)]
+        yield lambda: curves.sections(study, measured)
+        if study.scenario.steps:
+            yield lambda: [others.attribution(study)]
+        if found:
+            yield lambda: [decisions.break_even(study, found), decisions.smallest(study), decisions.sensitivity(found)]
+        yield lambda: [others.latency(study, points, measured)]
+        if study.scenario.systems:
+            yield lambda: [claims.section(study), others.assumptions(study), validation()]

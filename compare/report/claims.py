@@ -1,0 +1,138 @@
+"""Section: what the press and vendors say, what that compares, and what comes of it here."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from compare.curves import figure_points
+from compare.dspark import Point, predicted
+from compare.report.document import Block, Cell, Name, Number, Paragraph, Section, Table
+from compare.report.numbers import modelled
+from compare.study import Best, Study, joules
+from hardware.model import Model
+
+PAPER = "DSpark paper, figures seven and eight, digitised; predicted from the MTP-1 curve alone (compare/dspark.py)"
+LONG_INPUT, LONG_OUTPUT, LONG_CACHED, LONG_SPEED = 400_000, 400, 0.99, 400.0
+NVIDIA = (
+    "https://nvidianews.nvidia.com/news/nvidia-groq-3-lpx-now-in-full-production-with-world-class-speed-for-agentic-ai"
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`says`: as it was said. `compares`: what with what. `here`: what comes out here, `under` which conditions."""
+
+    says: str
+    compares: str
+    here: Number | str
+    under: str
+
+
+def section(study: Study) -> Section:
+    claims = [*_dspark(study), *_memory(), *_lpx(study), *_cerebras(study)]
+    rows: list[tuple[Cell, ...]] = []
+    for claim in claims:
+        here = claim.here if isinstance(claim.here, Number) else Name(claim.here)
+        rows.append((Name(claim.says), Name(claim.compares), here, Name(claim.under)))
+    columns = ("what is said", "what that compares", "here", "under which conditions")
+    blocks: list[Block] = [
+        Paragraph(("Each is true of something. None holds at every load, and most compare two changes at once.",)),
+        Table("claims", "What has been said", columns, tuple(rows)),
+    ]
+    return Section("claims", "What has been said", tuple(blocks))
+
+
+def _dspark(study: Study) -> list[Claim]:
+    found = []
+    for model, layers, ends, says, speed, more in (
+        ("V4-Flash", 43, (2000.0, 16_000.0), "60 to 85% faster for each user", 80.0, "51% more throughput"),
+        ("V4-Pro", 61, (1000.0, 5000.0), "57 to 78% faster for each user", 35.0, "52% more throughput"),
+    ):
+        before = sorted(figure_points(model), key=lambda point: point.concurrency)
+        after = predicted(before, layers, study.drafting)
+        faster = [_matched(before, after, throughput) for throughput in ends]
+        middle = _matched(before, after, math.sqrt(ends[0] * ends[1]))
+        compares = f"DSpark with MTP-1 on {model}, at equal throughput, on hardware that the paper does not name"
+        under = f"from {ends[0]:,.0f} to {ends[1]:,.0f} tok/s of each GPU; it shrinks with load"
+        found.append(Claim(says, compares, _percent(middle, faster), under))
+        gain = _at_speed(after, speed) / _at_speed(before, speed) - 1
+        compares = f"the same at {speed:.0f} tok/s of each user"
+        found.append(
+            Claim(more, compares, modelled(100 * gain, "%", PAPER), "at that one speed, where MTP-1 falls fast")
+        )
+    return found
+
+
+def _percent(middle: float, ends: list[float]) -> Number:
+    return modelled(100 * middle, "%", PAPER, [100 * end for end in ends])
+
+
+def _matched(before: list[Point], after: list[Point], throughput: float) -> float:
+    """How much faster each user is at equal throughput."""
+    rates = [np.interp(throughput, [p.throughput for p in c], [p.user_rate for p in c]) for c in (before, after)]
+    return float(rates[1] / rates[0] - 1)
+
+
+def _at_speed(points: list[Point], speed: float) -> float:
+    falling = sorted(points, key=lambda point: point.user_rate)
+    return float(np.interp(speed, [p.user_rate for p in falling], [p.throughput for p in falling]))
+
+
+def _memory() -> list[Claim]:
+    old, context = Model.of("deepseek-v3.2"), 1 << 20
+    found = []
+    for name, says in (("deepseek-v4-pro", "about 10% of V3.2's cache"), ("deepseek-v4-flash", "about 7% of it")):
+        share = sum(Model.of(name).cache_bytes(context).values()) / sum(old.cache_bytes(context).values())
+        here = modelled(100 * share, "%", "counted from both config.json (sparkpool layout)")
+        compares = f"{name} with DeepSeek-V3.2, bytes of cache of one request of 1,048,576 tokens"
+        under = "index keys in FP4, as the paper has them; it comes from compressed attention (CSA, HCA), not from MLA"
+        found.append(Claim(says, compares, here, under))
+    return found
+
+
+def _lpx(study: Study) -> list[Claim]:
+    """At Nvidia's own operating point, if the scenario has both sides of it."""
+    scenario = study.scenario
+    old = [name for name, system in scenario.systems.items() if system.decode.device == "gb200-nvl72"]
+    new = [name for name, system in scenario.systems.items() if _helped(study, name) == "groq-3-lpx"]
+    if not old or not new:
+        return []
+    changed = {"input_tokens": LONG_INPUT, "output_tokens": LONG_OUTPUT, "cached_share": LONG_CACHED}
+    there = study.varied(scenario.model_copy(update={"workload": scenario.workload.model_copy(update=changed)}))
+    before = _most(there, old, LONG_SPEED)
+    after = _most(there, new, LONG_SPEED)
+    says = "up to 35 times the tokens per second of a megawatt"
+    compares = (
+        f"Rubin and LPX with GB200, a synthetic 2T model, 400K tokens of context, 400 tok/s of each user ({NVIDIA})"
+    )
+    if after is None or before is None:
+        slow = [side for side, best in (("GB200", before), ("Rubin with LPX", after)) if best is None]
+        here: Number | str = f"no factor: {' and '.join(slow)} too slow for that here"
+    else:
+        here = modelled(joules(before) / joules(after), "times")
+    under = (
+        f"{scenario.model} instead of that model, best of each side's systems; GB200 stands at the edge of what it can"
+    )
+    return [Claim(says, compares, here, under)]
+
+
+def _cerebras(study: Study) -> list[Claim]:
+    wafers = [name for name, system in study.scenario.systems.items() if system.decode.device == "cerebras-cs-3"]
+    if not wafers or not study.scenario.software:
+        return []
+    rates = [max(one.at(1).user_rate for one in study.steady[name]) for name in (wafers[0], study.scenario.software)]
+    says = "an order of magnitude faster (AWS with Cerebras)"
+    compares = "Trainium prefill with CS-3 decode; with what, on which model, at which context: not said"
+    under = f"one request alone, beside {study.scenario.software}; not at equal cost"
+    return [Claim(says, compares, modelled(rates[0] / rates[1], "times"), under)]
+
+
+def _helped(study: Study, name: str) -> str:
+    system = study.scenario.systems[name]
+    return system.helper.device if system.helper is not None else system.decode.device
+
+
+def _most(study: Study, names: list[str], speed: float) -> Best | None:
+    found = [best for name in names if (best := study.best(name, speed)) is not None]
+    return min(found, key=joules, default=None)

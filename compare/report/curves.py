@@ -1,0 +1,119 @@
+"""Sections: speed against throughput, of a GPU, of a megawatt, of a dollar; and the same in tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from compare.economics import per_megawatt, per_million
+from compare.measured import Measured
+from compare.report.document import Axis, Basis, Cell, Name, Paragraph, Part, Plot, Section, Series, Table
+from compare.report.numbers import STEADY, assumed, basis_of, ranged
+from compare.study import Best, Measure, Study, dollars, joules
+from compare.unknowns import span
+
+USER = Axis("each user's tokens per second", "tok/s", log=True)
+
+
+@dataclass(frozen=True)
+class View:
+    """A way to look at throughput."""
+
+    key: str
+    title: str
+    axis: Axis
+    of: Measure
+    about: str
+
+
+def sections(study: Study, measured: Mapping[str, Measured]) -> list[Section]:
+    found = [_section(study, measured, _per_unit(study)), _section(study, measured, _per_megawatt(study))]
+    if all(best.per_million is not None for name in study.scenario.systems for best in study.curve(name)[:1]):
+        found.append(_section(study, measured, _per_dollar()))
+    return found
+
+
+def _per_unit(study: Study) -> View:
+    about = (
+        "All units of both pools are counted: GPUs, chips or wafers, the prefill pool in the share that it is needed. "
+        "Units that help GPUs (LPUs) are not counted here: see the next two sections for what they draw and cost."
+    )
+    axis = Axis("output tokens per second of each unit", "tok/s", log=True)
+    return View("per-unit", "Throughput of a unit against speed", axis, lambda best: best.per_unit, about)
+
+
+def _per_megawatt(study: Study) -> View:
+    basis = study.scenario.power
+    what = "all in, as the meter of the site sees it" if basis == "all-in" else "of the chips alone"
+    axis = Axis(f"output tokens per second of a megawatt ({basis})", "tok/s/MW", log=True)
+    about = (
+        f"Power is {what}. Published bases differ: some devices' figures are the rack's own draw, without cooling "
+        "(Assumptions has each). Whiskers and ranges are over all figures that nobody has published."
+    )
+    return View("per-megawatt", "Throughput of a megawatt against speed", axis, lambda best: 1e6 / joules(best), about)
+
+
+def _per_dollar() -> View:
+    axis = Axis("dollars of a million output tokens", "$", log=True)
+    about = (
+        "Owning, all in: what analysts estimate; of devices with a guessed price, capital and energy. The cost of "
+        "prompts is in it, as the prefill pool is. Ranges are over all figures that nobody has published."
+    )
+    return View("per-dollar", "Cost at a fixed speed", axis, dollars, about)
+
+
+def _section(study: Study, measured: Mapping[str, Measured], view: View) -> Section:
+    series = [_series(study, name, view) for name in study.scenario.systems]
+    series += [one for name in measured if (one := _measured(study, name, measured[name], view)) is not None]
+    plot = Plot(f"{view.key}-curve", view.title, USER, view.axis, tuple(series))
+    blocks: list[Paragraph | Plot | Table] = [Paragraph((view.about,)), plot]
+    if study.scenario.systems:
+        blocks.append(_table(study, view))
+    return Section(view.key, view.title, tuple(blocks))
+
+
+def _series(study: Study, name: str, view: View) -> Series:
+    curve = study.curve(name)
+    notes = tuple(_note(best) for best in curve)
+    rates, values = zip(*((best.point.user_rate, view.of(best)) for best in curve), strict=True)
+    return Series(name, rates, values, Basis.MODELLED, STEADY, notes=notes)
+
+
+def _note(best: Best) -> str:
+    point = best.point
+    parts = " + ".join(f"{part.units:g} {part.numbers.device.name}" for part in point.setup.parts)
+    prefill = "" if point.setup.prefill_part is None else f", {point.prefill_replicas:.2g} prefill replicas"
+    return f"{point.requests} requests on {parts}{prefill}; {point.verify_tokens:.2f} tokens verified of each"
+
+
+def _measured(study: Study, name: str, measured: Measured, view: View) -> Series | None:
+    """None if nothing is known of what its device draws or costs."""
+    values: list[tuple[float, float]] = []
+    for run in measured.runs:
+        if view.key == "per-unit":
+            values.append((run.user_rate, run.throughput / measured.units))
+        elif measured.watts is not None and view.key == "per-megawatt":
+            values.append((run.user_rate, per_megawatt(run.throughput, measured.watts)))
+        elif measured.dollars_per_second is not None and view.key == "per-dollar":
+            values.append((run.user_rate, per_million(run.throughput, measured.dollars_per_second)))
+    if not values:
+        return None
+    rates, found = zip(*sorted(values), strict=True)
+    return Series(name, rates, found, basis_of(measured), measured.source)
+
+
+def _table(study: Study, view: View) -> Table:
+    rates = study.scenario.interactivity
+    rows = []
+    for name in study.scenario.systems:
+        rows.append((Name(name), *_cells(study, name, rates, view)))
+    columns: tuple[Part, ...] = ("system", *(assumed(rate, "tok/s of each user") for rate in rates))
+    note = ("Empty: too slow for that, with one request on a replica of the sizes that the scenario allows.",)
+    return Table(f"{view.key}-table", f"{view.axis.title}, at a fixed speed", columns, tuple(rows), note)
+
+
+def _cells(study: Study, name: str, rates: Sequence[float], view: View) -> list[Cell]:
+    unit = view.axis.unit
+    if view.key == "per-unit":
+        return [ranged([study], name, rate, view.of, unit) for rate in rates]
+    measure = dollars if view.key == "per-dollar" else joules
+    studies = [study, *span(study, name, study.scenario.decide_at, measure)]
+    return [ranged(studies, name, rate, view.of, unit) for rate in rates]

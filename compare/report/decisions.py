@@ -1,0 +1,333 @@
+"""Sections: the verdict in plain words, break-even, smallest replicas, and what results depend on."""
+
+import math
+from collections.abc import Sequence
+
+from compare import breakeven
+from compare.breakeven import with_figures
+from compare.report.document import (
+    Axis,
+    Basis,
+    Block,
+    Cell,
+    Heat,
+    Mark,
+    Name,
+    Number,
+    Paragraph,
+    Part,
+    Plot,
+    Section,
+    Series,
+    Table,
+    Tornado,
+)
+from compare.report.numbers import STEADY, assumed, modelled, percent
+from compare.study import Study
+from compare.unknowns import Effect, Unknown, unknowns
+from compare.verdict import Says, Verdict
+
+RACK = 72  # GPUs of an NVL72
+ATTACHED, GROQ_SHARE = 0.625, 0.25
+POD = "Vera Rubin POD: ten LPX racks beside sixteen NVL72 (Morgan Stanley, COMPUTEX)"
+KEYNOTE = "GTC keynote, as noted in https://investments-8ba.pages.dev/nvidia/gtc-2026"
+GRID = 5
+PRICES, POWERS, HOPS = ("rack_price", "price", "cost"), ("rack_power", "power"), ("bridge", "hop", "layer_us")
+SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)
+
+
+def verdicts(study: Study, found: Sequence[Verdict]) -> Section:
+    scenario = study.scenario
+    blocks: list[Block] = [
+        Paragraph(
+            (
+                "Each contender against ",
+                Name(scenario.software),
+                ", at ",
+                assumed(scenario.decide_at, "tok/s of each user"),
+                ", by the cost of a million output tokens. What nobody has published was put at the ends of its range: "
+                "a verdict without condition holds at all of them.",
+            )
+        )
+    ]
+    blocks += [Paragraph(tuple(_words(one)), "verdict") for one in found]
+    rows = tuple((Name(one.name), str(one.says), _ratio(one), *map(_share, one.share)) for one in found)
+    columns = (
+        "contender",
+        "verdict",
+        "its $ over software's",
+        "pays from this share of traffic",
+        "at the ends that favour it",
+        "at the ends that do not",
+    )
+    note = (
+        "Infinite: too slow at that end. Zero: software is too slow. Empty: at no share. Shares are of ",
+        assumed(scenario.traffic, "tok/s"),
+        " in all.",
+    )
+    blocks.append(Table("verdicts", "All verdicts", columns, rows, note))
+    return Section("verdict", "Verdict", tuple(blocks))
+
+
+def _words(one: Verdict) -> list[Part]:
+    name, speed = Name(one.name), assumed(one.user_rate, "tok/s")
+    middle, favourable, unfavourable = one.ratio
+    times = modelled(middle, "times", ends=(favourable, unfavourable))
+    says: dict[Says, tuple[Part, ...]] = {
+        Says.PAYS: (name, " pays: wherever the unknown figures lie it costs ", times, " what software does."),
+        Says.NOT: (name, " does not pay: wherever the unknown figures lie it costs ", times, " what software does."),
+        Says.ALONE: (name, " is alone: software does not give a user ", speed, " at any price, and this does."),
+        Says.TOO_SLOW: (name, " is too slow: it does not give a user ", speed, ", and software does."),
+        Says.NEITHER: ("Neither ", name, " nor software gives a user ", speed, "."),
+        Says.OPEN: (name, " is not decidable from public figures: it costs ", times, " what software does."),
+    }
+    parts = list(says[one.says])
+    if one.says is Says.OPEN and not one.conditions:
+        parts.append(" No unknown figure turns that alone; several at their ends together do.")
+    for condition in one.conditions:
+        side = "below" if condition.below else "above"
+        value = modelled(condition.value, condition.unknown.unit, "bisection, all else in the middle of its range")
+        parts += [" It pays if ", Name(condition.unknown.name), f" is {side} ", value, ", all else in the middle."]
+    if one.turns:
+        parts.append(" Another use turns it: ")
+        for number, effect in enumerate(one.turns):
+            parts += ["; " if number else "", Name(effect.unknown.name), *_turn(effect)]
+        parts.append(".")
+    return parts
+
+
+def _turn(effect: Effect) -> list[Part]:
+    low, high = effect.unknown.bounds
+    unit, why = effect.unknown.unit, effect.unknown.why
+    ends = (assumed(low, unit, why), assumed(high, unit, why))
+    return [
+        " (",
+        modelled(effect.low, "times"),
+        " at ",
+        ends[0],
+        ", ",
+        modelled(effect.high, "times"),
+        " at ",
+        ends[1],
+        ")",
+    ]
+
+
+def _ratio(one: Verdict) -> Number:
+    return modelled(one.ratio[0], "times", ends=one.ratio[1:])
+
+
+def _share(share: float | None) -> Cell:
+    return None if share is None else percent(share)
+
+
+def break_even(study: Study, found: Sequence[Verdict]) -> Section:
+    blocks: list[Block] = [
+        Paragraph(
+            (
+                "Of all traffic a share is premium: its users get at least ",
+                assumed(study.scenario.decide_at, "tok/s"),
+                " each. Contenders come in whole replicas, which hold the model however little is asked of them. One "
+                "pays from the share whose tokens cost as much on software as a replica costs. Below, that share over "
+                "what nobody has published; figures that are not on an axis are in the middle of their range.",
+            )
+        )
+    ]
+    for one in found:
+        blocks += _heats(study, one.name)
+        blocks += _attached(study, one)
+    return Section("break-even", "Break-even", tuple(blocks))
+
+
+def _heats(study: Study, name: str) -> list[Block]:
+    """Over price and hop, for each end and the middle of power."""
+    price, power, hop = (_axis(study, name, figures) for figures in (PRICES, POWERS, HOPS))
+    if price is None:
+        return []
+    across = hop or power
+    if across is None:
+        return []
+    powers = _values(power, 3) if power is not None and power is not across else []
+    grids = [_grid(study, name, price, across, {power: watts}) for watts in powers if power is not None]
+    if not grids or grids[0] == grids[-1]:  # power changes nothing, as where the published cost has it already
+        return [_heat(name, price, across, _grid(study, name, price, across, {}), "")]
+    ends = ("least", "middle", "most")
+    return [_heat(name, price, across, grid, end) for grid, end in zip(grids, ends, strict=True)]
+
+
+Grid = tuple[tuple[float | None, ...], ...]
+
+
+def _grid(study: Study, name: str, price: Unknown, across: Unknown, fixed: dict[Unknown, float]) -> Grid:
+    prices, others = _values(price, GRID), _values(across, GRID)
+    return tuple(tuple(_at(study, name, {**fixed, price: x, across: y}) for x in prices) for y in others)
+
+
+def _heat(name: str, price: Unknown, across: Unknown, grid: Grid, power: str) -> Block:
+    at = f", at its {power} power" if power else ""
+    if all(value is None for row in grid for value in row):
+        return Paragraph(
+            (Name(name), " never pays, whatever ", Name(price.name), " and ", Name(across.name), f" are{at}.")
+        )
+    return Heat(
+        f"break-even-{_slug(name)}{'-' + power if power else ''}",
+        f"share of traffic from which it pays{at}",
+        Axis(price.name, price.unit, log=True),
+        Axis(across.name, across.unit, log=True),
+        Axis("share of traffic", "%"),
+        tuple(_values(price, GRID)),
+        tuple(_values(across, GRID)),
+        grid,
+        Basis.MODELLED,
+        STEADY,
+        "never pays",
+        subject=name,
+    )
+
+
+def _axis(study: Study, name: str, figures: Sequence[str]) -> Unknown | None:
+    """The unknown of that kind that the contender has and software has not."""
+    own = {one.name: one for one in unknowns(study, name)}
+    for one in unknowns(study, study.scenario.software):
+        own.pop(one.name, None)
+    for figure in figures:
+        for key, unknown in own.items():
+            if key.endswith(f": {figure}"):
+                return unknown
+    return None
+
+
+def _values(unknown: Unknown | None, count: int) -> list[float]:
+    assert unknown is not None
+    low, high = unknown.bounds
+    return [low * (high / low) ** (i / (count - 1)) for i in range(count)]
+
+
+def _at(study: Study, name: str, values: dict[Unknown, float]) -> float | None:
+    varied = study
+    for unknown, value in values.items():
+        device, _, figure = unknown.name.rpartition(": ")
+        varied = with_figures(varied, device, {figure: value})
+    share = breakeven.at(varied, name, study.scenario.decide_at)
+    return None if share is None else 100 * share
+
+
+def _attached(study: Study, one: Verdict) -> list[Block]:
+    """Racks of a helper for each rack of GPUs, over the share of premium traffic, with what vendors attach."""
+    scenario = study.scenario
+    standard = study.best(scenario.software, min(scenario.interactivity))
+    premium = study.best(one.name, scenario.decide_at)
+    if standard is None or premium is None:
+        return []
+    dedicated = premium.point.setup.helper or premium.point.setup.decode
+    if not dedicated.numbers.has("rack_units") or dedicated.numbers.device.kind not in ("lpu", "wafer"):
+        return []
+    rack = dedicated.numbers.get("rack_units")
+    shares = [i / 20 for i in range(1, 21)]
+    rates = []
+    for share in shares:
+        replicas = math.ceil(share * scenario.traffic / premium.point.throughput)
+        gpus = (1 - share) * scenario.traffic / standard.per_unit
+        gpus += sum(part.units * replicas for part in premium.point.machines if part is not dedicated)
+        rates.append(dedicated.units * replicas / rack / (gpus / RACK))
+    unit = dedicated.numbers.device.name
+    marks = [
+        Mark("Vera Rubin POD", "y", Number(ATTACHED, "", Basis.ESTIMATE, POD)),
+        Mark("keynote's share", "x", Number(100 * GROQ_SHARE, "%", Basis.UNVERIFIED, KEYNOTE)),
+    ]
+    if one.share[0]:
+        marks.append(Mark("pays from here", "x", percent(one.share[0])))
+    plot = Plot(
+        f"attach-{_slug(one.name)}",
+        "racks beside each rack of GPUs",
+        Axis("share of traffic that is premium", "%"),
+        Axis(f"{unit}, racks (or wafers) for each rack of GPUs", "", log=True),
+        (Series(one.name, tuple(100 * share for share in shares), tuple(rates), Basis.MODELLED, STEADY),),
+        tuple(marks),
+        subject=one.name,
+    )
+    return [plot]
+
+
+def smallest(study: Study) -> Section:
+    """Of every system: its smallest replica at the deciding speed, and how much of it is idle."""
+    speed, traffic = study.scenario.decide_at, study.scenario.traffic
+    rows: list[tuple[Cell, ...]] = []
+    for name in study.scenario.systems:
+        best = study.best(name, speed)
+        if best is None:
+            continue
+        point = best.point
+        parts = ", ".join(f"{part.units:g} {part.numbers.device.unit}s" for part in point.setup.parts)
+        own = study.economics.watts(point.setup.parts) / 1e3
+        cost = None
+        if best.dollars_per_second is not None:
+            cost = modelled(3600 * study.economics.dollars_per_second(point.setup.parts), "$/h")
+        idle = [_idle(share * traffic, point.throughput) for share in SHARES]
+        row = (
+            Name(parts),
+            modelled(own, "kW"),
+            cost,
+            modelled(point.throughput, "tok/s"),
+            modelled(point.requests, ""),
+        )
+        rows.append((Name(name), *row, *(percent(share) for share in idle)))
+    columns: tuple[Part, ...] = (
+        "system",
+        "a decode replica",
+        "draws",
+        "costs",
+        "gives at this speed",
+        "requests at once",
+        *(assumed(100 * share, "% premium, idle") for share in SHARES),
+    )
+    note = (
+        "A replica at ",
+        assumed(speed, "tok/s of each user"),
+        ". Idle: of all replicas that it takes, what is not used, if so much of ",
+        assumed(traffic, "tok/s"),
+        " is premium and no other traffic fills it. GPUs that stand idle there can serve other traffic; what holds one "
+        "model's weights in SRAM cannot. Systems that are too slow are left out.",
+    )
+    table = Table("smallest", "Smallest replica and stranded capacity", columns, tuple(rows), note)
+    return Section("smallest", "Smallest replica", (table,))
+
+
+def _idle(demand: float, throughput: float) -> float:
+    return 1 - demand / (math.ceil(demand / throughput) * throughput)
+
+
+def sensitivity(found: Sequence[Verdict]) -> Section:
+    blocks: list[Block] = [
+        Paragraph(
+            (
+                "What the ratio of costs, a contender's over software's, becomes with one thing at its lowest or "
+                "highest, all else in the middle: figures that nobody has published, and what another user may have "
+                "otherwise.",
+            )
+        )
+    ]
+    for one in found:
+        finite = [effect for effect in one.effects if 0 < effect.low < math.inf and 0 < effect.high < math.inf]
+        if finite and 0 < one.ratio[0] < math.inf:
+            bars = tuple((e.unknown.name, modelled(e.low, "times"), modelled(e.high, "times")) for e in finite)
+            base = modelled(one.ratio[0], "times")
+            axis = Axis("its $ per token over software's", "times", log=True)
+            blocks.append(Tornado(f"tornado-{_slug(one.name)}", "what its cost depends on", axis, base, bars, one.name))
+        rows = tuple(_effect(effect) for effect in one.effects)
+        columns = ("what", "from", "to", "ratio at the low end", "at the high end", "why this range")
+        if rows:
+            note = ("Infinite: the contender is too slow then. Zero: software is.",)
+            blocks.append(Table(f"effects-{_slug(one.name)}", "all effects", columns, rows, note, one.name))
+    return Section("sensitivity", "What it depends on", tuple(blocks))
+
+
+def _effect(effect: Effect) -> tuple[Cell, ...]:
+    unknown = effect.unknown
+    ends = tuple(Number(value, unknown.unit, Basis.UNKNOWN, unknown.why) for value in unknown.bounds)
+    low, high = modelled(effect.low, "times"), modelled(effect.high, "times")
+    return Name(unknown.name), *ends, low, high, Name(unknown.why)
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())

@@ -1,0 +1,274 @@
+"""What a report consists of, before it looks like anything: text, tables and plots, whose numbers have sources.
+
+The same document becomes a page, pictures, JSON and CSV (compare/page.py, compare/pictures.py, compare/files.py), so
+that they cannot differ. Text may hold digits only in a `Number`, which has a label and a source, or in a `Name`.
+"""
+
+import enum
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class Basis(enum.StrEnum):
+    """What a number rests on. The first five are those of published figures (hardware/figure.py: Label)."""
+
+    VENDOR = "vendor"
+    MEASURED = "measured"
+    ESTIMATE = "estimate"
+    INFERRED = "inferred"
+    UNVERIFIED = "unverified"
+    UNKNOWN = "unknown"  # nobody has said: somewhere in a range
+    ASSUMED = "assumed"  # the scenario says so
+    MODELLED = "modelled"  # from operations, bytes and latencies
+    SIMULATED = "simulated"  # the modelled steps under a workload, with queues
+    EMULATED = "emulated"  # measured at a modelled pace
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that a reader sees. `low` and `high`: over all that nobody knows, if it depends on that."""
+
+    value: float
+    unit: str
+    basis: Basis
+    source: str
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        assert self.source and not math.isnan(self.value), self
+
+    @property
+    def text(self) -> str:
+        """As it is shown: three digits that count, its unit, and the range if it has one."""
+        shown = _digits(self.value)
+        if self.low is not None and self.high is not None and _digits(self.low) != _digits(self.high):
+            shown += f" ({_digits(self.low)} to {_digits(self.high)})"
+        if not self.unit:
+            return shown
+        if self.unit == "$":
+            return f"-${shown[1:]}" if shown.startswith("-") else f"${shown}"
+        return f"{shown} {self.unit}"
+
+    def as_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"value": _finite(self.value), "unit": self.unit}
+        if self.low is not None and self.high is not None:
+            found |= {"low": _finite(self.low), "high": _finite(self.high)}
+        return found | {"label": str(self.basis), "source": self.source, "text": self.text}
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name, which may have digits: of a model, a device, a scenario's key."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Link:
+    """A source that can be opened."""
+
+    text: str
+    url: str
+
+
+Part = str | Number | Name | Link
+Cell = str | Number | Name | Link | None
+"""None: there is no such number, for the reason that the table's note gives."""
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """`kind`: text, or a verdict, a warning."""
+
+    parts: tuple[Part, ...]
+    kind: str = "text"
+
+    def __post_init__(self) -> None:
+        assert self.kind in ("text", "verdict", "warning"), self.kind
+        _no_digits(self.parts)
+
+
+@dataclass(frozen=True)
+class Table:
+    """`subject`, of every block that has one: whose table or plot it is. A name, which comes before the title."""
+
+    key: str
+    title: str
+    columns: tuple[Part, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: tuple[Part, ...] = ()
+    subject: str = ""
+
+    def __post_init__(self) -> None:
+        _no_digits((self.title, *self.columns, *self.note, *(cell for row in self.rows for cell in row)))
+        assert all(len(row) == len(self.columns) for row in self.rows), self.key
+
+
+@dataclass(frozen=True)
+class Axis:
+    title: str
+    unit: str
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points (x, y) in their order. `style`: line (with points), points, or bars (then x are names). `dashed` for what
+    is not the system itself: a bound, a baseline."""
+
+    name: str
+    x: tuple[float | str, ...]
+    y: tuple[float, ...]
+    basis: Basis
+    source: str
+    style: str = "line"
+    dashed: bool = False
+    notes: tuple[str, ...] = ()
+    """Of each point, what a reader sees who points at it."""
+
+    def __post_init__(self) -> None:
+        assert self.style in ("line", "points", "bars"), self.style
+        assert len(self.x) == len(self.y) and (not self.notes or len(self.notes) == len(self.x)), self.name
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A line across a plot at a value of one axis ("x" or "y"), with its name."""
+
+    name: str
+    axis: str
+    at: Number
+
+    def __post_init__(self) -> None:
+        assert self.axis in ("x", "y"), self.axis
+
+
+@dataclass(frozen=True)
+class Plot:
+    key: str
+    title: str
+    x: Axis
+    y: Axis
+    series: tuple[Series, ...]
+    marks: tuple[Mark, ...] = ()
+    subject: str = ""
+
+    def __post_init__(self) -> None:
+        _no_digits((self.title,))
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A value over two others. `z[row][column]` is for y[row], x[column]; None: there is no such value (`missing` says
+    what that means, such as "never pays")."""
+
+    key: str
+    title: str
+    x: Axis
+    y: Axis
+    z: Axis
+    x_values: tuple[float, ...]
+    y_values: tuple[float, ...]
+    z_values: tuple[tuple[float | None, ...], ...]
+    basis: Basis
+    source: str
+    missing: str = ""
+    subject: str = ""
+
+    def __post_init__(self) -> None:
+        _no_digits((self.title, self.missing))
+        assert len(self.z_values) == len(self.y_values), self.key
+        assert all(len(row) == len(self.x_values) for row in self.z_values), self.key
+
+
+@dataclass(frozen=True)
+class Waterfall:
+    """From one value to another, step by step: each step has the value that is reached with it."""
+
+    key: str
+    title: str
+    y: Axis
+    steps: tuple[tuple[str, Number], ...]
+    subject: str = ""
+
+    def __post_init__(self) -> None:
+        _no_digits((self.title,))
+
+
+@dataclass(frozen=True)
+class Tornado:
+    """What a result is if one thing is at its lowest or highest: (name, result at the low end, at the high end)."""
+
+    key: str
+    title: str
+    x: Axis
+    base: Number
+    bars: tuple[tuple[str, Number, Number], ...]
+    subject: str = ""
+
+    def __post_init__(self) -> None:
+        _no_digits((self.title,))
+
+
+Block = Paragraph | Table | Plot | Heat | Waterfall | Tornado
+
+
+@dataclass(frozen=True)
+class Section:
+    key: str
+    title: str
+    blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        _no_digits((self.title,))
+
+
+@dataclass(frozen=True)
+class Document:
+    """`about`: name of the scenario, date, versions: what the JSON says first. Keys are names of files and of places in
+    the page: a section's and a block's are its own."""
+
+    title: str
+    about: Mapping[str, str]
+    sections: tuple[Section, ...]
+
+    def __post_init__(self) -> None:
+        _no_digits(tuple(self.about))
+        keys = [block.key for block in self.blocks if not isinstance(block, Paragraph)]
+        for some in (keys, [section.key for section in self.sections]):
+            wrong = [key for key in some if some.count(key) > 1 or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", key)]
+            if wrong:
+                raise ValueError(f"{wrong}: keys are of a-z, 0-9, _ and -, and each is there once")
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [block for section in self.sections for block in section.blocks]
+
+
+def _digits(value: float) -> str:
+    """Whole numbers as they are up to five digits, others with three or four digits that count; commas at thousands."""
+    if math.isinf(value):
+        return "without end"
+    if value == round(value) and abs(value) < 1e5:
+        return f"{value:,.0f}"
+    size = math.floor(math.log10(abs(value)))
+    if size >= 3:
+        return f"{round(value, 3 - size):,.0f}"
+    if size < -4:
+        return f"{value:.2e}"
+    shown = f"{value:.{max(0, 2 - size)}f}"
+    return shown.rstrip("0").rstrip(".") if "." in shown and float(shown) == value else shown
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _no_digits(parts: Sequence[Part | None]) -> None:
+    for part in parts:
+        if isinstance(part, str) and re.search(r"\d", part):
+            raise ValueError(f"{part!r} has a number without label and source")

@@ -1,0 +1,229 @@
+"""A report's files: the page, the JSON, and a CSV and a picture of each plot. Each is whole or not there."""
+
+import csv
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compare.report.document import (
+    Axis,
+    Block,
+    Cell,
+    Document,
+    Heat,
+    Link,
+    Name,
+    Number,
+    Paragraph,
+    Plot,
+    Section,
+    Series,
+    Table,
+    Tornado,
+    Waterfall,
+)
+from engine.errors import ConfigError
+
+LIBRARIES = ("plotly", "matplotlib")
+NUMBER_COLUMNS = ("value", "unit", "low", "high", "label", "source")
+
+
+def check_libraries() -> None:
+    """A ConfigError if a report could not be drawn."""
+    missing = [library for library in LIBRARIES if importlib.util.find_spec(library) is None]
+    if missing:
+        raise ConfigError(f"a report needs {' and '.join(missing)}: pip install 'sparkpool[compare]'")
+
+
+def write(document: Document, folder: Path) -> None:
+    """index.html, report.json, tables/KEY.csv, plots/KEY.csv and plots/KEY.png."""
+    check_libraries()
+    from compare.report.page import page
+    from compare.report.pictures import draw
+
+    (folder / "tables").mkdir(parents=True, exist_ok=True)
+    (folder / "plots").mkdir(exist_ok=True)
+    for block in document.blocks:
+        if isinstance(block, Table):
+            _write_csv(folder / "tables" / f"{block.key}.csv", _table_rows(block))
+        elif not isinstance(block, Paragraph):
+            _write_csv(folder / "plots" / f"{block.key}.csv", _plot_rows(block))
+    draw(document, folder / "plots")
+    with replaced(folder / "report.json") as file:
+        file.write_text(json.dumps(as_json(document), allow_nan=False, ensure_ascii=False, indent=1), encoding="utf-8")
+    with replaced(folder / "index.html") as file:
+        file.write_text(page(document), encoding="utf-8")
+
+
+@contextmanager
+def replaced(file: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `file` at the end; after an error nothing is left of it."""
+    partial = file.with_name(f".partial-{file.name}")
+    try:
+        yield partial
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def as_json(document: Document) -> dict[str, Any]:
+    """All of it. `numbers` has each number under its ID; text and tables name those IDs."""
+    numbers: dict[str, Any] = {}
+    sections = [_section(section, numbers) for section in document.sections]
+    return {"title": document.title, "about": dict(document.about), "numbers": numbers, "sections": sections}
+
+
+def _section(section: Section, numbers: dict[str, Any]) -> dict[str, Any]:
+    found = []
+    for index, block in enumerate(section.blocks):
+        place = str(index) if isinstance(block, Paragraph) else block.key
+        found.append(_block(block, _Places(f"{section.key}.{place}", numbers)))
+    return {"key": section.key, "title": section.title, "blocks": found}
+
+
+class _Places:
+    """Gives the numbers of one block their IDs: the block's place and theirs in it."""
+
+    def __init__(self, prefix: str, numbers: dict[str, Any]) -> None:
+        self._prefix, self._numbers = prefix, numbers
+
+    def number(self, number: Number, *place: object) -> dict[str, Any]:
+        key = ".".join(map(str, (self._prefix, *place)))
+        self._numbers[key] = number.as_json()
+        return {"number": key}
+
+    def cell(self, cell: Cell, *place: object) -> Any:
+        match cell:
+            case Number():
+                return self.number(cell, *place)
+            case Name():
+                return {"name": cell.text}
+            case Link():
+                return {"link": cell.text, "url": cell.url}
+        return cell
+
+    def cells(self, cells: Iterable[Cell], *place: object) -> list[Any]:
+        return [self.cell(cell, *place, index) for index, cell in enumerate(cells)]
+
+
+def _block(block: Block, places: _Places) -> dict[str, Any]:
+    if isinstance(block, Paragraph):
+        return {"kind": "paragraph", "style": block.kind, "parts": places.cells(block.parts)}
+    kind = type(block).__name__.lower()
+    return {"kind": kind, "key": block.key, "title": block.title, "subject": block.subject, **_body(block, places)}
+
+
+def _body(block: Table | Plot | Heat | Waterfall | Tornado, places: _Places) -> dict[str, Any]:
+    match block:
+        case Table():
+            return {
+                "columns": places.cells(block.columns, "head"),
+                "rows": [places.cells(row, index) for index, row in enumerate(block.rows)],
+                "note": places.cells(block.note, "note"),
+            }
+        case Plot():
+            at = [places.number(mark.at, "mark", index) for index, mark in enumerate(block.marks)]
+            return {
+                "x": _axis(block.x),
+                "y": _axis(block.y),
+                "series": [_series(series) for series in block.series],
+                "marks": [{"name": m.name, "axis": m.axis, **n} for m, n in zip(block.marks, at, strict=True)],
+            }
+        case Heat():
+            axes = {"x": _axis(block.x), "y": _axis(block.y), "z": _axis(block.z)}
+            values = {"x_values": _plain(block.x_values), "y_values": _plain(block.y_values)}
+            z = {"z_values": [_plain(row) for row in block.z_values], "missing": block.missing}
+            return {**axes, **values, **z, "label": str(block.basis), "source": block.source}
+        case Waterfall():
+            steps = [{"name": name, **places.number(at, "step", index)} for index, (name, at) in enumerate(block.steps)]
+            return {"y": _axis(block.y), "steps": steps}
+        case Tornado():
+            bars = [
+                {"name": name, "low": places.number(low, index, "low"), "high": places.number(high, index, "high")}
+                for index, (name, low, high) in enumerate(block.bars)
+            ]
+            return {"x": _axis(block.x), "base": places.number(block.base, "base"), "bars": bars}
+
+
+def _axis(axis: Axis) -> dict[str, Any]:
+    return {"title": axis.title, "unit": axis.unit, "log": axis.log}
+
+
+def _series(series: Series) -> dict[str, Any]:
+    return {
+        "name": series.name,
+        "style": series.style,
+        "dashed": series.dashed,
+        "x": _plain(series.x),
+        "y": _plain(series.y),
+        "notes": list(series.notes),
+        "label": str(series.basis),
+        "source": series.source,
+    }
+
+
+def _plain(values: Sequence[float | str | None]) -> list[float | str | None]:
+    """As JSON can have them: None for what is without end."""
+    return [None if isinstance(value, float) and not math.isfinite(value) else value for value in values]
+
+
+def _table_rows(table: Table) -> Iterator[tuple[Any, ...]]:
+    yield ("row", "column", *NUMBER_COLUMNS)
+    columns = [_said(column) for column in table.columns]
+    for row, cells in enumerate(table.rows, start=1):
+        for column, cell in zip(columns, cells, strict=True):
+            if isinstance(cell, Number):
+                yield (row, column, *_number_row(cell))
+            else:
+                source = cell.url if isinstance(cell, Link) else ""
+                yield (row, column, _said(cell), "", "", "", "", source)
+
+
+def _said(cell: Cell) -> str:
+    if cell is None:
+        return ""
+    return cell if isinstance(cell, str) else cell.text
+
+
+def _number_row(number: Number) -> tuple[Any, ...]:
+    low, high = ("" if end is None else end for end in (number.low, number.high))
+    return number.value, number.unit, low, high, str(number.basis), number.source
+
+
+def _plot_rows(block: Plot | Heat | Waterfall | Tornado) -> Iterator[tuple[Any, ...]]:
+    match block:
+        case Plot():
+            yield ("series", "x", "x unit", "y", "y unit", "label", "source", "note")
+            for series in block.series:
+                notes = series.notes or [""] * len(series.x)
+                for x, y, note in zip(series.x, series.y, notes, strict=True):
+                    yield (series.name, x, block.x.unit, y, block.y.unit, str(series.basis), series.source, note)
+            for mark in block.marks:
+                at = (mark.at.value, mark.at.unit)
+                across, up = (at, ("", "")) if mark.axis == "x" else (("", ""), at)
+                yield (mark.name, *across, *up, str(mark.at.basis), mark.at.source, "a line across the plot")
+        case Heat():
+            yield ("x", "x unit", "y", "y unit", "z", "z unit", "label", "source")
+            for y, row in zip(block.y_values, block.z_values, strict=True):
+                for x, z in zip(block.x_values, row, strict=True):
+                    shown = block.missing if z is None else z
+                    yield (x, block.x.unit, y, block.y.unit, shown, block.z.unit, str(block.basis), block.source)
+        case Waterfall():
+            yield ("step", *NUMBER_COLUMNS)
+            yield from ((name, *_number_row(reached)) for name, reached in block.steps)
+        case Tornado():
+            yield ("name", "end", *NUMBER_COLUMNS)
+            yield ("", "base", *_number_row(block.base))
+            for name, low, high in block.bars:
+                yield (name, "low", *_number_row(low))
+                yield (name, "high", *_number_row(high))
+
+
+def _write_csv(file: Path, rows: Iterable[tuple[Any, ...]]) -> None:
+    with replaced(file) as partial, partial.open("w", newline="", encoding="utf-8") as out:
+        csv.writer(out).writerows(rows)

@@ -1,0 +1,154 @@
+"""What plots look like, in the page and in the pictures alike: colours, symbols, and what can be drawn at all."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from compare.report.document import Axis, Basis, Document, Heat, Number, Plot, Series, Tornado, Waterfall
+
+COLOURS = (
+    ("#0072b2", "#4aa3e0"),
+    ("#d55e00", "#ff8142"),
+    ("#009e73", "#1fc493"),
+    ("#c25a93", "#e79bc4"),
+    ("#9a6e00", "#e8b02e"),
+    ("#3d3d3d", "#e6e6e6"),
+    ("#2a93c7", "#8fd3ff"),
+    ("#7f1d4e", "#c45a8f"),
+)
+"""(on light, on dark). After Okabe and Ito, so that colour-blind people can tell them apart; darker or lighter where
+the background asks for it."""
+SYMBOLS = (
+    ("circle", "o", "●"),
+    ("square", "s", "■"),
+    ("diamond", "D", "◆"),
+    ("triangle-up", "^", "▲"),
+    ("triangle-down", "v", "▼"),
+    ("x", "X", "✖"),
+    ("star", "*", "★"),
+)
+"""(plotly, matplotlib, as text). Not as many as colours, so that the pairs come round late."""
+MOST_COLUMNS, MOST_ROWS = 8, 16
+"""Of a heat map whose values are written into its cells."""
+BELOW, ABOVE = 1, 0
+"""Which colours a tornado's low and high ends have, and a waterfall's steps down and up."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """`colour`: its place in COLOURS."""
+
+    colour: int
+    symbol: str
+    marker: str
+    glyph: str
+
+    @property
+    def light(self) -> str:
+        return COLOURS[self.colour][0]
+
+
+def look(place: int) -> Look:
+    return Look(place % len(COLOURS), *SYMBOLS[place % len(SYMBOLS)])
+
+
+def looks(document: Document) -> dict[str, Look]:
+    """Of each series by its name, in the order in which they come: the same in all plots."""
+    plots = [block for block in document.blocks if isinstance(block, Plot)]
+    names = dict.fromkeys(series.name for plot in plots for series in plot.series)
+    return {name: look(place) for place, name in enumerate(names)}
+
+
+def titled(axis: Axis) -> str:
+    return f"{axis.title} ({axis.unit})" if axis.unit else axis.title
+
+
+def shown(value: float, unit: str = "") -> str:
+    """As a number of the text would be."""
+    return "no value" if math.isnan(value) else Number(value, unit, Basis.UNKNOWN, "a plot").text
+
+
+def named(plot: Plot) -> bool:
+    """Whether the values of x are names."""
+    return any(isinstance(x, str) for series in plot.series for x in series.x)
+
+
+def drawable(value: float | str | None, axis: Axis) -> bool:
+    """Whether an axis has a place for it: not without end, and above zero if it is logarithmic."""
+    if isinstance(value, str):
+        return True
+    return value is not None and math.isfinite(value) and (not axis.log or value > 0)
+
+
+def points(series: Series, plot: Plot) -> list[tuple[float | str, float | None]]:
+    """As they are drawn: None where a line has a gap."""
+    both = zip(series.x, series.y, strict=True)
+    return [(x, y if drawable(y, plot.y) else None) for x, y in both if drawable(x, plot.x)]
+
+
+def all_drawn(block: Plot | Heat | Waterfall | Tornado) -> bool:
+    """Whether each value has a place in the plot. Cells without a value have one."""
+    match block:
+        case Plot():
+            values = [(x, y) for series in block.series for x, y in zip(series.x, series.y, strict=True)]
+            marks = [(mark.at.value, block.x if mark.axis == "x" else block.y) for mark in block.marks]
+            placed = all(drawable(x, block.x) and drawable(y, block.y) for x, y in values)
+            return placed and all(drawable(at, axis) for at, axis in marks)
+        case Waterfall():
+            return all(drawable(at.value, block.y) for _, at in block.steps)
+        case Tornado():
+            ends = [end for _, low, high in block.bars for end in (low, high)]
+            return all(drawable(at.value, block.x) for at in (block.base, *ends))
+    return True
+
+
+def edges(values: Sequence[float], log: bool) -> list[float]:
+    """Of a heat map's cells: halfway between neighbours, as the axis measures it."""
+    places = [math.log10(value) for value in values] if log else list(values)
+    if len(places) == 1:
+        places = [places[0] - 0.5, places[0] + 0.5]
+    else:
+        inner = [(a + b) / 2 for a, b in pairwise(places)]
+        places = [2 * places[0] - inner[0], *inner, 2 * places[-1] - inner[-1]]
+    return [10**place for place in places] if log else places
+
+
+def tick(value: float) -> str:
+    """As an axis says it: no more digits than it has."""
+    return f"{float(f'{value:.4g}'):,.10g}"
+
+
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """Round values for a logarithmic axis over these: the fewer in each decade, the more decades. They go on beyond the
+    values, for who zooms out."""
+    found = [value for value in values if value > 0 and math.isfinite(value)] or [1.0]
+    first, last = math.floor(math.log10(min(found))), math.ceil(math.log10(max(found)))
+    steps = (1, 2, 5) if last - first <= 3 else (1,)
+    return [float(f"{step}e{power}") for power in range(first - 2, last + 2) for step in steps]
+
+
+def on_log(axis: Axis, values: Sequence[float]) -> bool:
+    """Whether a heat map's axis can be logarithmic, as it should be."""
+    return axis.log and bool(values) and all(value > 0 for value in values)
+
+
+def written(heat: Heat) -> bool:
+    """Whether there is room for the values in the cells."""
+    return len(heat.x_values) <= MOST_COLUMNS and len(heat.y_values) <= MOST_ROWS
+
+
+def present(heat: Heat) -> list[float]:
+    return [z for row in heat.z_values for z in row if z is not None and math.isfinite(z)]
+
+
+def widest_first(tornado: Tornado) -> list[tuple[str, float, float]]:
+    """(name, low, high) of what can be drawn."""
+    bars = [(name, low.value, high.value) for name, low, high in tornado.bars]
+    found = [bar for bar in bars if drawable(bar[1], tornado.x) and drawable(bar[2], tornado.x)]
+    return sorted(found, key=lambda bar: -abs(bar[2] - bar[1]))
+
+
+def lines(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width) or [""]

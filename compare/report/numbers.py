@@ -1,0 +1,56 @@
+"""Numbers of a report with what they rest on."""
+
+import re
+from collections.abc import Callable, Sequence
+
+from compare.measured import Measured
+from compare.report.document import Basis, Link, Name, Number, Part
+from compare.study import Best, Study
+from hardware.figure import Figure
+
+STEADY = "steady state of modelled steps; what they rest on is under Assumptions"
+
+
+def modelled(value: float, unit: str, source: str = STEADY, ends: Sequence[float] = ()) -> Number:
+    """`ends`: the least and the most over all that nobody has published."""
+    low, high = (min(ends), max(ends)) if ends else (None, None)
+    return Number(value, unit, Basis.MODELLED, source, low, high)
+
+
+def assumed(value: float, unit: str, source: str = "the scenario's file") -> Number:
+    return Number(value, unit, Basis.ASSUMED, source)
+
+
+def percent(share: float, make: Callable[[float, str], Number] = modelled) -> Number:
+    return make(100 * share, "%")
+
+
+def said(figure: Figure) -> Number:
+    """A published figure in its own unit; of a range, the middle with its ends."""
+    if figure.unknown is not None:
+        low, high = figure.bounds
+        return Number(figure.typical, figure.unit, Basis.UNKNOWN, f"{figure.source} ({figure.date})", low, high)
+    assert figure.label is not None
+    return Number(figure.typical, figure.unit, Basis(figure.label), f"{figure.source} ({figure.date})")
+
+
+def ranged(
+    studies: Sequence[Study], name: str, user_rate: float, measure: Callable[[Best], float], unit: str
+) -> Number | None:
+    """A system's measure at some speed: in the first study, and from the least to the most over all of them. None if it
+    is too slow in the first; infinite at the end where it is."""
+    found = [study.best(name, user_rate) for study in studies]
+    if found[0] is None:
+        return None
+    values = [measure(best) for best in found if best is not None]
+    ends = [*values, *([float("inf")] if None in found else [])]
+    return modelled(values[0], unit, ends=ends if len(studies) > 1 else ())
+
+
+def basis_of(measured: Measured) -> Basis:
+    return Basis.EMULATED if measured.emulated else Basis.MEASURED
+
+
+def sourced(text: str) -> Part:
+    """A source as a link, if it is an address."""
+    return Link(text, text) if re.match(r"https?://\S+$", text) else Name(text)

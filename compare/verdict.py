@@ -1,0 +1,116 @@
+"""Whether a contender pays, in plain words: wherever the unknown lies, or not decidable from public figures."""
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compare import breakeven
+from compare.study import Study, dollars
+from compare.unknowns import Effect, Result, Unknown, effects, threshold, together, unknowns, uses
+
+MOST_CONDITIONS = 3
+
+
+class Says(enum.StrEnum):
+    """`PAYS`, `NOT`, `TOO_SLOW` and `ALONE` hold wherever the unknown figures lie."""
+
+    PAYS = "pays"
+    NOT = "does not pay"
+    TOO_SLOW = "too slow"  # the contender does not get there
+    ALONE = "alone"  # software does not get there
+    NEITHER = "neither"
+    OPEN = "not decidable from public figures"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The verdict turns where this passes `value`, all else in the middle; `below`: it pays below that."""
+
+    unknown: Unknown
+    value: float
+    below: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one contender at one speed.
+
+    `ratio`: its $ per million tokens over software's, with all that is unknown in the middle, at the ends that favour
+    it, and at those that do not. Infinite: it is too slow. 0: software is. `share`: likewise, of all traffic, from
+    which it pays; None: from none. `conditions` are of unknown figures, `turns` of the workload. `effects`: of both,
+    on the ratio, the largest first.
+    """
+
+    name: str
+    user_rate: float
+    says: Says
+    ratio: tuple[float, float, float]
+    share: tuple[float | None, float | None, float | None]
+    effects: Sequence[Effect]
+    conditions: Sequence[Condition]
+    turns: Sequence[Effect]
+
+
+def ratio(name: str, user_rate: float) -> Result:
+    """$ of a million tokens over software's, without regard to how little is asked of a replica. Infinite if the
+    contender is too slow, 0 if software is."""
+
+    def result(study: Study) -> float:
+        contender, software = _reached(study, name, user_rate), _reached(study, study.scenario.software, user_rate)
+        if contender is None:
+            return math.inf
+        return 0.0 if software is None else contender / software
+
+    return result
+
+
+def verdict(study: Study, name: str, user_rate: float) -> Verdict:
+    result, strained = ratio(name, user_rate), _strained(name, user_rate)
+    own = unknowns(study, name, study.scenario.software)
+    favourable, unfavourable = together(study, effects(study, strained, own))
+    studies = (study, favourable, unfavourable)
+    values = [result(one) for one in studies]
+    says = _says(studies, name, user_rate, values)
+    found = effects(study, result, own)
+    other = effects(study, result, uses(study.scenario))
+    conditions = []
+    if says is Says.OPEN:
+        turning = [(effect, threshold(study, result, effect.unknown, 1.0)) for effect in found]
+        conditions = [Condition(e.unknown, value, e.low <= 1.0) for e, value in turning if value is not None]
+    shares = [breakeven.at(one, name, user_rate) for one in studies]
+    return Verdict(
+        name,
+        user_rate,
+        says,
+        (values[0], values[1], values[2]),
+        (shares[0], shares[1], shares[2]),
+        sorted([*found, *other], key=lambda effect: effect.size, reverse=True),
+        conditions[:MOST_CONDITIONS],
+        [effect for effect in other if (effect.low <= 1.0) != (effect.high <= 1.0)],
+    )
+
+
+def _says(studies: Sequence[Study], name: str, user_rate: float, values: Sequence[float]) -> Says:
+    _, favourable, unfavourable = values
+    if favourable == math.inf:
+        reached = any(_reached(study, study.scenario.software, user_rate) is not None for study in studies)
+        return Says.TOO_SLOW if reached else Says.NEITHER
+    if unfavourable == 0.0:
+        return Says.ALONE
+    if unfavourable <= 1.0:
+        return Says.PAYS
+    return Says.NOT if favourable > 1.0 else Says.OPEN
+
+
+def _reached(study: Study, name: str, user_rate: float) -> float | None:
+    best = study.best(name, user_rate)
+    return None if best is None else dollars(best)
+
+
+def _strained(name: str, user_rate: float) -> Result:
+    """As `ratio`, but never 0 or infinite: it says which end of an unknown is the better one where a system is too slow
+    at both."""
+    return lambda study: (
+        study.strained(name, user_rate, dollars) / study.strained(study.scenario.software, user_rate, dollars)
+    )
