@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.shape import RESULTS
@@ -19,7 +20,7 @@ def summary(results: Path = RESULTS) -> str:
     found = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
     serving = [_handoff, _front, _local, _chaos, _rolling]
     drafting = [_speculation, _planning, _acceptance, _training]
-    parts = [_decode, _kernels, _engine, _start, *serving, *drafting, _prediction, _simulator, _gpu]
+    parts = [_decode, _kernels, _engine, _start, *serving, *drafting, _prediction, _simulator, _validation, _gpu]
     return "\n\n".join(text for part in parts for text in part(found[part.__name__.removeprefix("_")]))
 
 
@@ -205,6 +206,18 @@ def _simulator(result: dict[str, Any]) -> Iterator[str]:
     yield _headline("simulator", result, "an hour of nine replicas of eight GPUs, on one core; and fast against exact")
     for rows in result["figures"].values():
         yield _table([*rows[0]], _columns(rows, [*rows[0]]))
+    yield _missed(result)
+
+
+def _validation(result: dict[str, Any]) -> Iterator[str]:
+    yield _headline("validation", result, "predicted against published; `fitted`: on these very points")
+    table = []
+    for group, rows in result["figures"].items():
+        for how, fitted in (("predicted", False), ("fitted", True)):
+            if off := [abs(row["off"]) for row in rows if row["fitted"] == fitted]:
+                table.append([group, how, len(off), f"{median(off):.1%}", f"{max(off):.1%}"])
+    yield _table(["", "", "points", "off, median", "worst"], table)
+    yield "\n".join(f"* {note}" for note in result["notes"])
     yield _missed(result)
 
 

@@ -41,8 +41,9 @@ CALIBRATIONS: Mapping[str, str] = {
 
 @cache
 def calibrated(name: str) -> Fitted:
-    """The losses fitted under that name, and the errors at the points they are fitted on (those of throughput, or of
-    step times where times are published). Raises ConfigError if there is no such fit."""
+    """The losses fitted under that name, and the errors at the points they are fitted on: those of throughput, of
+    step times where times are published, of a user's rate where a request is alone. Raises ConfigError if there is no
+    such fit."""
     if name not in _FITS:
         raise ConfigError(f"calibration {name!r} is not known; {', '.join(CALIBRATIONS)} are")
     return _FITS[name](name)
@@ -73,10 +74,17 @@ class Pools:
         prefill = Steps.of(Roofline(model, numbers, place, BEST), [work])
         decode = Placement(DECODE_UNITS)
         most = Fit(model, decode, numbers.get("memory")).max_requests(INPUT + OUTPUT)
-        counts = [count for count in (1, 2, 4, *(DECODE_UNITS << power for power in range(14))) if count < most]
+        full = (DECODE_UNITS * each << power for power in range(14) for each in (2, 3))
+        counts = [count for count in (1, 2, 4, DECODE_UNITS, *full) if count < most]
         steps = [Work(count, count, CONTEXT) for count in (*counts, most)]
         roofline = Roofline(model, numbers, decode, BEST)
         return cls(place.all_units, prefill, Steps.of(roofline, steps), np.array([work.requests for work in steps]))
+
+    def error(self, losses: Losses, point: Anchor) -> float:
+        """Logarithm of predicted over published throughput; of the user's rate if `alone`."""
+        if alone(point):
+            return -math.log(float(self.decode.seconds(losses)[0]) * _place(point))
+        return math.log(self.throughput(losses, _place(point)) / point.value)
 
     def throughput(self, losses: Losses, user_rate: float) -> float:
         """Input and output tokens per second of each GPU, where each user gets so many output tokens per second. Below
@@ -99,7 +107,7 @@ def _inferencex(name: str) -> Fitted:
     pools = Pools.of(model, Numbers(Device.load(device)))
 
     def errors(losses: Losses) -> tuple[float, ...]:
-        return tuple(math.log(pools.throughput(losses, _place(point)) / point.value) for point in found.points)
+        return tuple(pools.error(losses, point) for point in found.points)
 
     base, free = Losses(source=source_of(name, found)), list(FREE)
     if name.endswith(LATER):  # none of its points is where prefill sets the limit: they say nothing of arithmetic
@@ -109,6 +117,12 @@ def _inferencex(name: str) -> Fitted:
     shortest = 1 / max(_place(point) for point in found.points)
     best = closest(errors, base, shortest, len(model.layers), free)
     return Fitted(best.losses, tuple(math.exp(error) - 1 for error in best.errors))
+
+
+def alone(point: Anchor) -> bool:
+    """Whether a point's throughput is that of fewer than two requests in a replica. How many GPUs shared them is not
+    published, so that throughput says nothing; how fast a request alone is does."""
+    return point.value / (1 + INPUT / OUTPUT) / _place(point) * DECODE_UNITS < 2
 
 
 def _place(point: Anchor) -> float:

@@ -1,7 +1,7 @@
 """What is predicted here and has been published, group by group, and what cannot be predicted."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -12,6 +12,7 @@ from compare.calibration import (
     INPUT,
     OUTPUT,
     aggregated,
+    alone,
     calibrated,
     flash,
     r1_decode,
@@ -40,6 +41,7 @@ RACKS = {
 SGLANG, HOPPER = "SGLang V4-Flash, prefill in the same replica", "DeepSeek-R1 on Hopper"
 WAFER = "Kimi K2 on Cerebras CS-3"
 
+ALONE_NOTE = "the size of its replica is not published, so that its speed is held against, not its throughput"
 MTP_NOTE = (
     "one draft, accepted length 1.79; how many drafts were made is not published, and the fastest points need more"
 )
@@ -140,14 +142,14 @@ def inferencex() -> Iterator[Check]:
             found = anchors()[name]
             for point, error in zip(found.points, calibrated(f"inferencex-{name}").errors, strict=True):
                 software = ", later software" if name.endswith("-later") else ""
-                yield _anchored(
-                    RACKS[rack][0],
-                    f"at {point.at:g} tok/s/user{software}",
-                    point.value * (1 + error),
-                    found,
-                    point,
-                    fitted=True,
-                )
+                what = f"at {point.at:g} tok/s/user{software}"
+                check = _anchored(RACKS[rack][0], what, point.value * (1 + error), found, point, fitted=True)
+                if alone(point):
+                    assert point.at is not None
+                    rate, unit = point.at * (1 + error), found.at
+                    what = f"a request alone, {point.value:g} tok/s/GPU{software}"
+                    check = replace(check, what=what, predicted=rate, published=point.at, unit=unit, note=ALONE_NOTE)
+                yield check
     for rack in RACKS:
         found, steady = anchors()[f"v4-pro-{rack}-mtp"], _with_mtp(rack)
         for point in found.points:

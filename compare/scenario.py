@@ -96,7 +96,8 @@ class Machines(Section):
     """Of each stage; of several numbers, each result takes the best. None: the fewest that hold the model."""
     stages: Positive = 1
     attention: AttentionCut = "data"
-    """Replicated, each unit with requests of its own; or cut by heads; or its cache by tokens (hardware/placement.py)."""
+    """Replicated, each unit with requests of its own; or cut by heads; or its cache by tokens
+    (hardware/placement.py)."""
     stored: Literal["fp4", "fp8", "bf16"] | None = None
     """What all weights are stored in here. None: as in the checkpoint."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from compare import measured as runs
 from compare.economics import Economics
 from compare.measured import Measured
-from compare.report import claims, curves, decisions, others
+from compare.report import assumptions, attribution, break_even, claims, curves, latency, verdicts
 from compare.report.document import Document, Section
 from compare.report.files import check_libraries, write
 from compare.scenario import Scenario
@@ -75,12 +75,16 @@ class Comparison:
     ) -> Iterator[Callable[[], list[Section]]]:
         study, measured = self.study, self.measured
         if found:
-            yield lambda: [decisions.verdicts(study, found)]
+            yield lambda: [verdicts.verdicts(study, found)]
         yield lambda: curves.sections(study, measured)
         if study.scenario.steps:
-            yield lambda: [others.attribution(study)]
+            yield lambda: [attribution.attribution(study)]
         if found:
-            yield lambda: [decisions.break_even(study, found), decisions.smallest(study), decisions.sensitivity(found)]
-        yield lambda: [others.latency(study, points, measured)]
+            yield lambda: [
+                break_even.break_even(study, found),
+                break_even.smallest(study),
+                verdicts.sensitivity(found),
+            ]
+        yield lambda: [latency.latency(study, points, measured)]
         if study.scenario.systems:
-            yield lambda: [claims.section(study), others.assumptions(study), validation()]
+            yield lambda: [claims.section(study), assumptions.assumptions(study), validation()]

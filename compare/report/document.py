@@ -44,9 +44,9 @@ class Number:
     @property
     def text(self) -> str:
         """As it is shown: three digits that count, its unit, and the range if it has one."""
-        shown = _digits(self.value)
-        if self.low is not None and self.high is not None and _digits(self.low) != _digits(self.high):
-            shown += f" ({_digits(self.low)} to {_digits(self.high)})"
+        shown, low, high = (_digits(value, self.unit) for value in (self.value, self.low, self.high))
+        if low != high:
+            shown += f" ({low} to {high})"
         if not self.unit:
             return shown
         if self.unit == "$":
@@ -249,8 +249,11 @@ class Document:
         return [block for section in self.sections for block in section.blocks]
 
 
-def _digits(value: float) -> str:
-    """Whole numbers as they are up to five digits, others with three or four digits that count; commas at thousands."""
+def _digits(value: float | None, unit: str) -> str:
+    """Whole numbers as they are up to five digits, others with three or four digits that count; commas at thousands.
+    Of money the last zeros stay."""
+    if value is None:
+        return ""
     if math.isinf(value):
         return "without end"
     if value == round(value) and abs(value) < 1e5:
@@ -261,7 +264,8 @@ def _digits(value: float) -> str:
     if size < -4:
         return f"{value:.2e}"
     shown = f"{value:.{max(0, 2 - size)}f}"
-    return shown.rstrip("0").rstrip(".") if "." in shown and float(shown) == value else shown
+    exact = "." in shown and float(shown) == value and unit != "$"
+    return shown.rstrip("0").rstrip(".") if exact else shown
 
 
 def _finite(value: float) -> float | None:

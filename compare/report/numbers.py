@@ -54,3 +54,8 @@ def basis_of(measured: Measured) -> Basis:
 def sourced(text: str) -> Part:
     """A source as a link, if it is an address."""
     return Link(text, text) if re.match(r"https?://\S+$", text) else Name(text)
+
+
+def key_of(name: str) -> str:
+    """For the key of a table or plot."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from compare import files
+from compare.report import files
 from compare.report.document import Axis, Basis, Document, Heat, Name, Number, Paragraph, Plot, Section, Table
 from engine.errors import ConfigError
 from tests.compare.sample import HOSTILE, document, number, ranged

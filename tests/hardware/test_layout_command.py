@@ -52,7 +52,7 @@ def test_another_precision_of_index_keys() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["deepseek-v9"], "nor one of deepseek-v3.2"),
+        (["deepseek-v9"], "nor one of deepseek-r1"),
         (["deepseek-v4-pro", "--cache", "fp4"], "--cache: 'fp4' is none of fp8, bf16, fp32"),
         (["deepseek-v4-pro", "--against", "pyproject.toml"], "pyproject.toml: cannot be read as JSON"),
     ],

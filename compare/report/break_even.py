@@ -1,4 +1,4 @@
-"""Sections: the verdict in plain words, break-even, smallest replicas, and what results depend on."""
+"""Sections: from which share of traffic a contender pays, and its smallest replica."""
 
 import math
 from collections.abc import Sequence
@@ -20,12 +20,11 @@ from compare.report.document import (
     Section,
     Series,
     Table,
-    Tornado,
 )
-from compare.report.numbers import STEADY, assumed, modelled, percent
+from compare.report.numbers import STEADY, assumed, key_of, modelled, percent
 from compare.study import Study
-from compare.unknowns import Effect, Unknown, unknowns
-from compare.verdict import Says, Verdict
+from compare.unknowns import Unknown, unknowns
+from compare.verdict import Verdict
 
 RACK = 72  # GPUs of an NVL72
 ATTACHED, GROQ_SHARE = 0.625, 0.25
@@ -34,91 +33,6 @@ KEYNOTE = "GTC keynote, as noted in https://investments-8ba.pages.dev/nvidia/gtc
 GRID = 5
 PRICES, POWERS, HOPS = ("rack_price", "price", "cost"), ("rack_power", "power"), ("bridge", "hop", "layer_us")
 SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)
-
-
-def verdicts(study: Study, found: Sequence[Verdict]) -> Section:
-    scenario = study.scenario
-    blocks: list[Block] = [
-        Paragraph(
-            (
-                "Each contender against ",
-                Name(scenario.software),
-                ", at ",
-                assumed(scenario.decide_at, "tok/s of each user"),
-                ", by the cost of a million output tokens. What nobody has published was put at the ends of its range: "
-                "a verdict without condition holds at all of them.",
-            )
-        )
-    ]
-    blocks += [Paragraph(tuple(_words(one)), "verdict") for one in found]
-    rows = tuple((Name(one.name), str(one.says), _ratio(one), *map(_share, one.share)) for one in found)
-    columns = (
-        "contender",
-        "verdict",
-        "its $ over software's",
-        "pays from this share of traffic",
-        "at the ends that favour it",
-        "at the ends that do not",
-    )
-    note = (
-        "Infinite: too slow at that end. Zero: software is too slow. Empty: at no share. Shares are of ",
-        assumed(scenario.traffic, "tok/s"),
-        " in all.",
-    )
-    blocks.append(Table("verdicts", "All verdicts", columns, rows, note))
-    return Section("verdict", "Verdict", tuple(blocks))
-
-
-def _words(one: Verdict) -> list[Part]:
-    name, speed = Name(one.name), assumed(one.user_rate, "tok/s")
-    middle, favourable, unfavourable = one.ratio
-    times = modelled(middle, "times", ends=(favourable, unfavourable))
-    says: dict[Says, tuple[Part, ...]] = {
-        Says.PAYS: (name, " pays: wherever the unknown figures lie it costs ", times, " what software does."),
-        Says.NOT: (name, " does not pay: wherever the unknown figures lie it costs ", times, " what software does."),
-        Says.ALONE: (name, " is alone: software does not give a user ", speed, " at any price, and this does."),
-        Says.TOO_SLOW: (name, " is too slow: it does not give a user ", speed, ", and software does."),
-        Says.NEITHER: ("Neither ", name, " nor software gives a user ", speed, "."),
-        Says.OPEN: (name, " is not decidable from public figures: it costs ", times, " what software does."),
-    }
-    parts = list(says[one.says])
-    if one.says is Says.OPEN and not one.conditions:
-        parts.append(" No unknown figure turns that alone; several at their ends together do.")
-    for condition in one.conditions:
-        side = "below" if condition.below else "above"
-        value = modelled(condition.value, condition.unknown.unit, "bisection, all else in the middle of its range")
-        parts += [" It pays if ", Name(condition.unknown.name), f" is {side} ", value, ", all else in the middle."]
-    if one.turns:
-        parts.append(" Another use turns it: ")
-        for number, effect in enumerate(one.turns):
-            parts += ["; " if number else "", Name(effect.unknown.name), *_turn(effect)]
-        parts.append(".")
-    return parts
-
-
-def _turn(effect: Effect) -> list[Part]:
-    low, high = effect.unknown.bounds
-    unit, why = effect.unknown.unit, effect.unknown.why
-    ends = (assumed(low, unit, why), assumed(high, unit, why))
-    return [
-        " (",
-        modelled(effect.low, "times"),
-        " at ",
-        ends[0],
-        ", ",
-        modelled(effect.high, "times"),
-        " at ",
-        ends[1],
-        ")",
-    ]
-
-
-def _ratio(one: Verdict) -> Number:
-    return modelled(one.ratio[0], "times", ends=one.ratio[1:])
-
-
-def _share(share: float | None) -> Cell:
-    return None if share is None else percent(share)
 
 
 def break_even(study: Study, found: Sequence[Verdict]) -> Section:
@@ -170,7 +84,7 @@ def _heat(name: str, price: Unknown, across: Unknown, grid: Grid, power: str) ->
             (Name(name), " never pays, whatever ", Name(price.name), " and ", Name(across.name), f" are{at}.")
         )
     return Heat(
-        f"break-even-{_slug(name)}{'-' + power if power else ''}",
+        f"break-even-{key_of(name)}{'-' + power if power else ''}",
         f"share of traffic from which it pays{at}",
         Axis(price.name, price.unit, log=True),
         Axis(across.name, across.unit, log=True),
@@ -238,7 +152,7 @@ def _attached(study: Study, one: Verdict) -> list[Block]:
     if one.share[0]:
         marks.append(Mark("pays from here", "x", percent(one.share[0])))
     plot = Plot(
-        f"attach-{_slug(one.name)}",
+        f"attach-{key_of(one.name)}",
         "racks beside each rack of GPUs",
         Axis("share of traffic that is premium", "%"),
         Axis(f"{unit}, racks (or wafers) for each rack of GPUs", "", log=True),
@@ -295,39 +209,3 @@ def smallest(study: Study) -> Section:
 
 def _idle(demand: float, throughput: float) -> float:
     return 1 - demand / (math.ceil(demand / throughput) * throughput)
-
-
-def sensitivity(found: Sequence[Verdict]) -> Section:
-    blocks: list[Block] = [
-        Paragraph(
-            (
-                "What the ratio of costs, a contender's over software's, becomes with one thing at its lowest or "
-                "highest, all else in the middle: figures that nobody has published, and what another user may have "
-                "otherwise.",
-            )
-        )
-    ]
-    for one in found:
-        finite = [effect for effect in one.effects if 0 < effect.low < math.inf and 0 < effect.high < math.inf]
-        if finite and 0 < one.ratio[0] < math.inf:
-            bars = tuple((e.unknown.name, modelled(e.low, "times"), modelled(e.high, "times")) for e in finite)
-            base = modelled(one.ratio[0], "times")
-            axis = Axis("its $ per token over software's", "times", log=True)
-            blocks.append(Tornado(f"tornado-{_slug(one.name)}", "what its cost depends on", axis, base, bars, one.name))
-        rows = tuple(_effect(effect) for effect in one.effects)
-        columns = ("what", "from", "to", "ratio at the low end", "at the high end", "why this range")
-        if rows:
-            note = ("Infinite: the contender is too slow then. Zero: software is.",)
-            blocks.append(Table(f"effects-{_slug(one.name)}", "all effects", columns, rows, note, one.name))
-    return Section("sensitivity", "What it depends on", tuple(blocks))
-
-
-def _effect(effect: Effect) -> tuple[Cell, ...]:
-    unknown = effect.unknown
-    ends = tuple(Number(value, unknown.unit, Basis.UNKNOWN, unknown.why) for value in unknown.bounds)
-    low, high = modelled(effect.low, "times"), modelled(effect.high, "times")
-    return Name(unknown.name), *ends, low, high, Name(unknown.why)
-
-
-def _slug(name: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())

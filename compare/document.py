@@ -1,1 +1,0 @@
-from compare.report.document import *  # noqa: F403

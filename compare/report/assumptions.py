@@ -1,0 +1,93 @@
+"""Section: every figure that results rest on, and what the scenario takes for granted."""
+
+from compare.report.document import (
+    Basis,
+    Block,
+    Cell,
+    Link,
+    Name,
+    Number,
+    Paragraph,
+    Section,
+    Table,
+)
+from compare.report.numbers import assumed, key_of, said, sourced
+from compare.scenario import LOSSES, LossesSection
+from compare.study import Study
+from hardware.figure import Figure
+
+
+def assumptions(study: Study) -> Section:
+    """Every figure of every device that a result rests on, losses, and what the scenario takes for granted."""
+    blocks: list[Block] = [_scenario(study), _losses(study)]
+    study.rests_on  # noqa: B018  all figures are asked for, so that they are in `used`
+    for device, numbers in study.built.numbers.items():
+        assumed_here = study.scenario.devices[device].assumed if device in study.scenario.devices else {}
+        rows = tuple(_figure(name, figure, assumed_here.get(name)) for name, figure in sorted(numbers.used.items()))
+        columns = ("figure", "value", "source")
+        title = "figures that results rest on"
+        blocks.append(Table(f"device-{key_of(device)}", title, columns, rows, subject=numbers.device.name))
+        blocks += [Paragraph((Name(note),)) for note in numbers.device.notes]
+    return Section("assumptions", "Assumptions", tuple(blocks))
+
+
+def _figure(name: str, figure: Figure, taken: float | None) -> tuple[Cell, ...]:
+    source = sourced(figure.source)
+    assert isinstance(source, Link | Name)
+    value = said(figure) if taken is None else assumed(taken, figure.unit)
+    return Name(name), value, source
+
+
+def _losses(study: Study) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for device in study.built.numbers:
+        if device not in study.scenario.devices:
+            continue
+        section, losses = study.scenario.devices[device].losses, study.built.losses(device)
+        fitted = isinstance(section, str)
+        basis = Basis.INFERRED if fitted else Basis.ASSUMED
+        values = (losses.compute, losses.memory, losses.network, 1e6 * losses.layer_seconds, 1e6 * losses.step_seconds)
+        cells: list[Cell] = []
+        for name, value in zip(LOSSES, values, strict=True):
+            low, high = _range(section, name) if isinstance(section, LossesSection) else (None, None)
+            kind = Basis.UNKNOWN if low is not None else basis
+            cells.append(Number(value, "us" if name.endswith("_us") else "", kind, losses.source, low, high))
+        rows.append((Name(device), *cells, Name(losses.source)))
+    columns = ("device", "of arithmetic", "of bandwidth", "of network", "each layer", "each step", "where from")
+    note = ("Shares of the data sheet's figures that steps get, and times that depend on no work.",)
+    return Table("losses", "What steps get of a device's figures", columns, tuple(rows), note)
+
+
+def _range(section: LossesSection, name: str) -> tuple[float | None, float | None]:
+    value = getattr(section, name)
+    return value if isinstance(value, tuple) else (None, None)
+
+
+def _scenario(study: Study) -> Table:
+    scenario = study.scenario
+    acceptance = scenario.acceptance
+    rows: list[tuple[Cell, ...]] = [
+        ("prompt", assumed(scenario.workload.input_tokens, "tokens")),
+        ("of it in a prefill replica's cache", assumed(100 * scenario.workload.cached_share, "%")),
+        ("answer", assumed(scenario.workload.output_tokens, "tokens")),
+        ("all traffic", assumed(scenario.traffic, "output tok/s")),
+        ("of the prefill pool's capacity, used", assumed(100 * scenario.utilisation, "%")),
+        ("energy, where cost follows from price", assumed(scenario.energy, "$/kWh")),
+        ("tokens of a step with one next-token draft", _published(acceptance.mtp, acceptance.source)),
+        ("how well confidences tell (area under the curve)", _published(acceptance.auc, acceptance.source)),
+        ("layers of DSpark's drafter", _published(acceptance.layers, acceptance.source)),
+    ]
+    for length in acceptance.dspark:
+        rows.append(("tokens of a step with one DSpark draft more", _published(length, acceptance.source)))
+    capital = scenario.capital
+    if isinstance(capital, tuple):
+        middle = (capital[0] * capital[1]) ** 0.5
+        why = "from price and owning cost of devices that have both, energy left out"
+        rows.append(("owning what costs a million", Number(middle, "$/h", Basis.UNKNOWN, why, *capital)))
+    else:
+        rows.append(("owning what costs a million", assumed(capital, "$/h")))
+    return Table("scenario", "What the scenario takes for granted", ("what", "value"), tuple(rows))
+
+
+def _published(value: float, source: str) -> Number:
+    return Number(value, "", Basis.MEASURED, source)

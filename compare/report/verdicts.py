@@ -1,0 +1,129 @@
+"""Sections: the verdict in plain words, and what it depends on."""
+
+import math
+from collections.abc import Sequence
+
+from compare.report.document import Axis, Basis, Block, Cell, Name, Number, Paragraph, Part, Section, Table, Tornado
+from compare.report.numbers import assumed, key_of, modelled, percent
+from compare.study import Study
+from compare.unknowns import Effect
+from compare.verdict import Says, Verdict
+
+
+def verdicts(study: Study, found: Sequence[Verdict]) -> Section:
+    scenario = study.scenario
+    blocks: list[Block] = [
+        Paragraph(
+            (
+                "Each contender against ",
+                Name(scenario.software),
+                ", at ",
+                assumed(scenario.decide_at, "tok/s of each user"),
+                ", by the cost of a million output tokens. What nobody has published was put at the ends of its range: "
+                "a verdict without condition holds at all of them.",
+            )
+        )
+    ]
+    blocks += [Paragraph(tuple(_words(one)), "verdict") for one in found]
+    rows = tuple((Name(one.name), str(one.says), _ratio(one), *map(_share, one.share)) for one in found)
+    columns = (
+        "contender",
+        "verdict",
+        "its $ over software's",
+        "pays from this share of traffic",
+        "at the ends that favour it",
+        "at the ends that do not",
+    )
+    note = (
+        "Infinite: too slow at that end. Zero: software is too slow. Empty: at no share. Shares are of ",
+        assumed(scenario.traffic, "tok/s"),
+        " in all.",
+    )
+    blocks.append(Table("verdicts", "All verdicts", columns, rows, note))
+    return Section("verdict", "Verdict", tuple(blocks))
+
+
+def _words(one: Verdict) -> list[Part]:
+    name, speed = Name(one.name), assumed(one.user_rate, "tok/s")
+    middle, favourable, unfavourable = one.ratio
+    times = modelled(middle, "times", ends=(favourable, unfavourable))
+    says: dict[Says, tuple[Part, ...]] = {
+        Says.PAYS: (name, " pays: wherever the unknown figures lie it costs ", times, " what software does."),
+        Says.NOT: (name, " does not pay: wherever the unknown figures lie it costs ", times, " what software does."),
+        Says.ALONE: (name, " is alone: software does not give a user ", speed, " at any price, and this does."),
+        Says.TOO_SLOW: (name, " is too slow: it does not give a user ", speed, ", and software does."),
+        Says.NEITHER: ("Neither ", name, " nor software gives a user ", speed, "."),
+        Says.OPEN: (name, " is not decidable from public figures: it costs ", times, " what software does."),
+    }
+    parts = list(says[one.says])
+    if one.says is Says.OPEN and not one.conditions:
+        parts.append(" No unknown figure turns that alone; several at their ends together do.")
+    for condition in one.conditions:
+        side = "below" if condition.below else "above"
+        value = modelled(condition.value, condition.unknown.unit, "bisection, all else in the middle of its range")
+        parts += [" It pays if ", Name(condition.unknown.name), f" is {side} ", value, ", all else in the middle."]
+    if one.turns:
+        parts.append(" Another use turns it: ")
+        for number, effect in enumerate(one.turns):
+            parts += ["; " if number else "", Name(effect.unknown.name), *_turn(effect)]
+        parts.append(".")
+    return parts
+
+
+def _turn(effect: Effect) -> list[Part]:
+    low, high = effect.unknown.bounds
+    unit, why = effect.unknown.unit, effect.unknown.why
+    ends = (assumed(low, unit, why), assumed(high, unit, why))
+    return [
+        " (",
+        modelled(effect.low, "times"),
+        " at ",
+        ends[0],
+        ", ",
+        modelled(effect.high, "times"),
+        " at ",
+        ends[1],
+        ")",
+    ]
+
+
+def _ratio(one: Verdict) -> Number:
+    return modelled(one.ratio[0], "times", ends=one.ratio[1:])
+
+
+def _share(share: float | None) -> Cell:
+    return None if share is None else percent(share)
+
+
+def sensitivity(found: Sequence[Verdict]) -> Section:
+    blocks: list[Block] = [
+        Paragraph(
+            (
+                "What the ratio of costs, a contender's over software's, becomes with one thing at its lowest or "
+                "highest, all else in the middle: figures that nobody has published, and what another user may have "
+                "otherwise.",
+            )
+        )
+    ]
+    for one in found:
+        finite = [effect for effect in one.effects if 0 < effect.low < math.inf and 0 < effect.high < math.inf]
+        if finite and 0 < one.ratio[0] < math.inf:
+            bars = tuple((e.unknown.name, modelled(e.low, "times"), modelled(e.high, "times")) for e in finite)
+            base = modelled(one.ratio[0], "times")
+            axis = Axis("its $ per token over software's", "times", log=True)
+            blocks.append(
+                Tornado(f"tornado-{key_of(one.name)}", "what its cost depends on", axis, base, bars, one.name)
+            )
+        rows = tuple(_effect(effect) for effect in one.effects)
+        columns = ("what", "from", "to", "ratio at the low end", "at the high end", "why this range")
+        if rows:
+            note = ("Infinite: the contender is too slow then. Zero: software is.",)
+            blocks.append(Table(f"effects-{key_of(one.name)}", "all effects", columns, rows, note, one.name))
+    return Section("sensitivity", "What it depends on", tuple(blocks))
+
+
+def _effect(effect: Effect) -> tuple[Cell, ...]:
+    unknown = effect.unknown
+    ends = tuple(Number(value, unknown.unit, Basis.UNKNOWN, unknown.why) for value in unknown.bounds)
+    low, high = modelled(effect.low, "times"), modelled(effect.high, "times")
+    return Name(unknown.name), *ends, low, high, Name(unknown.why)

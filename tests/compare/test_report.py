@@ -1,0 +1,125 @@
+"""A whole report, of made-up devices: every number is told with label and source, and a broken-off run goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cluster.cli import app
+from compare import simulated
+from compare.report.build import Comparison
+from compare.simulated import served, wanted
+from tests.compare.made_up import figure, gpu, scenario
+from tests.compare.test_scenario import run_of
+from tests.compare.walk import walk
+
+ASKED = ("verdict", "per-unit", "per-megawatt", "per-dollar", "attribution", "break-even", "smallest", "sensitivity")
+ALSO = ("latency", "claims", "assumptions", "validation")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a report of everything that there is was written, by the command."""
+    here = tmp_path_factory.mktemp("report")
+    changed = {
+        "bandwidth": figure(8, "TB/s"),
+        "cost": figure((1, 20), "$/h"),
+        "hop": figure((1, 9), "us"),
+        "power": figure((1, 2), "kW"),
+    }
+    plain, special = gpu(here, "plain"), gpu(here, "special", **changed)
+    content: dict[str, Any] = scenario(plain, special, measured={"ours": {"files": ["run.json"], "device": plain}})
+    content["systems"]["together"] = {
+        "prefill": {"device": plain, "units": [1]},
+        "decode": {"device": plain, "units": [1, 2]},
+        "helper": {"device": special, "does": "feed_forward", "units": [2], "attention": "tensor"},
+        "drafts": "planned",
+    }
+    content["devices"][special]["losses"] = {"layer_us": [1, 5], "source": "made up for a test"}
+    with Path(special).open("a") as file:
+        yaml.safe_dump({"bridge": figure((2, 10), "us")}, file)
+    (here / "run.json").write_text(json.dumps(run_of()))
+    (here / "made-up.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    result = CliRunner().invoke(app, ["compare", str(here / "made-up.yaml"), "--out", str(here / "out")])
+    assert result.exit_code == 0, result.output
+    return here / "out" / "made-up"
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return found
+
+
+def test_every_number_of_the_page_is_in_the_json_with_label_and_source(folder: Path, report: dict[str, Any]) -> None:
+    walk((folder / "index.html").read_text(), report)
+    assert len(report["numbers"]) > 300
+
+
+def test_all_that_was_asked_for_is_there(report: dict[str, Any]) -> None:
+    assert {section["key"] for section in report["sections"]} == {*ASKED, *ALSO}
+
+
+def test_measured_stands_on_the_same_axes_as_modelled(report: dict[str, Any]) -> None:
+    for key in ("per-unit", "per-megawatt", "per-dollar"):
+        (section,) = [one for one in report["sections"] if one["key"] == key]
+        (plot,) = [block for block in section["blocks"] if block["kind"] == "plot"]
+        labels = {series["name"]: series["label"] for series in plot["series"]}
+        assert labels["ours"] == "measured"
+        assert labels["DSpark"] == "modelled"
+
+
+def test_results_that_rest_on_unknown_figures_show_their_range(report: dict[str, Any]) -> None:
+    (section,) = [one for one in report["sections"] if one["key"] == "per-dollar"]
+    (table,) = [block for block in section["blocks"] if block["kind"] == "table"]
+    rows = {row[0]["name"]: row[1:] for row in table["rows"]}
+
+    known, unknown = (report["numbers"][rows[name][0]["number"]] for name in ("DSpark", "special"))
+    assert "low" not in known or known["low"] == known["high"] == known["value"]
+    assert unknown["low"] < unknown["value"] < unknown["high"]
+
+
+def test_pictures_and_tables_lie_beside_the_page(folder: Path, report: dict[str, Any]) -> None:
+    blocks = [block for section in report["sections"] for block in section["blocks"] if "key" in block]
+
+    for block in blocks:
+        if block["kind"] == "table":
+            assert (folder / "tables" / f"{block['key']}.csv").is_file()
+        else:
+            assert (folder / "plots" / f"{block['key']}.csv").is_file()
+            assert (folder / "plots" / f"{block['key']}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_was_broken_off_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was simulated is not simulated again; another scenario's points are not taken for this one's."""
+    study = Comparison.of(folder.parent.parent / "made-up.yaml").study
+    everything = served(study, tmp_path)
+    first = [next(everything), next(everything)]
+    computed: list[tuple[str, int]] = []
+    compute = simulated.simulated
+
+    def counted(one: Any, name: str, load: int) -> Any:
+        computed.append((name, load))
+        return compute(one, name, load)
+
+    monkeypatch.setattr(simulated, "simulated", counted)
+    again = list(served(study, tmp_path))
+
+    assert again[:2] == first
+    assert computed == wanted(study)[2:]
+    other = study.varied(study.scenario.model_copy(update={"seed": 1}))
+    next(served(other, tmp_path))
+    assert computed[-1] == wanted(study)[0]
+
+
+def test_simulation_adds_queues_to_steady_state(report: dict[str, Any]) -> None:
+    (section,) = [one for one in report["sections"] if one["key"] == "latency"]
+    (table,) = [block for block in section["blocks"] if block["kind"] == "table"]
+    pairs = [[report["numbers"][cell["number"]]["value"] for cell in row[-2:]] for row in table["rows"] if row[-1]]
+
+    assert len(pairs) > 6
+    for found, steady in pairs:
+        assert 0.7 * steady < found < 1.05 * steady  # answers are short: the handoff of a busy prefill replica counts
