@@ -17,6 +17,7 @@ from hardware.device import Device, Numbers
 
 OFF = 0.10
 """By how much a file's mean prompt and answer may differ from the scenario's."""
+SCALED = "time x "  # in the name of an emulated device (local/emulate.py)
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def _check(file: Path, content: Any, workload: WorkloadSection) -> None:
     emulated = summary.get("emulated")
     if emulated is not None and not emulated["comparable"]:
         raise ConfigError(f"{file}: overruns: the emulated device could not keep its pace, so this is no comparison")
+    if scaled := [device for device in (emulated or {"devices": []})["devices"] if SCALED in device]:
+        raise ConfigError(f"{file}: {scaled[0]}: its seconds are no seconds of the device; emulate in real time")
     found = {
         "input_tokens": sum(one["prompt_tokens"] for one in requests) / len(requests),
         "output_tokens": sum(tokens for one in requests for _, tokens in one["messages"]) / len(requests),

@@ -101,6 +101,9 @@ class Machines(Section):
     stored: Literal["fp4", "fp8", "bf16"] | None = None
     """What all weights are stored in here. None: as in the checkpoint."""
 
+    def beside(self, folder: Path) -> Self:
+        return self.model_copy(update={"device": _device(self.device, folder)})
+
 
 class Helper(Machines):
     """A second device that works on every step of decode."""
@@ -121,6 +124,10 @@ class SystemSection(Section):
     """No speculation; one token from the model's next-token layer; DSpark with whole blocks verified; DSpark with as
     many drafts verified as pay."""
 
+    def beside(self, folder: Path) -> Self:
+        parts = {name: part.beside(folder) for name, part in self if isinstance(part, Machines)}
+        return self.model_copy(update=parts)
+
 
 class MeasuredSection(Section):
     """Runs of `sparkpool bench` (its --json), one of each concurrency."""
@@ -134,7 +141,8 @@ class MeasuredSection(Section):
     """Which model and software, where."""
 
     def beside(self, folder: Path) -> Self:
-        return self.model_copy(update={"files": [(folder / file).resolve() for file in self.files]})
+        files = [(folder / file).resolve() for file in self.files]
+        return self.model_copy(update={"files": files, "device": _device(self.device, folder)})
 
 
 class Scenario(Section):
@@ -148,17 +156,22 @@ class Scenario(Section):
     systems: dict[str, SystemSection] = Field(default_factory=dict)
     measured: dict[str, MeasuredSection] = Field(default_factory=dict)
     software: str = ""
-    """The system that dedicated hardware is compared with: the best that software alone makes of GPUs."""
+    """The system that others are compared with: the best that software alone makes of GPUs."""
+    contenders: list[str] = Field(default_factory=list)
+    """The systems that there is a verdict on."""
     steps: list[str] = Field(default_factory=list)
     """Systems from the first to the last, each with one thing more: what of the difference is due to what."""
-    loads: tuple[Positive, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-    """Requests under way in a decode replica."""
+    most_requests: Positive = 8192
+    """Under way in a decode replica, at most: what its engine takes, if memory has room for more."""
     interactivity: tuple[Above, ...] = (20, 50, 100, 200, 400)
     """Tokens per second of each user at which costs are given."""
-    decide_at: Above = 100
-    """The interactivity that the verdict is for."""
+    decide_at: Annotated[tuple[Above, ...], Field(min_length=1)] = (100,)
+    """The interactivities that there is a verdict for."""
     traffic: Above = 1e6
     """Output tokens per second of all users together: how much there is to serve."""
+    gpu_layers: Above = 1.0
+    """Times the time that a layer takes on GPUs besides its work: below one is an engine with fewer launches and less
+    waiting than the one that losses were fitted on."""
     utilisation: Share = 0.8
     """Of the prefill pool's capacity, what is planned to be used. Its queues grow without end towards 1."""
     power: Literal["all-in", "chip"] = "all-in"
@@ -175,7 +188,11 @@ class Scenario(Section):
             raise ValueError("neither systems nor measured: nothing to compare")
         if twice := sorted(self.systems.keys() & self.measured.keys()):
             raise ValueError(f"{twice[0]!r} is in systems and in measured")
-        for field in ("software", "steps"):
+        if self.contenders and not self.software:
+            raise ValueError("contenders: against what? software is not given")
+        if self.software in self.contenders:
+            raise ValueError(f"contenders: {self.software!r} is what they are compared with")
+        for field in ("software", "contenders", "steps"):
             value = getattr(self, field)
             for name in [value] if isinstance(value, str) else value:
                 if name and name not in self.systems:
@@ -196,14 +213,6 @@ class Scenario(Section):
         if system.helper is not None and system.decode.stages > 1:
             raise ValueError(f"systems.{name}: stages and a helper are not modelled together")
 
-    @property
-    def contenders(self) -> list[str]:
-        """Systems in which a device decodes, or helps to, that the software-only one does not have."""
-        if not self.software:
-            return []
-        own = _devices(self.systems[self.software])
-        return [name for name, system in self.systems.items() if name != self.software and _devices(system) - own]
-
     @classmethod
     def load(cls, file: Path) -> "Scenario":
         """Raises ConfigError that names the file and the key."""
@@ -211,9 +220,18 @@ class Scenario(Section):
             content = yaml.safe_load(file.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{file}: {error}") from None
-        found = cls.parse(content, str(file))
-        measured = {name: one.beside(file.parent) for name, one in found.measured.items()}
-        return found.model_copy(update={"measured": measured})
+        return cls.parse(content, str(file)).beside(file.parent)
+
+    def beside(self, folder: Path) -> Self:
+        """Measured files, devices that are files and a model that is one there begin at `folder`."""
+        systems = {name: system.beside(folder) for name, system in self.systems.items()}
+        changes = {
+            "measured": {name: one.beside(folder) for name, one in self.measured.items()},
+            "devices": {_device(name, folder): section for name, section in self.devices.items()},
+            "systems": systems,
+            "model": str(folder / self.model) if (folder / self.model).exists() else self.model,
+        }
+        return self.model_copy(update=changes)
 
     @classmethod
     def parse(cls, content: Any, where: str = "scenario") -> "Scenario":
@@ -226,5 +244,5 @@ class Scenario(Section):
             raise ConfigError(f"{where}: {'; '.join(lines)}") from None
 
 
-def _devices(system: SystemSection) -> set[str]:
-    return {system.decode.device} | ({system.helper.device} if system.helper else set())
+def _device(name: str, folder: Path) -> str:
+    return str((folder / name).resolve()) if name.endswith((".yaml", ".yml")) else name

@@ -93,15 +93,17 @@ class Built:
 
     def losses(self, device: str) -> Losses:
         section = self.scenario.devices[device]
+        layers = self.scenario.gpu_layers if self.of(device).device.kind == "gpu" else 1.0
         if isinstance(section.losses, str):
             found: Losses = calibrated(section.losses).losses
-            return replace(found, source=f"{found.source}. {section.why}".strip())
+            source = f"{found.source}. {section.why}".strip()
+            return replace(found, layer_seconds=layers * found.layer_seconds, source=source)
         values = {name: section.assumed.get(name, _middle(getattr(section.losses, name))) for name in LOSSES}
         return Losses(
             values["compute"],
             values["memory"],
             values["network"],
-            1e-6 * values["layer_us"],
+            1e-6 * layers * values["layer_us"],
             1e-6 * values["step_us"],
             section.losses.source,
         )

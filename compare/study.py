@@ -1,7 +1,7 @@
 """A scenario's systems side by side: the best that each can do at some speed, and at what cost."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,7 +10,7 @@ import numpy as np
 from compare.dspark import Drafting
 from compare.economics import Economics, per_megawatt, per_million
 from compare.scenario import Scenario
-from compare.setups import Built, Setup
+from compare.setups import Built
 from compare.steady import Point, Steady
 from engine.errors import ConfigError
 from hardware.figure import Figure
@@ -106,7 +106,7 @@ class Study:
             parts = [one for one in (system.decode, system.prefill, system.helper) if one is not None]
             devices = {one.device: scenario.devices[one.device] for one in parts}
             other = scenario.model_dump(
-                exclude={"devices", "systems", "measured", "title", "about", "software", "steps"}
+                exclude={"devices", "systems", "measured", "title", "about", "software", "contenders", "steps"}
             )
             self._rested[name] = repr((name, system, devices, other))
         return self._rested[name]
@@ -132,18 +132,10 @@ class Study:
         found = [self.best(name, float(rate)) for rate in rates]
         return [best for number, best in enumerate(found) if best and best not in found[:number]]
 
-    def at_loads(self, name: str) -> Iterator[Point]:
-        """At the scenario's loads, with its first choice of units."""
-        one = self.steady[name][0]
-        return (one.at(load) for load in self.scenario.loads if load <= one.setup.max_requests)
-
     @property
     def most(self) -> int:
         """Requests in a replica, at most."""
-        return max(self.scenario.loads)
-
-    def setup(self, name: str) -> Setup:
-        return self.built.setups[name][0]
+        return self.scenario.most_requests
 
 
 Measure = Callable[[Best], float]

@@ -8,6 +8,10 @@ from compare.scenario import LOSSES, AcceptanceSection, LossesSection, Scenario,
 from compare.setups import varied
 from compare.study import Measure, Study
 
+ENGINES = (
+    "engines differ: on eight B200 a token of V4-Flash takes SGLang 1.88 ms with DSpark, one of GLM-5 TileRT 2.9 "
+    "(https://newsletter.semianalysis.com/p/ultra-high-interactivity-on-nvidia); how much less it can be is ours"
+)
 BETTER, WORSE = 1.1, 0.75  # of what drafts gain: other text, other temperature
 Change = Callable[[Scenario], Scenario]
 Result = Callable[[Study], float]
@@ -72,6 +76,7 @@ def uses(scenario: Scenario) -> list[Unknown]:
             "prompts in cache", (0.0, max(0.9, workload.cached_share)), "", "from none to nine tenths: ours", _cached
         ),
         Unknown.number("utilisation of prefill", (0.5, 0.95), "", "from ample to tight: ours", _utilisation),
+        Unknown.number("time of a layer on GPUs", (0.4, 1.0), "x", ENGINES, _layers),
     ]
 
 
@@ -167,6 +172,10 @@ def _cached(share: float) -> Change:
 
 def _utilisation(share: float) -> Change:
     return lambda scenario: scenario.model_copy(update={"utilisation": share})
+
+
+def _layers(factor: float) -> Change:
+    return lambda scenario: scenario.model_copy(update={"gpu_layers": factor})
 
 
 def _capital(value: float) -> Change:

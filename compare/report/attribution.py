@@ -1,39 +1,44 @@
 """Section: what is due to what, step by step."""
 
-from compare.report.document import (
-    Axis,
-    Cell,
-    Name,
-    Paragraph,
-    Section,
-    Table,
-    Waterfall,
-)
-from compare.report.numbers import assumed, modelled
+from compare.report.document import Axis, Block, Cell, Name, Number, Paragraph, Part, Section, Table, Waterfall
+from compare.report.numbers import assumed, key_of, modelled
 from compare.study import Study, joules
 
 
 def attribution(study: Study) -> Section:
     """Each step of the scenario has one thing more than the one before."""
-    speed = study.scenario.decide_at
-    found = [(name, study.best(name, speed)) for name in study.scenario.steps]
-    steps = tuple((name, modelled(0.0 if best is None else 1e6 / joules(best), "tok/s/MW")) for name, best in found)
-    rows: list[tuple[Cell, ...]] = []
-    before: float | None = None
-    for name, best in found:
-        value = None if best is None else 1e6 / joules(best)
-        factor = modelled(value / before, "times") if value and before else None
-        rows.append((Name(name), None if value is None else modelled(value, "tok/s/MW"), factor))
-        before = value
-    table = Table("steps", "The same in numbers", ("system", "gives", "over the one before"), tuple(rows))
     about = Paragraph(
         (
-            "Output tokens per second of a megawatt at ",
-            assumed(speed, "tok/s of each user"),
-            ", one thing more in each step. Zero is a system that is too slow for that: what comes after it is no "
-            "factor, it is the difference between possible and impossible.",
+            "Output tokens per second of a megawatt, one thing more in each step. Zero is a system that is too slow: "
+            "what comes after it is no factor, it is the difference between possible and impossible. Near the fastest "
+            "that a system can be, its factor says more of that wall than of what was added.",
         )
     )
+    speeds = sorted({*study.scenario.decide_at, *study.scenario.interactivity})
+    blocks: list[Block] = [about]
+    blocks += [_waterfall(study, speed) for speed in study.scenario.decide_at]
+    columns: tuple[Part, ...] = ("system", *(assumed(speed, "tok/s of each user") for speed in speeds))
+    values = [[_per_megawatt(study, name, speed) for speed in speeds] for name in study.scenario.steps]
+    rows: list[tuple[Cell, ...]] = []
+    for name, own, before in zip(study.scenario.steps, values, [None, *values], strict=False):
+        cells = [_factor(value, None if before is None else before[n]) for n, value in enumerate(own)]
+        rows.append((Name(name), *cells))
+    note = ("Empty: this one or the one before is too slow, or it is the first.",)
+    blocks.append(Table("steps", "Over the one before, at each speed", columns, tuple(rows), note))
+    return Section("attribution", "What is due to what", tuple(blocks))
+
+
+def _waterfall(study: Study, speed: float) -> Waterfall:
+    steps = tuple((name, modelled(_per_megawatt(study, name, speed), "tok/s/MW")) for name in study.scenario.steps)
     axis = Axis(f"output tokens per second of a megawatt ({study.scenario.power})", "tok/s/MW")
-    waterfall = Waterfall("waterfall", "What is due to what", axis, steps)
-    return Section("attribution", "What is due to what", (about, waterfall, table))
+    key = f"waterfall-{key_of(f'{speed:g}')}"
+    return Waterfall(key, "what is due to what", axis, steps, f"{speed:g} tok/s of each user")
+
+
+def _per_megawatt(study: Study, name: str, speed: float) -> float:
+    best = study.best(name, speed)
+    return 0.0 if best is None else 1e6 / joules(best)
+
+
+def _factor(value: float, before: float | None) -> Number | None:
+    return modelled(value / before, "times") if value and before else None

@@ -24,7 +24,7 @@ from compare.report.document import (
 from compare.report.numbers import STEADY, assumed, key_of, modelled, percent
 from compare.study import Study
 from compare.unknowns import Unknown, unknowns
-from compare.verdict import Verdict
+from compare.verdict import Says, Verdict
 
 RACK = 72  # GPUs of an NVL72
 ATTACHED, GROQ_SHARE = 0.625, 0.25
@@ -39,49 +39,62 @@ def break_even(study: Study, found: Sequence[Verdict]) -> Section:
     blocks: list[Block] = [
         Paragraph(
             (
-                "Of all traffic a share is premium: its users get at least ",
-                assumed(study.scenario.decide_at, "tok/s"),
-                " each. Contenders come in whole replicas, which hold the model however little is asked of them. One "
-                "pays from the share whose tokens cost as much on software as a replica costs. Below, that share over "
-                "what nobody has published; figures that are not on an axis are in the middle of their range.",
+                "Of all traffic a share is premium: its users get at least so many tokens per second each. Contenders "
+                "come in whole replicas, which hold the model however little is asked of them. One pays from the share "
+                "whose tokens cost as much on software as a replica costs. Below, that share over what nobody has "
+                "published; figures that are not on an axis are in the middle of their range.",
             )
         )
     ]
     for one in found:
-        blocks += _heats(study, one.name)
+        if one.says in (Says.TOO_SLOW, Says.NEITHER):
+            continue
+        if one.says is Says.ALONE:
+            speed = assumed(one.user_rate, "tok/s of each user")
+            blocks.append(Paragraph((Name(one.name), " is needed from the first user who wants ", speed, ".")))
+        else:
+            blocks += _heats(study, one)
         blocks += _attached(study, one)
     return Section("break-even", "Break-even", tuple(blocks))
 
 
-def _heats(study: Study, name: str) -> list[Block]:
+def _heats(study: Study, one: Verdict) -> list[Block]:
     """Over price and hop, for each end and the middle of power."""
-    price, power, hop = (_axis(study, name, figures) for figures in (PRICES, POWERS, HOPS))
+    price, power, hop = (_axis(study, one.name, figures) for figures in (PRICES, POWERS, HOPS))
     if price is None:
         return []
     across = hop or power
     if across is None:
         return []
     powers = _values(power, 3) if power is not None and power is not across else []
-    grids = [_grid(study, name, price, across, {power: watts}) for watts in powers if power is not None]
+    grids = [_grid(study, one, price, across, {power: watts}) for watts in powers if power is not None]
     if not grids or grids[0] == grids[-1]:  # power changes nothing, as where the published cost has it already
-        return [_heat(name, price, across, _grid(study, name, price, across, {}), "")]
+        return [_heat(one, price, across, _grid(study, one, price, across, {}), "")]
     ends = ("least", "middle", "most")
-    return [_heat(name, price, across, grid, end) for grid, end in zip(grids, ends, strict=True)]
+    return [_heat(one, price, across, grid, end) for grid, end in zip(grids, ends, strict=True)]
 
 
 Grid = tuple[tuple[float | None, ...], ...]
 
 
-def _grid(study: Study, name: str, price: Unknown, across: Unknown, fixed: dict[Unknown, float]) -> Grid:
+def _grid(study: Study, one: Verdict, price: Unknown, across: Unknown, fixed: dict[Unknown, float]) -> Grid:
     prices, others = _values(price, GRID), _values(across, GRID)
-    return tuple(tuple(_at(study, name, {**fixed, price: x, across: y}) for x in prices) for y in others)
+    return tuple(tuple(_at(study, one, {**fixed, price: x, across: y}) for x in prices) for y in others)
 
 
-def _heat(name: str, price: Unknown, across: Unknown, grid: Grid, power: str) -> Block:
+def _heat(one: Verdict, price: Unknown, across: Unknown, grid: Grid, power: str) -> Block:
     at = f", at its {power} power" if power else ""
+    name = f"{one.name}, {one.user_rate:g} tok/s"
     if all(value is None for row in grid for value in row):
         return Paragraph(
-            (Name(name), " never pays, whatever ", Name(price.name), " and ", Name(across.name), f" are{at}.")
+            (
+                Name(name),
+                " never pays, whatever ",
+                Name(price.name),
+                " and ",
+                Name(across.name),
+                f" are{at}, all else in the middle.",
+            )
         )
     return Heat(
         f"break-even-{key_of(name)}{'-' + power if power else ''}",
@@ -117,12 +130,12 @@ def _values(unknown: Unknown | None, count: int) -> list[float]:
     return [low * (high / low) ** (i / (count - 1)) for i in range(count)]
 
 
-def _at(study: Study, name: str, values: dict[Unknown, float]) -> float | None:
+def _at(study: Study, one: Verdict, values: dict[Unknown, float]) -> float | None:
     varied = study
     for unknown, value in values.items():
         device, _, figure = unknown.name.rpartition(": ")
         varied = with_figures(varied, device, {figure: value})
-    share = breakeven.at(varied, name, study.scenario.decide_at)
+    share = breakeven.at(varied, one.name, one.user_rate)
     return None if share is None else 100 * share
 
 
@@ -130,7 +143,7 @@ def _attached(study: Study, one: Verdict) -> list[Block]:
     """Racks of a helper for each rack of GPUs, over the share of premium traffic, with what vendors attach."""
     scenario = study.scenario
     standard = study.best(scenario.software, min(scenario.interactivity))
-    premium = study.best(one.name, scenario.decide_at)
+    premium = study.best(one.name, one.user_rate)
     if standard is None or premium is None:
         return []
     dedicated = premium.point.setup.helper or premium.point.setup.decode
@@ -152,20 +165,24 @@ def _attached(study: Study, one: Verdict) -> list[Block]:
     if one.share[0]:
         marks.append(Mark("pays from here", "x", percent(one.share[0])))
     plot = Plot(
-        f"attach-{key_of(one.name)}",
+        f"attach-{key_of(f'{one.name} {one.user_rate:g}')}",
         "racks beside each rack of GPUs",
         Axis("share of traffic that is premium", "%"),
         Axis(f"{unit}, racks (or wafers) for each rack of GPUs", "", log=True),
         (Series(one.name, tuple(100 * share for share in shares), tuple(rates), Basis.MODELLED, STEADY),),
         tuple(marks),
-        subject=one.name,
+        subject=f"{one.name}, {one.user_rate:g} tok/s",
     )
     return [plot]
 
 
 def smallest(study: Study) -> Section:
-    """Of every system: its smallest replica at the deciding speed, and how much of it is idle."""
-    speed, traffic = study.scenario.decide_at, study.scenario.traffic
+    """Of every system: its smallest replica at each deciding speed, and how much of it is idle."""
+    return Section("smallest", "Smallest replica", tuple(_smallest(study, speed) for speed in study.scenario.decide_at))
+
+
+def _smallest(study: Study, speed: float) -> Table:
+    traffic = study.scenario.traffic
     rows: list[tuple[Cell, ...]] = []
     for name in study.scenario.systems:
         best = study.best(name, speed)
@@ -203,8 +220,8 @@ def smallest(study: Study) -> Section:
         " is premium and no other traffic fills it. GPUs that stand idle there can serve other traffic; what holds one "
         "model's weights in SRAM cannot. Systems that are too slow are left out.",
     )
-    table = Table("smallest", "Smallest replica and stranded capacity", columns, tuple(rows), note)
-    return Section("smallest", "Smallest replica", (table,))
+    key, subject = f"smallest-{key_of(f'{speed:g}')}", f"{speed:g} tok/s of each user"
+    return Table(key, "smallest replica and stranded capacity", columns, tuple(rows), note, subject)
 
 
 def _idle(demand: float, throughput: float) -> float:

@@ -53,9 +53,10 @@ class Comparison:
                 told("simulating", number, total)
         found = []
         contenders = self.study.scenario.contenders
-        for number, name in enumerate(contenders, start=1):
-            found.append(verdict(self.study, name, self.study.scenario.decide_at))
-            told("verdicts", number, len(contenders))
+        asked = [(speed, name) for speed in self.study.scenario.decide_at for name in contenders]
+        for number, (speed, name) in enumerate(asked, start=1):
+            found.append(verdict(self.study, name, speed))
+            told("verdicts", number, len(asked))
         sections = []
         parts = list(self._parts(points, found))
         for number, part in enumerate(parts, start=1):

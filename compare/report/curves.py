@@ -115,5 +115,5 @@ def _cells(study: Study, name: str, rates: Sequence[float], view: View) -> list[
     if view.key == "per-unit":
         return [ranged([study], name, rate, view.of, unit) for rate in rates]
     measure = dollars if view.key == "per-dollar" else joules
-    studies = [study, *span(study, name, study.scenario.decide_at, measure)]
+    studies = [study, *span(study, name, study.scenario.decide_at[0], measure)]
     return [ranged(studies, name, rate, view.of, unit) for rate in rates]

@@ -17,17 +17,18 @@ def verdicts(study: Study, found: Sequence[Verdict]) -> Section:
             (
                 "Each contender against ",
                 Name(scenario.software),
-                ", at ",
-                assumed(scenario.decide_at, "tok/s of each user"),
                 ", by the cost of a million output tokens. What nobody has published was put at the ends of its range: "
                 "a verdict without condition holds at all of them.",
             )
         )
     ]
-    blocks += [Paragraph(tuple(_words(one)), "verdict") for one in found]
-    rows = tuple((Name(one.name), str(one.says), _ratio(one), *map(_share, one.share)) for one in found)
+    for speed in scenario.decide_at:
+        blocks.append(Paragraph(("At ", assumed(speed, "tok/s of each user"), ":")))
+        blocks += [Paragraph(tuple(_words(one)), "verdict") for one in found if one.user_rate == speed]
+    rows = tuple(_row(one) for one in found)
     columns = (
         "contender",
+        "at",
         "verdict",
         "its $ over software's",
         "pays from this share of traffic",
@@ -41,6 +42,11 @@ def verdicts(study: Study, found: Sequence[Verdict]) -> Section:
     )
     blocks.append(Table("verdicts", "All verdicts", columns, rows, note))
     return Section("verdict", "Verdict", tuple(blocks))
+
+
+def _row(one: Verdict) -> tuple[Cell, ...]:
+    shares = (None if share is None else percent(share) for share in one.share)
+    return Name(one.name), assumed(one.user_rate, "tok/s"), str(one.says), _ratio(one), *shares
 
 
 def _words(one: Verdict) -> list[Part]:
@@ -91,10 +97,6 @@ def _ratio(one: Verdict) -> Number:
     return modelled(one.ratio[0], "times", ends=one.ratio[1:])
 
 
-def _share(share: float | None) -> Cell:
-    return None if share is None else percent(share)
-
-
 def sensitivity(found: Sequence[Verdict]) -> Section:
     blocks: list[Block] = [
         Paragraph(
@@ -111,15 +113,21 @@ def sensitivity(found: Sequence[Verdict]) -> Section:
             bars = tuple((e.unknown.name, modelled(e.low, "times"), modelled(e.high, "times")) for e in finite)
             base = modelled(one.ratio[0], "times")
             axis = Axis("its $ per token over software's", "times", log=True)
-            blocks.append(
-                Tornado(f"tornado-{key_of(one.name)}", "what its cost depends on", axis, base, bars, one.name)
-            )
+            blocks.append(Tornado(f"tornado-{_key(one)}", "what its cost depends on", axis, base, bars, _subject(one)))
         rows = tuple(_effect(effect) for effect in one.effects)
         columns = ("what", "from", "to", "ratio at the low end", "at the high end", "why this range")
         if rows:
             note = ("Infinite: the contender is too slow then. Zero: software is.",)
-            blocks.append(Table(f"effects-{key_of(one.name)}", "all effects", columns, rows, note, one.name))
+            blocks.append(Table(f"effects-{_key(one)}", "all effects", columns, rows, note, _subject(one)))
     return Section("sensitivity", "What it depends on", tuple(blocks))
+
+
+def _key(one: Verdict) -> str:
+    return key_of(f"{one.name} {one.user_rate:g}")
+
+
+def _subject(one: Verdict) -> str:
+    return f"{one.name}, {one.user_rate:g} tok/s"
 
 
 def _effect(effect: Effect) -> tuple[Cell, ...]:

@@ -51,10 +51,11 @@ def scenario(plain: str, special: str, **changed: Any) -> dict[str, Any]:
             "special": {"prefill": pool, "decode": {"device": special, "units": [1]}, "drafts": "planned"},
         },
         "software": "DSpark",
+        "contenders": ["special"],
         "steps": ["plain", "DSpark", "special"],
-        "loads": [1, 4, 16, 64],
+        "most_requests": 64,
         "interactivity": [50, 100],
-        "decide_at": 100,
+        "decide_at": [100],
         "traffic": 10_000,
         **changed,
     }

@@ -46,10 +46,13 @@ def test_a_scenario_that_is_right_is_taken(tmp_path: Path) -> None:
     [
         ({"software": "nobody"}, "software: no system 'nobody'"),
         ({"steps": ["plain", "nobody"]}, "steps: no system 'nobody'"),
+        ({"contenders": ["nobody"]}, "contenders: no system 'nobody'"),
+        ({"contenders": ["DSpark"]}, "is what they are compared with"),
+        ({"software": ""}, "against what?"),
         ({"modle": "x"}, "modle"),
         ({"model": "qwen9"}, "qwen9"),
         ({"workload": {"input_tokens": 0, "output_tokens": 1}}, "workload.input_tokens"),
-        ({"systems": {}, "software": "", "steps": []}, "nothing to compare"),
+        ({"systems": {}, "software": "", "steps": [], "contenders": []}, "nothing to compare"),
         ({"power": "chip"}, "has no figure for the chip alone"),
         ({"acceptance": {"dspark": [1.5, 2.5]}}, "each draft adds"),
         ({"utilisation": 1.5}, "utilisation"),
@@ -127,6 +130,10 @@ def run_of(**changed: Any) -> dict[str, Any]:
             run_of(summary={**run_of()["summary"], "emulated": {"devices": ["x"], "comparable": False}}),
             "this is no comparison",
         ),
+        (
+            run_of(summary={**run_of()["summary"], "emulated": {"devices": ["x, time x 400"], "comparable": True}}),
+            "are no seconds of the device",
+        ),
     ],
 )
 def test_measured_files_that_do_not_compare(tmp_path: Path, run: Any, said: str) -> None:
@@ -188,3 +195,14 @@ def test_a_price_is_enough_where_no_cost_is_published(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no figure for price"):
         Comparison.of(written(tmp_path, scenario(plain, other)))
     assert Scenario.load(tmp_path / "scenario.yaml").contenders == ["special"]
+
+
+def test_paths_begin_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu(tmp_path, "plain")
+    gpu(tmp_path, "special")
+    model = Path(__file__).parent.parent.parent / "hardware" / "models" / "qwen3-8b.json"
+    (tmp_path / "model.json").write_text(model.read_text())
+    file = written(tmp_path, scenario("plain.yaml", "special.yaml", model="model.json"))
+    monkeypatch.chdir("/")
+
+    assert Comparison.of(file).study.best("special", 50)

@@ -24,7 +24,7 @@ def study(tmp_path: Path, changed: dict[str, Any] | None = None, **other: Any) -
 
 
 def decided(one: Study) -> Verdict:
-    return verdict(one, "special", one.scenario.decide_at)
+    return verdict(one, "special", one.scenario.decide_at[0])
 
 
 def test_what_is_better_at_the_same_cost_pays(tmp_path: Path) -> None:
