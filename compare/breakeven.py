@@ -1,16 +1,17 @@
 """From which share of fast traffic a contender pays.
 
 Of all traffic a share is premium: its users get at least so many tokens per second. The rest is served where that is
-cheapest, in both cases alike, so it does not count. Premium traffic is served by software alone, on as many replicas as
-it takes (they are small, and what one has over serves the rest); or by whole replicas of the contender, which cost the
-same however little they are used. One of these must hold the model, so there is a share below which it never pays: that
-whose tokens cost as much on software as one replica costs. Where the tokens of a full replica are dearer, none pays.
+cheapest, in both cases alike, so it does not count. Premium traffic is served by what there is without the contender,
+on as many replicas as it takes (they are small, and what one has over serves the rest); or by whole replicas of the
+contender, which cost the same however little they are used. One of these must hold the model, so there is a share below
+which it never pays: that whose tokens cost as much without it as one replica costs. Where the tokens of a full replica
+are dearer, none pays.
 """
 
 from dataclasses import dataclass
 
 from compare.setups import varied
-from compare.study import Best, Study
+from compare.study import Best, Rivals, Study
 from engine.errors import ConfigError
 
 
@@ -34,21 +35,20 @@ class Side:
         return self.dollars_per_second / self.throughput
 
 
-def break_even(software: Side | None, contender: Side | None, traffic: float) -> float | None:
-    """The smallest share of `traffic` (tokens per second) at which the contender costs no more. None: at none. Software
-    that is too slow has no cost to compare with: then the share is 0."""
+def break_even(against: Side | None, contender: Side | None, traffic: float) -> float | None:
+    """The smallest share of `traffic` (tokens per second) at which the contender costs no more. None: at none. What is
+    too slow has no cost to compare with: then the share is 0."""
     if contender is None:
         return None
-    if software is None:
+    if against is None:
         return 0.0
-    share = contender.dollars_per_second / software.per_token / traffic
-    return share if contender.per_token <= software.per_token and share <= 1 else None
+    share = contender.dollars_per_second / against.per_token / traffic
+    return share if contender.per_token <= against.per_token and share <= 1 else None
 
 
-def at(study: Study, name: str, user_rate: float) -> float | None:
-    """Of one contender against the scenario's software."""
-    software = Side.of(study.best(study.scenario.software, user_rate))
-    return break_even(software, Side.of(study.best(name, user_rate)), study.scenario.traffic)
+def at(study: Study, rivals: Rivals) -> float | None:
+    contender, against = (study.best(name, rivals.user_rate) for name in (rivals.contender, rivals.against))
+    return break_even(Side.of(against), Side.of(contender), study.scenario.traffic)
 
 
 def with_figures(study: Study, device: str, figures: dict[str, float]) -> Study:

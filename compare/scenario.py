@@ -155,10 +155,8 @@ class Scenario(Section):
     devices: dict[str, DeviceSection] = Field(default_factory=dict)
     systems: dict[str, SystemSection] = Field(default_factory=dict)
     measured: dict[str, MeasuredSection] = Field(default_factory=dict)
-    software: str = ""
-    """The system that others are compared with: the best that software alone makes of GPUs."""
-    contenders: list[str] = Field(default_factory=list)
-    """The systems that there is a verdict on."""
+    contenders: dict[str, str] = Field(default_factory=dict)
+    """The systems that there is a verdict on, each with what it is held against: what one would have without it."""
     steps: list[str] = Field(default_factory=list)
     """Systems from the first to the last, each with one thing more: what of the difference is due to what."""
     most_requests: Positive = 8192
@@ -188,14 +186,13 @@ class Scenario(Section):
             raise ValueError("neither systems nor measured: nothing to compare")
         if twice := sorted(self.systems.keys() & self.measured.keys()):
             raise ValueError(f"{twice[0]!r} is in systems and in measured")
-        if self.contenders and not self.software:
-            raise ValueError("contenders: against what? software is not given")
-        if self.software in self.contenders:
-            raise ValueError(f"contenders: {self.software!r} is what they are compared with")
-        for field in ("software", "contenders", "steps"):
-            value = getattr(self, field)
-            for name in [value] if isinstance(value, str) else value:
-                if name and name not in self.systems:
+        named = {"contenders": [*self.contenders, *self.contenders.values()], "steps": self.steps}
+        for name, against in self.contenders.items():
+            if name == against:
+                raise ValueError(f"contenders: {name!r} is held against itself")
+        for field, names in named.items():
+            for name in names:
+                if name not in self.systems:
                     raise ValueError(f"{field}: no system {name!r}; there are {', '.join(self.systems) or 'none'}")
         for name, system in self.systems.items():
             self._check(name, system)

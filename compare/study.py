@@ -46,6 +46,18 @@ class Best:
 
 
 @dataclass(frozen=True)
+class Rivals:
+    """Two systems at one speed: a contender, and what it is held against."""
+
+    contender: str
+    against: str
+    user_rate: float
+
+    def __str__(self) -> str:
+        return f"{self.contender}, {self.user_rate:g} tok/s"
+
+
+@dataclass(frozen=True)
 class Study:
     """`drafting` is made once and shared by all variations that do not change it."""
 
@@ -106,7 +118,7 @@ class Study:
             parts = [one for one in (system.decode, system.prefill, system.helper) if one is not None]
             devices = {one.device: scenario.devices[one.device] for one in parts}
             other = scenario.model_dump(
-                exclude={"devices", "systems", "measured", "title", "about", "software", "contenders", "steps"}
+                exclude={"devices", "systems", "measured", "title", "about", "contenders", "steps"}
             )
             self._rested[name] = repr((name, system, devices, other))
         return self._rested[name]
@@ -131,6 +143,12 @@ class Study:
         rates = np.geomspace(fast * (1 - 1e-9), max(slow, fast / 100), CURVE) if fast > slow else [fast * (1 - 1e-9)]
         found = [self.best(name, float(rate)) for rate in rates]
         return [best for number, best in enumerate(found) if best and best not in found[:number]]
+
+    @property
+    def rivals(self) -> list[Rivals]:
+        """All that the scenario asks a verdict for."""
+        pairs = self.scenario.contenders.items()
+        return [Rivals(*pair, speed) for speed in self.scenario.decide_at for pair in pairs]
 
     @property
     def most(self) -> int:

@@ -1,4 +1,4 @@
-"""Whether a contender pays, in plain words: wherever the unknown lies, or not decidable from public figures."""
+"""Whether a contender pays: wherever the unknown lies, or not decidable from public figures."""
 
 import enum
 import math
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compare import breakeven
-from compare.study import Study, dollars
+from compare.study import Rivals, Study, dollars
 from compare.unknowns import Effect, Result, Unknown, effects, threshold, together, unknowns, uses
 
 MOST_CONDITIONS = 3
@@ -18,7 +18,7 @@ class Says(enum.StrEnum):
     PAYS = "pays"
     NOT = "does not pay"
     TOO_SLOW = "too slow"  # the contender does not get there
-    ALONE = "alone"  # software does not get there
+    ALONE = "alone"  # what it is held against does not get there
     NEITHER = "neither"
     OPEN = "not decidable from public figures"
 
@@ -34,16 +34,13 @@ class Condition:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one contender at one speed.
-
-    `ratio`: its $ per million tokens over software's, with all that is unknown in the middle, at the ends that favour
-    it, and at those that do not. Infinite: it is too slow. 0: software is. `share`: likewise, of all traffic, from
-    which it pays; None: from none. `conditions` are of unknown figures, `turns` of the workload. `effects`: of both,
-    on the ratio, the largest first.
+    """`ratio`: the contender's $ per million tokens over the other's, with all that is unknown in the middle, at the
+    ends that favour it, and at those that do not. Infinite: it is too slow. 0: the other is. `share`: likewise, of all
+    traffic, from which it pays; None: from none. `conditions` are of unknown figures, `turns` of the workload.
+    `effects`: of both, on the ratio, the largest first.
     """
 
-    name: str
-    user_rate: float
+    rivals: Rivals
     says: Says
     ratio: tuple[float, float, float]
     share: tuple[float | None, float | None, float | None]
@@ -52,36 +49,36 @@ class Verdict:
     turns: Sequence[Effect]
 
 
-def ratio(name: str, user_rate: float) -> Result:
-    """$ of a million tokens over software's, without regard to how little is asked of a replica. Infinite if the
-    contender is too slow, 0 if software is."""
+def ratio(rivals: Rivals) -> Result:
+    """$ of a million tokens, the contender's over the other's, without regard to how little is asked of a replica.
+    Infinite if the contender is too slow, 0 if the other is."""
 
     def result(study: Study) -> float:
-        contender, software = _reached(study, name, user_rate), _reached(study, study.scenario.software, user_rate)
+        contender = _reached(study, rivals.contender, rivals.user_rate)
+        against = _reached(study, rivals.against, rivals.user_rate)
         if contender is None:
             return math.inf
-        return 0.0 if software is None else contender / software
+        return 0.0 if against is None else contender / against
 
     return result
 
 
-def verdict(study: Study, name: str, user_rate: float) -> Verdict:
-    result, strained = ratio(name, user_rate), _strained(name, user_rate)
-    own = unknowns(study, name, study.scenario.software)
-    favourable, unfavourable = together(study, effects(study, strained, own))
+def verdict(study: Study, rivals: Rivals) -> Verdict:
+    result = ratio(rivals)
+    own = unknowns(study, rivals.contender, rivals.against)
+    favourable, unfavourable = together(study, effects(study, _strained(rivals), own))
     studies = (study, favourable, unfavourable)
     values = [result(one) for one in studies]
-    says = _says(studies, name, user_rate, values)
+    says = _says(studies, rivals, values)
     found = effects(study, result, own)
     other = effects(study, result, uses(study.scenario))
     conditions = []
     if says is Says.OPEN:
         turning = [(effect, threshold(study, result, effect.unknown, 1.0)) for effect in found]
         conditions = [Condition(e.unknown, value, e.low <= 1.0) for e, value in turning if value is not None]
-    shares = [breakeven.at(one, name, user_rate) for one in studies]
+    shares = [breakeven.at(one, rivals) for one in studies]
     return Verdict(
-        name,
-        user_rate,
+        rivals,
         says,
         (values[0], values[1], values[2]),
         (shares[0], shares[1], shares[2]),
@@ -91,10 +88,10 @@ def verdict(study: Study, name: str, user_rate: float) -> Verdict:
     )
 
 
-def _says(studies: Sequence[Study], name: str, user_rate: float, values: Sequence[float]) -> Says:
+def _says(studies: Sequence[Study], rivals: Rivals, values: Sequence[float]) -> Says:
     _, favourable, unfavourable = values
     if favourable == math.inf:
-        reached = any(_reached(study, study.scenario.software, user_rate) is not None for study in studies)
+        reached = any(_reached(study, rivals.against, rivals.user_rate) is not None for study in studies)
         return Says.TOO_SLOW if reached else Says.NEITHER
     if unfavourable == 0.0:
         return Says.ALONE
@@ -108,9 +105,12 @@ def _reached(study: Study, name: str, user_rate: float) -> float | None:
     return None if best is None else dollars(best)
 
 
-def _strained(name: str, user_rate: float) -> Result:
+def _strained(rivals: Rivals) -> Result:
     """As `ratio`, but never 0 or infinite: it says which end of an unknown is the better one where a system is too slow
     at both."""
-    return lambda study: (
-        study.strained(name, user_rate, dollars) / study.strained(study.scenario.software, user_rate, dollars)
-    )
+
+    def result(study: Study) -> float:
+        contender, against = (study.strained(n, rivals.user_rate, dollars) for n in (rivals.contender, rivals.against))
+        return contender / against
+
+    return result

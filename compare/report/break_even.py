@@ -22,7 +22,7 @@ from compare.report.document import (
     Table,
 )
 from compare.report.numbers import STEADY, assumed, key_of, modelled, percent
-from compare.study import Study
+from compare.study import Rivals, Study
 from compare.unknowns import Unknown, unknowns
 from compare.verdict import Says, Verdict
 
@@ -41,7 +41,7 @@ def break_even(study: Study, found: Sequence[Verdict]) -> Section:
             (
                 "Of all traffic a share is premium: its users get at least so many tokens per second each. Contenders "
                 "come in whole replicas, which hold the model however little is asked of them. One pays from the share "
-                "whose tokens cost as much on software as a replica costs. Below, that share over what nobody has "
+                "whose tokens cost as much without it as a replica costs. Below, that share over what nobody has "
                 "published; figures that are not on an axis are in the middle of their range.",
             )
         )
@@ -50,8 +50,10 @@ def break_even(study: Study, found: Sequence[Verdict]) -> Section:
         if one.says in (Says.TOO_SLOW, Says.NEITHER):
             continue
         if one.says is Says.ALONE:
-            speed = assumed(one.user_rate, "tok/s of each user")
-            blocks.append(Paragraph((Name(one.name), " is needed from the first user who wants ", speed, ".")))
+            speed = assumed(one.rivals.user_rate, "tok/s of each user")
+            blocks.append(
+                Paragraph((Name(one.rivals.contender), " is needed from the first user who wants ", speed, "."))
+            )
         else:
             blocks += _heats(study, one)
         blocks += _attached(study, one)
@@ -60,7 +62,7 @@ def break_even(study: Study, found: Sequence[Verdict]) -> Section:
 
 def _heats(study: Study, one: Verdict) -> list[Block]:
     """Over price and hop, for each end and the middle of power."""
-    price, power, hop = (_axis(study, one.name, figures) for figures in (PRICES, POWERS, HOPS))
+    price, power, hop = (_axis(study, one.rivals, figures) for figures in (PRICES, POWERS, HOPS))
     if price is None:
         return []
     across = hop or power
@@ -84,7 +86,7 @@ def _grid(study: Study, one: Verdict, price: Unknown, across: Unknown, fixed: di
 
 def _heat(one: Verdict, price: Unknown, across: Unknown, grid: Grid, power: str) -> Block:
     at = f", at its {power} power" if power else ""
-    name = f"{one.name}, {one.user_rate:g} tok/s"
+    name = str(one.rivals)
     if all(value is None for row in grid for value in row):
         return Paragraph(
             (
@@ -112,10 +114,10 @@ def _heat(one: Verdict, price: Unknown, across: Unknown, grid: Grid, power: str)
     )
 
 
-def _axis(study: Study, name: str, figures: Sequence[str]) -> Unknown | None:
-    """The unknown of that kind that the contender has and software has not."""
-    own = {one.name: one for one in unknowns(study, name)}
-    for one in unknowns(study, study.scenario.software):
+def _axis(study: Study, rivals: Rivals, figures: Sequence[str]) -> Unknown | None:
+    """The unknown of that kind that the contender has and the other has not."""
+    own = {one.name: one for one in unknowns(study, rivals.contender)}
+    for one in unknowns(study, rivals.against):
         own.pop(one.name, None)
     for figure in figures:
         for key, unknown in own.items():
@@ -135,15 +137,15 @@ def _at(study: Study, one: Verdict, values: dict[Unknown, float]) -> float | Non
     for unknown, value in values.items():
         device, _, figure = unknown.name.rpartition(": ")
         varied = with_figures(varied, device, {figure: value})
-    share = breakeven.at(varied, one.name, one.user_rate)
+    share = breakeven.at(varied, one.rivals)
     return None if share is None else 100 * share
 
 
 def _attached(study: Study, one: Verdict) -> list[Block]:
     """Racks of a helper for each rack of GPUs, over the share of premium traffic, with what vendors attach."""
     scenario = study.scenario
-    standard = study.best(scenario.software, min(scenario.interactivity))
-    premium = study.best(one.name, one.user_rate)
+    standard = study.best(one.rivals.against, min(scenario.interactivity))
+    premium = study.best(one.rivals.contender, one.rivals.user_rate)
     if standard is None or premium is None:
         return []
     dedicated = premium.point.setup.helper or premium.point.setup.decode
@@ -165,13 +167,13 @@ def _attached(study: Study, one: Verdict) -> list[Block]:
     if one.share[0]:
         marks.append(Mark("pays from here", "x", percent(one.share[0])))
     plot = Plot(
-        f"attach-{key_of(f'{one.name} {one.user_rate:g}')}",
+        f"attach-{key_of(str(one.rivals))}",
         "racks beside each rack of GPUs",
         Axis("share of traffic that is premium", "%"),
         Axis(f"{unit}, racks (or wafers) for each rack of GPUs", "", log=True),
-        (Series(one.name, tuple(100 * share for share in shares), tuple(rates), Basis.MODELLED, STEADY),),
+        (Series(one.rivals.contender, tuple(100 * share for share in shares), tuple(rates), Basis.MODELLED, STEADY),),
         tuple(marks),
-        subject=f"{one.name}, {one.user_rate:g} tok/s",
+        subject=str(one.rivals),
     )
     return [plot]
 

@@ -39,7 +39,7 @@ class Comparison:
         for name, choices in study.built.setups.items():
             parts = [part for setup in choices for part in (*setup.parts, setup.prefill_part) if part is not None]
             economics.watts(parts)
-            if scenario.contenders and name in (scenario.software, *scenario.contenders):
+            if name in (*scenario.contenders, *scenario.contenders.values()):
                 economics.dollars_per_second(parts)
         return cls(file, study, runs.read(scenario))
 
@@ -52,10 +52,9 @@ class Comparison:
                 points[name, load] = one
                 told("simulating", number, total)
         found = []
-        contenders = self.study.scenario.contenders
-        asked = [(speed, name) for speed in self.study.scenario.decide_at for name in contenders]
-        for number, (speed, name) in enumerate(asked, start=1):
-            found.append(verdict(self.study, name, speed))
+        asked = self.study.rivals
+        for number, rivals in enumerate(asked, start=1):
+            found.append(verdict(self.study, rivals))
             told("verdicts", number, len(asked))
         sections = []
         parts = list(self._parts(points, found))

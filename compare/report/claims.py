@@ -119,12 +119,13 @@ def _lpx(study: Study) -> list[Claim]:
 
 def _cerebras(study: Study) -> list[Claim]:
     wafers = [name for name, system in study.scenario.systems.items() if system.decode.device == "cerebras-cs-3"]
-    if not wafers or not study.scenario.software:
+    against = [study.scenario.contenders[name] for name in wafers if name in study.scenario.contenders]
+    if not against:
         return []
-    rates = [max(one.at(1).user_rate for one in study.steady[name]) for name in (wafers[0], study.scenario.software)]
+    rates = [max(one.at(1).user_rate for one in study.steady[name]) for name in (wafers[0], against[0])]
     says = "an order of magnitude faster (AWS with Cerebras)"
     compares = "Trainium prefill with CS-3 decode; with what, on which model, at which context: not said"
-    under = f"one request alone, beside {study.scenario.software}; not at equal cost"
+    under = f"one request alone, beside {against[0]}; not at equal cost"
     return [Claim(says, compares, modelled(rates[0] / rates[1], "times"), under)]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from compare.economics import per_megawatt, per_million
 from compare.measured import Measured
 from compare.report.document import Axis, Basis, Cell, Name, Paragraph, Part, Plot, Section, Series, Table
-from compare.report.numbers import STEADY, assumed, basis_of, ranged
+from compare.report.numbers import STEADY, assumed, basis_of, percent, ranged
 from compare.study import Best, Measure, Study, dollars, joules
 from compare.unknowns import span
 
@@ -67,6 +67,8 @@ def _section(study: Study, measured: Mapping[str, Measured], view: View) -> Sect
     blocks: list[Paragraph | Plot | Table] = [Paragraph((view.about,)), plot]
     if study.scenario.systems:
         blocks.append(_table(study, view))
+        if view.key == "per-megawatt":
+            blocks.append(_prefill_table(study))
     return Section(view.key, view.title, tuple(blocks))
 
 
@@ -108,6 +110,29 @@ def _table(study: Study, view: View) -> Table:
     columns: tuple[Part, ...] = ("system", *(assumed(rate, "tok/s of each user") for rate in rates))
     note = ("Empty: too slow for that, with one request on a replica of the sizes that the scenario allows.",)
     return Table(f"{view.key}-table", f"{view.axis.title}, at a fixed speed", columns, tuple(rows), note)
+
+
+def _prefill_table(study: Study) -> Table:
+    """A gain of decode is a gain of what is not prefill."""
+    rates = study.scenario.interactivity
+    rows = []
+    for name in study.scenario.systems:
+        found = [study.best(name, rate) for rate in rates]
+        rows.append((Name(name), *(None if best is None else percent(_prefill_share(study, best)) for best in found)))
+    columns: tuple[Part, ...] = (
+        "system",
+        *(assumed(rate, "tok/s of each user") for rate in study.scenario.interactivity),
+    )
+    note = (
+        "Speculation and decode hardware change the rest. What papers say of decode alone shrinks by this in the "
+        "whole. One pool has no share of its own.",
+    )
+    return Table("prefill-share", "Of the power, what prefill takes", columns, tuple(rows), note)
+
+
+def _prefill_share(study: Study, best: Best) -> float:
+    own = study.economics.watts(best.point.setup.parts)
+    return 1 - own / best.watts
 
 
 def _cells(study: Study, name: str, rates: Sequence[float], view: View) -> list[Cell]:

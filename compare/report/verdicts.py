@@ -15,28 +15,28 @@ def verdicts(study: Study, found: Sequence[Verdict]) -> Section:
     blocks: list[Block] = [
         Paragraph(
             (
-                "Each contender against ",
-                Name(scenario.software),
-                ", by the cost of a million output tokens. What nobody has published was put at the ends of its range: "
+                "Each contender against what one would have without it, by the cost of a million output tokens. What "
+                "nobody has published was put at the ends of its range: "
                 "a verdict without condition holds at all of them.",
             )
         )
     ]
     for speed in scenario.decide_at:
         blocks.append(Paragraph(("At ", assumed(speed, "tok/s of each user"), ":")))
-        blocks += [Paragraph(tuple(_words(one)), "verdict") for one in found if one.user_rate == speed]
+        blocks += [Paragraph(tuple(_words(one)), "verdict") for one in found if one.rivals.user_rate == speed]
     rows = tuple(_row(one) for one in found)
     columns = (
         "contender",
+        "against",
         "at",
         "verdict",
-        "its $ over software's",
+        "its $ over the other's",
         "pays from this share of traffic",
         "at the ends that favour it",
         "at the ends that do not",
     )
     note = (
-        "Infinite: too slow at that end. Zero: software is too slow. Empty: at no share. Shares are of ",
+        "Infinite: too slow at that end. Zero: the other is. Empty: at no share. Shares are of ",
         assumed(scenario.traffic, "tok/s"),
         " in all.",
     )
@@ -46,20 +46,22 @@ def verdicts(study: Study, found: Sequence[Verdict]) -> Section:
 
 def _row(one: Verdict) -> tuple[Cell, ...]:
     shares = (None if share is None else percent(share) for share in one.share)
-    return Name(one.name), assumed(one.user_rate, "tok/s"), str(one.says), _ratio(one), *shares
+    rivals = one.rivals
+    names = (Name(rivals.contender), Name(rivals.against))
+    return *names, assumed(rivals.user_rate, "tok/s"), str(one.says), _ratio(one), *shares
 
 
 def _words(one: Verdict) -> list[Part]:
-    name, speed = Name(one.name), assumed(one.user_rate, "tok/s")
+    name, other, speed = Name(one.rivals.contender), Name(one.rivals.against), assumed(one.rivals.user_rate, "tok/s")
     middle, favourable, unfavourable = one.ratio
     times = modelled(middle, "times", ends=(favourable, unfavourable))
     says: dict[Says, tuple[Part, ...]] = {
-        Says.PAYS: (name, " pays: wherever the unknown figures lie it costs ", times, " what software does."),
-        Says.NOT: (name, " does not pay: wherever the unknown figures lie it costs ", times, " what software does."),
-        Says.ALONE: (name, " is alone: software does not give a user ", speed, " at any price, and this does."),
-        Says.TOO_SLOW: (name, " is too slow: it does not give a user ", speed, ", and software does."),
-        Says.NEITHER: ("Neither ", name, " nor software gives a user ", speed, "."),
-        Says.OPEN: (name, " is not decidable from public figures: it costs ", times, " what software does."),
+        Says.PAYS: (name, " pays: wherever the unknown figures lie it costs ", times, " what ", other, " does."),
+        Says.NOT: (name, " does not pay: wherever they lie it costs ", times, " what ", other, " does."),
+        Says.ALONE: (name, " is alone: it gives a user ", speed, ", and ", other, " does not at any price."),
+        Says.TOO_SLOW: (name, " is too slow: it does not give a user ", speed, ", and ", other, " does."),
+        Says.NEITHER: ("Neither ", name, " nor ", other, " gives a user ", speed, "."),
+        Says.OPEN: (name, " is not decidable from public figures: it costs ", times, " what ", other, " does."),
     }
     parts = list(says[one.says])
     if one.says is Says.OPEN and not one.conditions:
@@ -101,33 +103,26 @@ def sensitivity(found: Sequence[Verdict]) -> Section:
     blocks: list[Block] = [
         Paragraph(
             (
-                "What the ratio of costs, a contender's over software's, becomes with one thing at its lowest or "
+                "What the ratio of costs, a contender's over the other's, becomes with one thing at its lowest or "
                 "highest, all else in the middle: figures that nobody has published, and what another user may have "
                 "otherwise.",
             )
         )
     ]
     for one in found:
+        key = key_of(str(one.rivals))
         finite = [effect for effect in one.effects if 0 < effect.low < math.inf and 0 < effect.high < math.inf]
         if finite and 0 < one.ratio[0] < math.inf:
             bars = tuple((e.unknown.name, modelled(e.low, "times"), modelled(e.high, "times")) for e in finite)
             base = modelled(one.ratio[0], "times")
-            axis = Axis("its $ per token over software's", "times", log=True)
-            blocks.append(Tornado(f"tornado-{_key(one)}", "what its cost depends on", axis, base, bars, _subject(one)))
+            axis = Axis(f"its $ per token over those of {one.rivals.against}", "times", log=True)
+            blocks.append(Tornado(f"tornado-{key}", "what its cost depends on", axis, base, bars, str(one.rivals)))
         rows = tuple(_effect(effect) for effect in one.effects)
         columns = ("what", "from", "to", "ratio at the low end", "at the high end", "why this range")
         if rows:
-            note = ("Infinite: the contender is too slow then. Zero: software is.",)
-            blocks.append(Table(f"effects-{_key(one)}", "all effects", columns, rows, note, _subject(one)))
+            note = ("Infinite: the contender is too slow then. Zero: the other is.",)
+            blocks.append(Table(f"effects-{key}", "all effects", columns, rows, note, str(one.rivals)))
     return Section("sensitivity", "What it depends on", tuple(blocks))
-
-
-def _key(one: Verdict) -> str:
-    return key_of(f"{one.name} {one.user_rate:g}")
-
-
-def _subject(one: Verdict) -> str:
-    return f"{one.name}, {one.user_rate:g} tok/s"
 
 
 def _effect(effect: Effect) -> tuple[Cell, ...]:

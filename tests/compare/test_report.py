@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "helper": {"device": special, "does": "feed_forward", "units": [2], "attention": "tensor"},
         "drafts": "planned",
     }
-    content["contenders"].append("together")
+    content["contenders"]["together"] = "DSpark"
     content["devices"][special]["losses"] = {"layer_us": [1, 5], "source": "made up for a test"}
     with Path(special).open("a") as file:
         yaml.safe_dump({"bridge": figure((2, 10), "us")}, file)

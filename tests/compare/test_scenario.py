@@ -44,15 +44,14 @@ def test_a_scenario_that_is_right_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"software": "nobody"}, "software: no system 'nobody'"),
         ({"steps": ["plain", "nobody"]}, "steps: no system 'nobody'"),
-        ({"contenders": ["nobody"]}, "contenders: no system 'nobody'"),
-        ({"contenders": ["DSpark"]}, "is what they are compared with"),
-        ({"software": ""}, "against what?"),
+        ({"contenders": {"nobody": "plain"}}, "contenders: no system 'nobody'"),
+        ({"contenders": {"plain": "nobody"}}, "contenders: no system 'nobody'"),
+        ({"contenders": {"plain": "plain"}}, "held against itself"),
         ({"modle": "x"}, "modle"),
         ({"model": "qwen9"}, "qwen9"),
         ({"workload": {"input_tokens": 0, "output_tokens": 1}}, "workload.input_tokens"),
-        ({"systems": {}, "software": "", "steps": [], "contenders": []}, "nothing to compare"),
+        ({"systems": {}, "steps": [], "contenders": {}}, "nothing to compare"),
         ({"power": "chip"}, "has no figure for the chip alone"),
         ({"acceptance": {"dspark": [1.5, 2.5]}}, "each draft adds"),
         ({"utilisation": 1.5}, "utilisation"),
@@ -194,7 +193,7 @@ def test_a_price_is_enough_where_no_cost_is_published(tmp_path: Path) -> None:
     Path(other).write_text(yaml.safe_dump(bare))
     with pytest.raises(ConfigError, match="has no figure for price"):
         Comparison.of(written(tmp_path, scenario(plain, other)))
-    assert Scenario.load(tmp_path / "scenario.yaml").contenders == ["special"]
+    assert Scenario.load(tmp_path / "scenario.yaml").contenders == {"special": "DSpark"}
 
 
 def test_paths_begin_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from compare import breakeven
 from compare.breakeven import Side, break_even
 from compare.scenario import Scenario
-from compare.study import Study, dollars, joules
+from compare.study import Rivals, Study, dollars, joules
 from compare.unknowns import span, unknowns
 from compare.verdict import Says, Verdict, verdict
 from tests.compare.made_up import figure, gpu, scenario
@@ -24,7 +24,7 @@ def study(tmp_path: Path, changed: dict[str, Any] | None = None, **other: Any) -
 
 
 def decided(one: Study) -> Verdict:
-    return verdict(one, "special", one.scenario.decide_at[0])
+    return verdict(one, Rivals("special", "DSpark", one.scenario.decide_at[0]))
 
 
 def test_what_is_better_at_the_same_cost_pays(tmp_path: Path) -> None:
@@ -62,10 +62,10 @@ def test_only_what_gets_there_is_alone(tmp_path: Path) -> None:
     base = study(tmp_path, {"bandwidth": figure(400, "TB/s"), "cost": figure(50, "$/h")})
     fast = max(one.at(1).user_rate for one in base.steady["DSpark"])
 
-    assert verdict(base, "special", 1.05 * fast).says is Says.ALONE
+    assert verdict(base, Rivals("special", "DSpark", 1.05 * fast)).says is Says.ALONE
     slow = study(tmp_path, {"bandwidth": figure(0.2, "TB/s")})
-    assert verdict(slow, "special", 0.9 * fast).says is Says.TOO_SLOW
-    assert verdict(slow, "special", 10 * fast).says is Says.NEITHER
+    assert verdict(slow, Rivals("special", "DSpark", 0.9 * fast)).says is Says.TOO_SLOW
+    assert verdict(slow, Rivals("special", "DSpark", 10 * fast)).says is Says.NEITHER
 
 
 def test_only_unknown_figures_of_a_systems_own_devices_count(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_dearer_hardware_never_pays_from_less_traffic(tmp_path: Path) -> None:
     shares = []
     for cost in (1.0, 1.5, 2.0, 2.5, 8.0):
         one = study(tmp_path, {"bandwidth": figure(8, "TB/s"), "cost": figure(cost, "$/h")})
-        shares.append(breakeven.at(one, "special", 100))
+        shares.append(breakeven.at(one, Rivals("special", "DSpark", 100)))
 
     found = [math.inf if share is None else share for share in shares]
     assert found == sorted(found)
