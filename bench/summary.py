@@ -212,12 +212,15 @@ def _simulator(result: dict[str, Any]) -> Iterator[str]:
 def _validation(result: dict[str, Any]) -> Iterator[str]:
     yield _headline("validation", result, "predicted against published; `fitted`: on these very points")
     table = []
-    for group, rows in result["figures"].items():
+    groups = {title: rows for title, rows in result["figures"].items() if title != "reports"}
+    for group, rows in groups.items():
         for how, fitted in (("predicted", False), ("fitted", True)):
             if off := [abs(row["off"]) for row in rows if row["fitted"] == fitted]:
                 table.append([group, how, len(off), f"{median(off):.1%}", f"{max(off):.1%}"])
     yield _table(["", "", "points", "off, median", "worst"], table)
     yield "\n".join(f"* {note}" for note in result["notes"])
+    reports = ", ".join(f"{row['scenario']} {row['seconds']:.0f} s" for row in result["figures"]["reports"])
+    yield f"Reports of the shipped scenarios, each from nothing: {reports}."
     yield _missed(result)
 
 

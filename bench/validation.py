@@ -1,16 +1,21 @@
 """Predictions against published points: DSpark from a curve with MTP-1, and steps from fitted losses.
 
 Goals are for DSpark's curve alone, which is predicted without a single point of it. Of everything else the errors are
-reported as they are.
+reported as they are. Then the shipped scenarios, each from nothing: how long its report takes.
 """
 
+import tempfile
 import time
+from pathlib import Path
 
 from bench.shape import Report
 from compare.checks import FIG8_BUDGET, FIG8_THROUGHPUT, Check, left_out
+from compare.report.build import Comparison
 from compare.validation import checks
 
 THROUGHPUT_OFF, TOKENS_OFF = 0.05, 0.4
+SCENARIOS = Path(__file__).parent.parent / "deploy" / "scenarios"
+MOST_SECONDS = 300.0
 
 
 def run(report: Report) -> None:
@@ -30,6 +35,18 @@ def run(report: Report) -> None:
         if check.group == FIG8_BUDGET:
             off = abs(check.predicted - check.published)
             report.goal(f"verified tokens, off, {check.what}", off, TOKENS_OFF, "tokens", at_most=True)
+    files = [SCENARIOS / "tiny.yaml"] if report.options.quick else sorted(SCENARIOS.glob("*.yaml"))
+    report.table("reports", [_report(file) for file in files])
+    for row in report.figures["reports"]:
+        report.goal(f"report of {row['scenario']}", row["seconds"], MOST_SECONDS, "s", at_most=True)
+
+
+def _report(file: Path) -> dict[str, object]:
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        document = Comparison.of(file).run(Path(folder), lambda what, done, of: None)
+    seconds = time.perf_counter() - began
+    return {"scenario": file.stem, "seconds": seconds, "sections": len(document.sections)}
 
 
 def _row(check: Check) -> dict[str, object]:

@@ -71,10 +71,15 @@ def _validate(folder: Path) -> None:
     table = Table("group", "what", "predicted", "published", "off")
     for check in checks():
         off = f"{100 * check.error:+.1f}%" + (" (fitted)" if check.fitted else "")
-        table.add_row(check.group, check.what, f"{check.predicted:,.4g}", f"{check.published:,.4g} {check.unit}", off)
+        published = f"{_digits(check.published)} {check.unit}"
+        table.add_row(check.group, check.what, _digits(check.predicted), published, off)
     Console().print(table)
     write(Document("Predicted against published", {}, (section(),)), folder)
     Console(stderr=True).print(f"Written: {folder / 'index.html'}", soft_wrap=True)
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _predict(curve: Path, model: str) -> None:

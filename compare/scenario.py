@@ -157,6 +157,8 @@ class Scenario(Section):
     measured: dict[str, MeasuredSection] = Field(default_factory=dict)
     contenders: dict[str, str] = Field(default_factory=dict)
     """The systems that there is a verdict on, each with what it is held against: what one would have without it."""
+    predictions: list[Path] = Field(default_factory=list)
+    """What `make bench NAME=prediction` wrote of this project's own cluster: predicted beside measured."""
     steps: list[str] = Field(default_factory=list)
     """Systems from the first to the last, each with one thing more: what of the difference is due to what."""
     most_requests: Positive = 8192
@@ -182,7 +184,7 @@ class Scenario(Section):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        if not self.systems and not self.measured:
+        if not (self.systems or self.measured or self.predictions):
             raise ValueError("neither systems nor measured: nothing to compare")
         if twice := sorted(self.systems.keys() & self.measured.keys()):
             raise ValueError(f"{twice[0]!r} is in systems and in measured")
@@ -223,6 +225,7 @@ class Scenario(Section):
         """Measured files, devices that are files and a model that is one there begin at `folder`."""
         systems = {name: system.beside(folder) for name, system in self.systems.items()}
         changes = {
+            "predictions": [(folder / file).resolve() for file in self.predictions],
             "measured": {name: one.beside(folder) for name, one in self.measured.items()},
             "devices": {_device(name, folder): section for name, section in self.devices.items()},
             "systems": systems,

@@ -143,7 +143,7 @@ def _key(study: Study, name: str, load: int) -> str:
     """Everything that the point depends on: the scenario, the figures of its devices, and how it is simulated."""
     figures = {device: numbers.device.model_dump(mode="json") for device, numbers in study.built.numbers.items()}
     losses = {device: str(study.built.losses(device)) for device in study.built.numbers}
-    scenario = study.scenario.model_dump(mode="json", exclude={"measured", "title", "about"})
+    scenario = study.scenario.model_dump(mode="json", exclude={"measured", "predictions", "title", "about"})
     how = [LOADS, REPLICAS, WAVES, LEAST, MOST, WARM, MESSAGE, ANNOUNCED, CHUNK]
     content = json.dumps([scenario, figures, losses, how, name, load], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:24]

@@ -118,7 +118,7 @@ class Study:
             parts = [one for one in (system.decode, system.prefill, system.helper) if one is not None]
             devices = {one.device: scenario.devices[one.device] for one in parts}
             other = scenario.model_dump(
-                exclude={"devices", "systems", "measured", "title", "about", "contenders", "steps"}
+                exclude={"devices", "systems", "measured", "predictions", "title", "about", "contenders", "steps"}
             )
             self._rested[name] = repr((name, system, devices, other))
         return self._rested[name]

@@ -1,6 +1,6 @@
 """Predictions against what has been published and measured, with the error of every point."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from compare.checks import (
     CLAIMS,
@@ -39,8 +39,9 @@ def checks() -> list[Check]:
     return [check for group in GROUPS for check in group()]
 
 
-def section() -> Section:
-    found = checks()
+def section(own: Sequence[Check] = ()) -> Section:
+    """`own`: of this project's cluster (compare/own.py), after all that is published."""
+    found = [*checks(), *own]
     blocks: list[Block] = [*_method()]
     for number, group in enumerate(dict.fromkeys(check.group for check in found)):
         blocks.append(_table(number, group, [check for check in found if check.group == group]))
@@ -105,7 +106,7 @@ def _table(number: int, group: str, found: list[Check]) -> Table:
         )
     columns = (Name(group), "predicted", "published", "off", "how", "note")
     sources = list(dict.fromkeys(check.source for check in found))
-    return Table(f"validation_{number}", TITLES[group], columns, tuple(rows), (Name("; ".join(sources)),))
+    return Table(f"validation_{number}", TITLES.get(group, group), columns, tuple(rows), (Name("; ".join(sources)),))
 
 
 def _fig8() -> Plot:

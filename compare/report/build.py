@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from compare import measured as runs
+from compare.checks import Check
 from compare.economics import Economics
 from compare.measured import Measured
+from compare.own import own_checks
 from compare.report import assumptions, attribution, break_even, claims, curves, latency, verdicts
 from compare.report.document import Document, Section
 from compare.report.files import check_libraries, write
@@ -28,6 +30,8 @@ class Comparison:
     file: Path
     study: Study
     measured: dict[str, Measured]
+    own: list[Check]
+    """Predictions of this project's own cluster."""
 
     @classmethod
     def of(cls, file: Path) -> "Comparison":
@@ -41,7 +45,8 @@ class Comparison:
             economics.watts(parts)
             if name in (*scenario.contenders, *scenario.contenders.values()):
                 economics.dollars_per_second(parts)
-        return cls(file, study, runs.read(scenario))
+        own = [check for predictions in scenario.predictions for check in own_checks(predictions)]
+        return cls(file, study, runs.read(scenario), own)
 
     def run(self, folder: Path, told: Told) -> Document:
         """Computes what is not in `folder` yet, and writes the report there."""
@@ -87,4 +92,6 @@ class Comparison:
             ]
         yield lambda: [latency.latency(study, points, measured)]
         if study.scenario.systems:
-            yield lambda: [claims.section(study), assumptions.assumptions(study), validation()]
+            yield lambda: [claims.section(study), assumptions.assumptions(study)]
+        if study.scenario.systems or self.own:
+            yield lambda: [validation(self.own)]

@@ -185,6 +185,16 @@ def test_simulator_agrees_with_itself(run: Run) -> None:
     assert abs(row["throughput_ratio"] - 1) < 0.01
 
 
+def test_validation_is_within_its_goals(run: Run) -> None:
+    found = run("validation")
+
+    goals = {goal["what"]: goal["met"] for goal in found["goals"] if not goal["what"].startswith("report")}
+    assert len(goals) == 10
+    assert all(goals.values())
+    (report,) = found["figures"]["reports"]
+    assert report["sections"] >= 3
+
+
 def test_prediction_predicts_what_it_measures(tmp_path: Path) -> None:
     """In a process of its own: it has a cluster of its own."""
     pytest.importorskip("ray")
