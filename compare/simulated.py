@@ -21,6 +21,7 @@ from compare.steady import CHUNK, Point
 from compare.study import Study
 from compare.workload import Arrival, Segment, Workload
 from engine.errors import ConfigError
+from engine.files import replaced
 from hardware.link import Link
 
 LOADS = (1, 8, 64, 256, 1024)
@@ -63,9 +64,8 @@ def served(study: Study, folder: Path) -> Iterator[tuple[str, int, Served]]:
             yield name, load, _read(file)
             continue
         one = simulated(study, name, load)
-        unfinished = file.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps({"system": name, "load": load, **asdict(one)}, indent=1) + "\n")
-        unfinished.replace(file)
+        with replaced(file) as partial:
+            partial.write_text(json.dumps({"system": name, "load": load, **asdict(one)}, indent=1) + "\n")
         yield name, load, one
 
 

@@ -6,12 +6,13 @@ request included: tokens = requests + drafts. `context` is the mean number of to
 
 import json
 import math
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
+
+from engine.files import replaced
 
 
 class StepTimes(Protocol):
@@ -78,9 +79,8 @@ class ProfiledTimes:
         file.parent.mkdir(parents=True, exist_ok=True)
         content = asdict(self)
         content["verify"] = {str(requests): curve for requests, curve in content["verify"].items()}
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(content, indent=1) + "\n")
-        unfinished.replace(file)
+        with replaced(file) as partial:
+            partial.write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def load(cls, file: Path, key: dict[str, str]) -> "ProfiledTimes | None":

@@ -97,7 +97,8 @@ def test_facts_clocks_and_policies_need_no_torch() -> None:
 
 def test_the_command_line_starts_without_ray_grpc_or_torch() -> None:
     """`generate --local` must work where ray and grpc cannot be imported: commands import what they use."""
-    parts = ("cluster.cli_bench", "cluster.cli_drafters", "cluster.cli_deploy", "cluster.cli_hardware", "cluster.cli_compare")
+    names = ("bench", "compare", "deploy", "drafters", "hardware")
+    parts = [f"cluster.cli_{name}" for name in names]
     for source in ("cluster/cli.py", *(f"{part.replace('.', '/')}.py" for part in parts)):
         for line, module in imports(tree(source).body):
             root = module.split(".")[0]

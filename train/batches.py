@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from engine.files import replaced
 from train.corpus import Corpus, Document, digest
-from train.files import replaced
 from train.tokenizer import END, chat_text, encode
 
 CHAT_ROW_ONE_IN = 16

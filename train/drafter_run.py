@@ -20,11 +20,11 @@ from typing import Any, Protocol
 import torch
 
 from engine.errors import ConfigError
+from engine.files import replaced
 from train.drafter_config import TrainConfig
 from train.drafter_shape import drafter_config, export_drafter
 from train.drafter_trainer import DrafterTrainer
 from train.features import Cached, Features, Online
-from train.files import replaced
 from train.machine import keep_freed_memory, machine
 from train.sequences import Sequences, Writer
 from train.target import Target

@@ -16,8 +16,8 @@ from engine.drafters.calibration import FILE as CALIBRATION
 from engine.drafters.config import DrafterConfig
 from engine.drafters.dspark import DSparkModel
 from engine.errors import ConfigError
+from engine.files import replaced
 from train.drafter_config import DrafterSection
-from train.files import replaced
 from train.target import Target
 
 FORMS = {"mla": ("DeepseekV3DSparkModel", "deepseek_v3"), "gqa": ("Qwen3DSparkModel", "qwen3")}

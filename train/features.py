@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from engine.errors import ConfigError
+from engine.files import replaced
 from engine.models.preflight import gib
-from train.files import replaced
 from train.sequences import Sequences
 from train.target import Target
 

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.config import Config
 from engine.errors import ConfigError
+from engine.files import replaced
 from engine.models import LoadedModel
 from engine.pages import CacheLayout
 from engine.types import Request, Sampling, StopRules
@@ -25,7 +26,6 @@ from local import Builder, Pair
 from train.batches import Batches, Stream
 from train.corpus import Corpus
 from train.drafter_config import TextSection
-from train.files import replaced
 
 AT_ONCE = 128  # sequences of a part, which is written whole or not at all
 RUNNING = 64

@@ -4,9 +4,7 @@ import csv
 import importlib.util
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from compare.report.document import (
     Waterfall,
 )
 from engine.errors import ConfigError
+from engine.files import replaced
 
 LIBRARIES = ("plotly", "matplotlib")
 NUMBER_COLUMNS = ("value", "unit", "low", "high", "label", "source")
@@ -58,17 +57,6 @@ def write(document: Document, folder: Path) -> None:
         file.write_text(json.dumps(as_json(document), allow_nan=False, ensure_ascii=False, indent=1), encoding="utf-8")
     with replaced(folder / "index.html") as file:
         file.write_text(page(document), encoding="utf-8")
-
-
-@contextmanager
-def replaced(file: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `file` at the end; after an error nothing is left of it."""
-    partial = file.with_name(f".partial-{file.name}")
-    try:
-        yield partial
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def as_json(document: Document) -> dict[str, Any]:

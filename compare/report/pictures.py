@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compare.report.document import Axis, Document, Heat, Plot, Series, Tornado, Waterfall
-from compare.report.files import replaced
 from compare.report.looks import (
     ABOVE,
     BELOW,
@@ -28,6 +27,7 @@ from compare.report.looks import (
     widest_first,
     written,
 )
+from engine.files import replaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

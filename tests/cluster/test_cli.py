@@ -40,6 +40,18 @@ def test_generate_local_works_without_ray_grpc_and_nixl() -> None:
     assert len(done.stdout.strip()) > len("def add(a, b):")
 
 
+def test_compare_works_without_ray_grpc_and_nixl(tmp_path: Path) -> None:
+    curve = ROOT / "compare" / "published" / "dspark_figures.csv"
+    for words in (["--predict-dspark", str(curve), "--model", "V4-Pro"], ["--validate", "--out", str(tmp_path)]):
+        command = [sys.executable, "-c", BLOCKED, "compare", *words]
+
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+    assert (tmp_path / "validation" / "index.html").is_file()
+
+
 def test_generate_and_stats_talk_to_a_service(shipped: Service) -> None:
     """The service is one of several on its cluster, so the command has to name it."""
     address = ["--address", f"127.0.0.1:{shipped.port}", "--application", shipped.name]
