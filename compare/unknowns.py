@@ -39,12 +39,13 @@ class Unknown:
 
 def unknowns(study: Study, *systems: str) -> list[Unknown]:
     """What is not public and these systems rest on: figures and losses of devices that are ranges, and what capital
-    costs."""
+    costs. Where losses are fitted, a hop is in the fitted time of a layer, whatever it is."""
     found = []
     parts = [study.scenario.systems[system] for system in systems]
     devices = {part.device for one in parts for part in (one.decode, one.prefill, one.helper) if part is not None}
     for (device, name), figure in study.rests_on.items():
-        if device not in devices:
+        fitted = isinstance(study.scenario.devices[device].losses, str)
+        if device not in devices or (fitted and name == "hop"):
             continue
         found.append(
             Unknown.number(f"{device}: {name}", figure.bounds, figure.unit, figure.source, _figure(device, name))

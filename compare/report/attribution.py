@@ -11,7 +11,8 @@ def attribution(study: Study) -> Section:
         (
             "Output tokens per second of a megawatt, one thing more in each step. Zero is a system that is too slow: "
             "what comes after it is no factor, it is the difference between possible and impossible. Near the fastest "
-            "that a system can be, its factor says more of that wall than of what was added.",
+            "that a system can be, its factor says more of that wall than of what was added. One pool is in steady "
+            "state: what prompts do to the tail of steps, which two pools are for, is not in its figures.",
         )
     )
     speeds = sorted({*study.scenario.decide_at, *study.scenario.interactivity})

@@ -17,7 +17,8 @@ def verdicts(study: Study, found: Sequence[Verdict]) -> Section:
             (
                 "Each contender against what one would have without it, by the cost of a million output tokens. What "
                 "nobody has published was put at the ends of its range: "
-                "a verdict without condition holds at all of them.",
+                "a verdict without condition holds at all of them. How far off the model itself is, is not in these "
+                "ranges: see Predicted against published.",
             )
         )
     ]
@@ -57,7 +58,7 @@ def _words(one: Verdict) -> list[Part]:
     times = modelled(middle, "times", ends=(favourable, unfavourable))
     says: dict[Says, tuple[Part, ...]] = {
         Says.PAYS: (name, " pays: wherever the unknown figures lie it costs ", times, " what ", other, " does."),
-        Says.NOT: (name, " does not pay: wherever they lie it costs ", times, " what ", other, " does."),
+        Says.NOT: (name, " does not pay: wherever the unknown figures lie it costs ", times, " what ", other, " does."),
         Says.ALONE: (name, " is alone: it gives a user ", speed, ", and ", other, " does not at any price."),
         Says.TOO_SLOW: (name, " is too slow: it does not give a user ", speed, ", and ", other, " does."),
         Says.NEITHER: ("Neither ", name, " nor ", other, " gives a user ", speed, "."),

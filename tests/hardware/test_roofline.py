@@ -11,7 +11,7 @@ from engine.errors import ConfigError
 from hardware.device import Device, Numbers
 from hardware.fit import Measured, fitted
 from hardware.model import STORED, Model
-from hardware.placement import Fit, Placement
+from hardware.placement import Fit, Placement, fewest
 from hardware.roofline import DraftShape, Losses, Roofline
 
 FLASH, QWEN = Model.of("deepseek-v4-flash"), Model.of("qwen3-8b")
@@ -91,6 +91,29 @@ def test_a_latent_is_replicated_under_tensor_parallelism() -> None:
         whole = Fit(model, Placement(1), 1e13).request_bytes(10_000)
         assert Fit(model, Placement(8, attention="tensor"), 1e13).request_bytes(10_000) == whole / parts
         assert Fit(model, Placement(8, attention="data"), 1e13).request_bytes(10_000) == whole / 8
+
+
+def test_a_cache_cut_by_tokens_is_held_once_and_takes_one_sum_more() -> None:
+    """Weights are cut as by heads; of a latent each unit has its part of the tokens."""
+    by_heads, by_tokens = Placement(8, attention="tensor"), Placement(8, attention="context")
+    held = [Fit(FLASH, place, 192e9).request_bytes(100_000) for place in (by_heads, by_tokens)]
+    times = [roofline(FLASH, B200, 8, attention=attention) for attention in ("tensor", "context")]
+
+    assert Fit(FLASH, by_tokens, 192e9).weights_bytes == Fit(FLASH, by_heads, 192e9).weights_bytes
+    assert held[0] == pytest.approx(8 * held[1])
+    summed = len(FLASH.layers) * times[0]._summed_seconds(1)
+    assert times[1].verify_seconds(1, 1, 1) == pytest.approx(times[0].verify_seconds(1, 1, 1) + summed, rel=0.01)
+    assert times[1].verify_seconds(64, 64, 1_000_000) < times[0].verify_seconds(64, 64, 1_000_000)
+
+
+def test_the_smallest_replica_is_whole_racks_of_lpus_and_stages_of_wafers() -> None:
+    rack, wafer = Numbers(LPX), Numbers(Device.load("cerebras-cs-3"))
+
+    for place, numbers, more in ((fewest(FLASH, rack, "context"), rack, 256), (fewest(FLASH, wafer, "data"), wafer, 1)):
+        assert place.all_units % more == 0
+        assert Fit(FLASH, place, numbers.get("memory")).room > 0
+        less = replace(place, stages=place.stages - 1) if more == 1 else replace(place, units=place.units - more)
+        assert Fit(FLASH, less, numbers.get("memory")).room <= 0
 
 
 def test_what_does_not_fit_says_by_how_much() -> None:
