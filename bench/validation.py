@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 from bench.shape import Report
-from compare.checks import FIG8_BUDGET, FIG8_THROUGHPUT, Check, left_out
+from compare.published.checks import FIG8_BUDGET, FIG8_THROUGHPUT, Check, checks, left_out
 from compare.report.build import Comparison
-from compare.validation import checks
 
 THROUGHPUT_OFF, TOKENS_OFF = 0.05, 0.4
 SCENARIOS = Path(__file__).parent.parent / "deploy" / "scenarios"

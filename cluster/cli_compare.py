@@ -63,9 +63,10 @@ def _validate(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from compare.published.checks import checks
     from compare.report.document import Document
     from compare.report.files import check_libraries, write
-    from compare.validation import checks, section
+    from compare.report.validation import section
 
     check_libraries()
     table = Table("group", "what", "predicted", "published", "off")
@@ -83,6 +84,6 @@ def _digits(value: float) -> str:
 
 
 def _predict(curve: Path, model: str) -> None:
-    from compare.curves import as_csv, predict_file
+    from compare.published.curves import as_csv, predict_file
 
     typer.echo(as_csv(predict_file(curve, model)), nl=False)

@@ -79,7 +79,7 @@ class DeviceSection(Section):
     """What is taken for granted of a device wherever it is used."""
 
     losses: LossesSection | str
-    """In numbers, or the name of a fit (compare/calibration.py)."""
+    """In numbers, or the name of a fit (compare/published/calibration.py)."""
     why: str = ""
     """Why a fit of another device or model holds here."""
     assumed: dict[str, Above] = Field(default_factory=dict)

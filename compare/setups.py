@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from compare.calibration import calibrated
+from compare.published.calibration import calibrated
 from compare.scenario import LOSSES, Machines, Scenario, SystemSection
 from engine.errors import ConfigError
 from engine.steptime import StepTimes

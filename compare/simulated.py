@@ -33,7 +33,7 @@ PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True)
-class Served:
+class Seen:
     """What users of a system saw at one load. Seconds; times by percentile."""
 
     requests: int
@@ -54,7 +54,7 @@ def wanted(study: Study) -> list[tuple[str, int]]:
     return found
 
 
-def served(study: Study, folder: Path) -> Iterator[tuple[str, int, Served]]:
+def served(study: Study, folder: Path) -> Iterator[tuple[str, int, Seen]]:
     """Of all that is wanted, one after the other. What is in `folder` already is not computed again: a file is named by
     everything that it depends on."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def served(study: Study, folder: Path) -> Iterator[tuple[str, int, Served]]:
         yield name, load, one
 
 
-def simulated(study: Study, name: str, load: int) -> Served:
+def simulated(study: Study, name: str, load: int) -> Seen:
     point = study.steady[name][0].at(load)
     decode = min(range(1, REPLICAS + 1), key=lambda count: (_rounded_up(point, count) / count, count))
     system = _system(study, point, decode, max(1, _rounded_up(point, decode)))
@@ -78,7 +78,7 @@ def simulated(study: Study, name: str, load: int) -> Served:
     result = simulate_fast(system, _workload(study, rate, requests), study.scenario.seed)
     late = result.done[int(WARM * len(result.done)) :]
     kept = Result(late, result.machines, result.seconds)
-    return Served(
+    return Seen(
         requests=len(late),
         user_rate=1 / kept.mean_tpot,
         ttft={str(percentile): kept.ttft(percentile) for percentile in PERCENTILES},
@@ -97,7 +97,6 @@ def _system(study: Study, point: Point, decode: int, prefill: int) -> FastSystem
     context = scenario.workload.input_tokens
     numbers = setup.prefill_part.numbers
     bandwidth = numbers.get("scale_out") * setup.prefill_part.units
-    drafting = setup.drafts not in ("none",)
     return FastSystem(
         prefill=Prefilling(
             replicas=prefill,
@@ -112,7 +111,7 @@ def _system(study: Study, point: Point, decode: int, prefill: int) -> FastSystem
             cache_tokens=setup.max_requests * (context + scenario.workload.output_tokens),
             link=Link(bandwidth, ANNOUNCED),
             token_bytes=study.built.model.kept_bytes(context) / context,
-            acceptance=_rates(study, setup.drafts) if drafting else None,
+            acceptance=_rates(study, setup.drafts) if setup.drafts != "none" else None,
             fixed={"mtp": 1, "fixed": study.drafting.block}.get(setup.drafts),
         ),
         hop_seconds=MESSAGE,
@@ -149,9 +148,9 @@ def _key(study: Study, name: str, load: int) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:24]
 
 
-def _read(file: Path) -> Served:
+def _read(file: Path) -> Seen:
     try:
         content = json.loads(file.read_text())
-        return Served(**{key: value for key, value in content.items() if key not in ("system", "load")})
+        return Seen(**{key: value for key, value in content.items() if key not in ("system", "load")})
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: {error}; remove it to have it computed again") from None

@@ -6,17 +6,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from compare import measured as runs
-from compare.checks import Check
 from compare.economics import Economics
 from compare.measured import Measured
-from compare.own import own_checks
+from compare.published.checks import Check
+from compare.published.own import own_checks
 from compare.report import assumptions, attribution, break_even, claims, curves, latency, verdicts
 from compare.report.document import Document, Section
 from compare.report.files import check_libraries, write
+from compare.report.validation import section as validation
 from compare.scenario import Scenario
-from compare.simulated import Served, served, wanted
+from compare.simulated import Seen, served, wanted
 from compare.study import Study
-from compare.validation import section as validation
 from compare.verdict import Verdict, verdict
 
 Told = Callable[[str, int, int], None]
@@ -50,7 +50,7 @@ class Comparison:
 
     def run(self, folder: Path, told: Told) -> Document:
         """Computes what is not in `folder` yet, and writes the report there."""
-        points: dict[tuple[str, int], Served] = {}
+        points: dict[tuple[str, int], Seen] = {}
         total = len(wanted(self.study)) if self.study.scenario.systems else 0
         if total:
             for number, (name, load, one) in enumerate(served(self.study, folder / "points"), start=1):
@@ -76,7 +76,7 @@ class Comparison:
         return document
 
     def _parts(
-        self, points: dict[tuple[str, int], Served], found: Sequence[Verdict]
+        self, points: dict[tuple[str, int], Seen], found: Sequence[Verdict]
     ) -> Iterator[Callable[[], list[Section]]]:
         study, measured = self.study, self.measured
         if found:

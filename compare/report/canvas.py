@@ -1,7 +1,6 @@
 """What plotly.js takes for axes, text and lines. A colour is the name of a CSS variable, which the page looks up."""
 
 import html
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,18 @@ from compare.report.looks import lines, log_ticks, tick, titled
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 LABEL_WIDTH, HOVER_WIDTH = 20, 44
 """Characters."""
+ROW = 18
+"""Pixels between names above a plot."""
 
 Figure = dict[str, Any]
+
+_WRITTEN: Figure = {
+    "showarrow": False,
+    "font": {"size": 12, "color": "--muted"},
+    "bgcolor": "--paper",
+    "opacity": 0.85,
+    "borderpad": 2,
+}
 
 
 def layout_of(x: Figure, y: Figure) -> Figure:
@@ -42,7 +51,8 @@ def axis_of(axis: Axis, values: Sequence[float] = (), width: int = 48) -> Figure
         "zerolinecolor": "--line",
         "showline": True,
         "automargin": True,
-        "exponentformat": "none",
+        "exponentformat": "SI",
+        "minexponent": 5,
         "separatethousands": True,
         **(ticks_at(log_ticks(values)) if axis.log else {}),
     }
@@ -85,20 +95,16 @@ def line_at(axis: str, at: float) -> Figure:
     return {"type": "line", f"{axis}0": at, f"{axis}1": at, **across, "line": dotted}
 
 
-def name_at(name: str, axis: str, at: float, log: bool) -> Figure:
-    """What is written on such a line."""
-    other = "y" if axis == "x" else "x"
-    turned = {"textangle": -90, "xanchor": "right", "yanchor": "top"} if axis == "x" else {"xanchor": "left"}
-    return {
-        "text": plain(name),
-        axis: math.log10(at) if log else at,
-        other: 1 if axis == "x" else 0,
-        f"{other}ref": f"{other} domain",
-        "yanchor": "bottom",
-        "showarrow": False,
-        "font": {"size": 12, "color": "--muted"},
-        "bgcolor": "--paper",
-        "opacity": 0.85,
-        "borderpad": 2,
-        **turned,
-    }
+def names_at(marks: Sequence[tuple[str, str, float, float]]) -> list[Figure]:
+    """What is written on such lines, of (name, axis, at, how far along the axis): of x above the plot, each in a row of
+    its own; of y on the line, left and right in turn."""
+    found = []
+    for which in ("x", "y"):
+        for row, (name, axis, at, along) in enumerate(mark for mark in marks if mark[1] == which):
+            if axis == "x":
+                anchor = "left" if along < 1 / 3 else "right" if along > 2 / 3 else "center"
+                place: Figure = {"y": 1, "yref": "y domain", "yshift": ROW * row, "xanchor": anchor}
+            else:
+                place = {"x": row % 2, "xref": "x domain", "xanchor": "right" if row % 2 else "left"}
+            found.append({"text": plain(name), axis: at, "yanchor": "bottom", **_WRITTEN, **place})
+    return found

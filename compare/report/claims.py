@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compare.curves import figure_points
 from compare.dspark import Point, predicted
+from compare.published.curves import figure_points
 from compare.report.document import Block, Cell, Name, Number, Paragraph, Section, Table
 from compare.report.numbers import modelled
 from compare.study import Best, Study, joules

@@ -1,22 +1,26 @@
 """Plots as plotly.js takes them: plain data."""
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 from compare.report.canvas import (
+    LABEL_WIDTH,
+    ROW,
     Figure,
     axis_of,
     hover,
     labelled,
     layout_of,
     line_at,
-    name_at,
     named_axis,
+    names_at,
     plain,
     wrapped,
 )
 from compare.report.document import Axis, Heat, Number, Plot, Series, Tornado, Waterfall
 from compare.report.heats import heat_figure
-from compare.report.looks import ABOVE, BELOW, Look, drawable, named, points, shown, widest_first
+from compare.report.looks import ABOVE, BELOW, Look, drawable, lines, named, points, shown, widest_first
 
 TITLE_WIDTH = 24
 """Characters of a line of an axis's title, beside names."""
@@ -40,10 +44,15 @@ def height(block: Plot | Heat | Waterfall | Tornado) -> int:
         case Waterfall():
             return 110 + 62 * len(block.steps)
         case Tornado():
-            return 110 + 56 * len(block.bars)
+            return 120 + len(block.bars) * (22 + 17 * max((_rows(name) for name, _, _ in block.bars), default=1))
+        case Plot():
+            return (340 if len(block.series) == 1 else 440) + ROW * sum(mark.axis == "x" for mark in block.marks)
         case Heat():
             return 520
-    return 440
+
+
+def _rows(name: str) -> int:
+    return len(lines(name, LABEL_WIDTH))
 
 
 def series_colour(look: Look) -> str:
@@ -61,11 +70,24 @@ def _plot(plot: Plot, looks: dict[str, Look]) -> Figure:
     if not plot.y.log and all(y >= 0 for series in plot.series for y in series.y):
         layout["yaxis"]["rangemode"] = "tozero"
     across = [(mark, plot.x if mark.axis == "x" else plot.y) for mark in plot.marks]
-    drawn = [(mark.name, mark.axis, mark.at.value, axis.log) for mark, axis in across if drawable(mark.at.value, axis)]
-    layout["shapes"] = [line_at(axis, at) for _, axis, at, _ in drawn]
-    layout["annotations"] = [name_at(*mark) for mark in drawn]
+    drawn = [(mark, axis) for mark, axis in across if drawable(mark.at.value, axis)]
+    layout["shapes"] = [line_at(mark.axis, mark.at.value) for mark, _ in drawn]
+    layout["annotations"] = names_at(
+        [
+            (mark.name, mark.axis, *_place(mark.at.value, [*xs, *marked["x"]] if mark.axis == "x" else ys, axis.log))
+            for mark, axis in drawn
+        ]
+    )
+    layout["margin"]["t"] += ROW * sum(mark.axis == "x" for mark, _ in drawn)
     layout["bargap"] = 0.25
     return {"data": data, "layout": layout}
+
+
+def _place(at: float, values: Sequence[float], log: bool) -> tuple[float, float]:
+    """Where plotly.js has a value on its axis, and how far along all of them it is."""
+    places = [math.log10(x) if log else x for x in (at, *values) if math.isfinite(x) and (x > 0 or not log)]
+    low, high = min(places), max(places)
+    return places[0], (places[0] - low) / (high - low) if high > low else 0.5
 
 
 def _trace(series: Series, plot: Plot, look: Look) -> Figure:
@@ -82,7 +104,8 @@ def _trace(series: Series, plot: Plot, look: Look) -> Figure:
         lined = {"shape": "/", "size": 7, "bgcolor": colour, "fgcolor": "--paper", "fgopacity": 1}
         pattern = {"pattern": lined} if series.dashed else {}
         return trace | {"type": "bar", "marker": {"color": colour, **pattern}}
-    marker = {"color": colour, "symbol": look.symbol, "size": 6 if series.dashed else 8}
+    edge = {"color": "--paper", "width": 0.8}
+    marker = {"color": colour, "symbol": look.symbol, "size": 7 if series.dashed else 9, "line": edge}
     line = {"color": colour, "width": 2, "dash": "dash" if series.dashed else "solid"}
     mode = "markers" if series.style == "points" else "lines+markers"
     return trace | {"type": "scatter", "mode": mode, "marker": marker, "line": line, "connectgaps": False}
@@ -117,7 +140,7 @@ def _waterfall(waterfall: Waterfall) -> Figure:
         "hoverinfo": "text",
         "hovertext": [hover(name, at.text, str(at.basis)) for name, at in steps],
     }
-    data = [bars, _ranges([at for _, at in steps], waterfall.y)]
+    data = [bars, _ranges([at for _, at in steps], waterfall.y), _nothing(reached)]
     layout = layout_of(axis_of(waterfall.y, reached, TITLE_WIDTH), named_axis(labels))
     line = {"type": "line", "line": {"color": "--muted", "width": 1}, "layer": "below"}
     joined = enumerate(reached[:-1])
@@ -126,8 +149,17 @@ def _waterfall(waterfall: Waterfall) -> Figure:
 
 
 def _directions(reached: list[float]) -> list[str]:
+    """Colours of the steps after the first. From zero nothing is added: that is a start."""
     pairs = pairwise(reached)
-    return [f"--series-{ABOVE if after >= before else BELOW}" for before, after in pairs]
+    return [f"--series-{ABOVE if after >= before else BELOW}" if before else "--muted" for before, after in pairs]
+
+
+def _nothing(reached: list[float]) -> Figure:
+    """Steps that reach zero have no bar, and a cross."""
+    places = [place for place, at in enumerate(reached) if at == 0]
+    marker = {"color": "--muted", "symbol": "x-thin", "size": 9, "line": {"color": "--muted", "width": 2}}
+    at = {"x": [0] * len(places), "y": places, "cliponaxis": False}
+    return {"type": "scatter", "mode": "markers", "hoverinfo": "skip", "marker": marker, **at}
 
 
 def _ranges(numbers: list[Number], axis: Axis) -> Figure:
@@ -171,6 +203,7 @@ def _tornado(tornado: Tornado) -> Figure:
                 "hovertext": hovers,
             }
         )
-    layout = layout_of(axis_of(tornado.x, [base], TITLE_WIDTH), named_axis(labels)) | {"barmode": "overlay"}
+    ends = [base, *(end for _, low, high in bars for end in (low, high))]
+    layout = layout_of(axis_of(tornado.x, ends, TITLE_WIDTH), named_axis(labels)) | {"barmode": "overlay"}
     layout["shapes"] = [line_at("x", base)]
     return {"data": data, "layout": layout}

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from engine.errors import ConfigError
 from engine.files import replaced
 
 LIBRARIES = ("plotly", "matplotlib")
+KEY = r"[a-z0-9][a-z0-9_-]*"
 NUMBER_COLUMNS = ("value", "unit", "low", "high", "label", "source")
 
 
@@ -53,10 +55,25 @@ def write(document: Document, folder: Path) -> None:
         elif not isinstance(block, Paragraph):
             _write_csv(folder / "plots" / f"{block.key}.csv", _plot_rows(block))
     draw(document, folder / "plots")
+    _clear(document, folder)
     with replaced(folder / "report.json") as file:
         file.write_text(json.dumps(as_json(document), allow_nan=False, ensure_ascii=False, indent=1), encoding="utf-8")
     with replaced(folder / "index.html") as file:
         file.write_text(page(document), encoding="utf-8")
+
+
+def _clear(document: Document, folder: Path) -> None:
+    """Removes the files of tables and plots that the report in the folder had, and this one has not."""
+    try:
+        before = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        keys = {block["key"] for section in before["sections"] for block in section["blocks"] if "key" in block}
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    keys -= {block.key for block in document.blocks if not isinstance(block, Paragraph)}
+    for key in keys:
+        if re.fullmatch(KEY, key):
+            for name in (f"tables/{key}.csv", f"plots/{key}.csv", f"plots/{key}.png"):
+                (folder / name).unlink(missing_ok=True)
 
 
 def as_json(document: Document) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def _values(heat: Heat) -> Figure:
         "yanchor": "bottom",
         "thickness": 12,
         "outlinewidth": 0,
-        "exponentformat": "none",
+        "exponentformat": "SI",
+        "minexponent": 5,
         "separatethousands": True,
     }
     if log:

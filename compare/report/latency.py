@@ -17,13 +17,13 @@ from compare.report.document import (
     Table,
 )
 from compare.report.numbers import assumed, basis_of, modelled
-from compare.simulated import PERCENTILES, Served
+from compare.simulated import PERCENTILES, Seen
 from compare.study import Study
 
 SIMULATED = "simulation of the modelled steps with Poisson arrivals (compare/fast.py)"
 
 
-def latency(study: Study, served: Mapping[tuple[str, int], Served], measured: Mapping[str, Measured]) -> Section:
+def latency(study: Study, served: Mapping[tuple[str, int], Seen], measured: Mapping[str, Measured]) -> Section:
     blocks: list[Block] = [Paragraph(_latency_text(study))] if served else []
     series = []
     rows: list[tuple[Cell, ...]] = []

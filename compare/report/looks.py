@@ -15,11 +15,15 @@ COLOURS = (
     ("#c25a93", "#e79bc4"),
     ("#9a6e00", "#e8b02e"),
     ("#3d3d3d", "#e6e6e6"),
-    ("#2a93c7", "#8fd3ff"),
-    ("#7f1d4e", "#c45a8f"),
+    ("#6a3fc0", "#ab8fff"),
+    ("#7f1d4e", "#d4587f"),
+    ("#008aa3", "#63dfee"),
+    ("#7a4a2b", "#c49a78"),
+    ("#5a8400", "#b4d94c"),
+    ("#c81e2c", "#ff5c66"),
 )
-"""(on light, on dark). After Okabe and Ito, so that colour-blind people can tell them apart; darker or lighter where
-the background asks for it."""
+"""(on light, on dark). The first are after Okabe and Ito, so that colour-blind people can tell them apart; darker or
+lighter where the background asks for it."""
 SYMBOLS = (
     ("circle", "o", "●"),
     ("square", "s", "■"),
@@ -32,6 +36,7 @@ SYMBOLS = (
 """(plotly, matplotlib, as text). Not as many as colours, so that the pairs come round late."""
 MOST_COLUMNS, MOST_ROWS = 8, 16
 """Of a heat map whose values are written into its cells."""
+NOTHING = "Nothing is known that could be drawn here."
 BELOW, ABOVE = 1, 0
 """Which colours a tornado's low and high ends have, and a waterfall's steps down and up."""
 
@@ -117,6 +122,8 @@ def edges(values: Sequence[float], log: bool) -> list[float]:
 
 def tick(value: float) -> str:
     """As an axis says it: no more digits than it has."""
+    if abs(value) >= 1e6:
+        return f"{float(f'{value / 1e6:.4g}'):,.10g}M"
     return f"{float(f'{value:.4g}'):,.10g}"
 
 
@@ -124,9 +131,22 @@ def log_ticks(values: Sequence[float]) -> list[float]:
     """Round values for a logarithmic axis over these: the fewer in each decade, the more decades. They go on beyond the
     values, for who zooms out."""
     found = [value for value in values if value > 0 and math.isfinite(value)] or [1.0]
-    first, last = math.floor(math.log10(min(found))), math.ceil(math.log10(max(found)))
-    steps = (1, 2, 5) if last - first <= 3 else (1,)
-    return [float(f"{step}e{power}") for power in range(first - 2, last + 2) for step in steps]
+    low, high = min(found), max(found)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for steps in (("1",), ("1", "2", "5"), ("1", "1.5", "2", "3", "4", "5", "7")):
+        ticks = [float(f"{step}e{power}") for power in range(first - 2, last + 2) for step in steps]
+        inside = sum(low <= at <= high for at in ticks)
+        if inside > 2 or (inside == 2 and high > 30 * low):
+            return ticks
+    return ticks if high < 1.001 * low else _even_ticks(low, high)
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    """At even distances, where an axis is so short that a logarithmic one hardly differs."""
+    size = 10.0 ** math.floor(math.log10((high - low) / 3))
+    step = max(size * much for much in (1, 2, 5) if size * much <= (high - low) / 3)
+    first, last = math.floor((1.5 * low - 0.5 * high) / step), math.ceil((1.5 * high - 0.5 * low) / step)
+    return [place * step for place in range(max(1, first), last + 1)]
 
 
 def on_log(axis: Axis, values: Sequence[float]) -> bool:
@@ -148,6 +168,16 @@ def widest_first(tornado: Tornado) -> list[tuple[str, float, float]]:
     bars = [(name, low.value, high.value) for name, low, high in tornado.bars]
     found = [bar for bar in bars if drawable(bar[1], tornado.x) and drawable(bar[2], tornado.x)]
     return sorted(found, key=lambda bar: -abs(bar[2] - bar[1]))
+
+
+def empty(block: Plot | Heat | Waterfall | Tornado) -> bool:
+    """Whether nothing at all is drawn."""
+    return isinstance(block, Plot) and not block.series
+
+
+def sentence(text: str) -> str:
+    """With a capital as its first letter."""
+    return text[:1].upper() + text[1:]
 
 
 def lines(text: str, width: int) -> list[str]:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from compare.report.document import Basis, Block, Document, Heat, Paragraph, Plot, Table, Tornado, Waterfall
 from compare.report.figures import figure, height
 from compare.report.files import as_json
-from compare.report.looks import COLOURS, Look, all_drawn, looks, titled
+from compare.report.looks import COLOURS, NOTHING, Look, all_drawn, empty, looks, sentence, titled
 
 LABELS = {
     Basis.VENDOR: ("ve", "whoever sells it says so"),
@@ -26,6 +26,10 @@ LABELS = {
     Basis.EMULATED: ("em", "measured at a modelled pace"),
 }
 """The mark that a number has in the page, and what it means."""
+FOLDED = ("effects-", "device-")
+"""How the keys of tables begin that hold the detail of what is beside them."""
+MOST_ROWS = 24
+"""Of a table that is open from the start."""
 
 
 def page(document: Document) -> str:
@@ -47,9 +51,13 @@ def page(document: Document) -> str:
         labels={str(basis): {"mark": mark, "means": means} for basis, (mark, means) in LABELS.items()},
         used=_labels(document),
         colours=COLOURS,
+        nothing=NOTHING,
+        sentence=sentence,
+        lines=_lines,
+        folded={block.key for block in document.blocks if isinstance(block, Table) and _folded(block)},
         extra={block.key: _extra(block, series_looks) for block in blocks},
         sources=partial(_sources, report["numbers"]),
-        figures=_script_data({block.key: figure(block, series_looks) for block in blocks}),
+        figures=_script_data({block.key: figure(block, series_looks) for block in blocks if not empty(block)}),
         plotlyjs=Markup(get_plotlyjs().replace("</script", r"<\/script")),
     )
 
@@ -72,7 +80,31 @@ def _extra(block: Plot | Heat | Waterfall | Tornado, series_looks: dict[str, Loo
         "legend": _legend(block, series_looks),
         "axes": ", ".join(titled(axis) for axis in _axes(block)),
         "all_drawn": all_drawn(block),
+        "empty": empty(block),
     }
+
+
+def _folded(table: Table) -> bool:
+    """Whether only its title is shown until somebody opens it."""
+    return table.key.startswith(FOLDED) or len(table.rows) > MOST_ROWS
+
+
+def _lines(parts: list[Any]) -> list[list[Any]]:
+    """Of a verdict, each sentence on a line. The first ends at a colon, if there is one: what is said, before why."""
+    found: list[list[Any]] = [[]]
+    for part in parts:
+        before = found[-1][-1] if found[-1] else ""
+        if not isinstance(part, str):
+            found[-1].append(part)
+        elif len(found) == 1 and ": " in part:
+            said, why = part.split(": ", 1)
+            found[-1].append(said)
+            found.append([sentence(why)])
+        elif isinstance(before, str) and before.endswith(".") and part[:1] == " " and part[1:2].isupper():
+            found.append([part[1:]])
+        else:
+            found[-1].append(part)
+    return found
 
 
 def _axes(block: Block) -> list[Any]:

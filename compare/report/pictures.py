@@ -11,16 +11,20 @@ from compare.report.looks import (
     ABOVE,
     BELOW,
     COLOURS,
+    NOTHING,
     Look,
     all_drawn,
     drawable,
     edges,
+    empty,
     lines,
+    log_ticks,
     looks,
     named,
     on_log,
     points,
     present,
+    sentence,
     shown,
     tick,
     titled,
@@ -53,6 +57,10 @@ STYLE: Any = {
 }
 NAME_BOX: Any = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2}
 MOST_TICKS = 12
+LEGEND_WIDTH = 118
+"""Characters."""
+ROW = 16
+"""Points between names above a plot."""
 
 
 def draw(document: Document, folder: Path) -> None:
@@ -69,14 +77,12 @@ def draw(document: Document, folder: Path) -> None:
             figure = Figure(figsize=INCHES, dpi=DOTS, layout="constrained")
             axes = figure.add_subplot()
             _draw(block, figure, axes, series_looks)
-            axes.set_title(
-                f"{block.subject}: {block.title}" if block.subject else block.title,
-                loc="left",
-                fontweight="bold",
-                pad=14,
-            )
+            title = f"{block.subject}: {block.title}" if block.subject else block.title
+            written = "\n".join(lines(sentence(title), 88))
+            figure.suptitle(written, x=0.012, ha="left", fontsize=15, fontweight="bold")
             if not all_drawn(block):
-                axes.set_title("some values are not drawn", loc="right", fontsize=11, color=MUTED, pad=14)
+                pad = 14 + ROW * sum(mark.axis == "x" for mark in getattr(block, "marks", ()))
+                axes.set_title("some values are not drawn", loc="right", fontsize=11, color=MUTED, pad=pad)
             with replaced(folder / f"{block.key}.png") as file:
                 figure.savefig(file, format="png")
 
@@ -91,6 +97,8 @@ def _draw(block: Plot | Heat | Waterfall | Tornado, figure: Figure, axes: Axes, 
             _waterfall(block, axes)
         case Tornado():
             _tornado(block, figure, axes)
+    if not isinstance(block, Heat):
+        _round_ticks(axes)
 
 
 def _plot(plot: Plot, figure: Figure, axes: Axes, series_looks: dict[str, Look]) -> None:
@@ -111,16 +119,23 @@ def _plot(plot: Plot, figure: Figure, axes: Axes, series_looks: dict[str, Look])
         axes.grid(visible=False, axis="x")
     if not plot.y.log and all(y >= 0 for series in plot.series for y in series.y):
         axes.set_ylim(bottom=0)
-    for mark in plot.marks:
-        if drawable(mark.at.value, plot.x if mark.axis == "x" else plot.y):
-            _mark(axes, mark.name, mark.axis, mark.at.value)
-    if plot.series:
-        figure.legend(loc="outside lower left", ncols=2 if len(plot.series) < 5 else 3, frameon=False)
+    for axis in ("x", "y"):
+        found_on = [mark for mark in plot.marks if mark.axis == axis]
+        for row, mark in enumerate(found_on):
+            if drawable(mark.at.value, plot.x if axis == "x" else plot.y):
+                _mark(axes, mark.name, axis, mark.at.value, row)
+    if empty(plot):
+        axes.text(0.5, 0.5, NOTHING, transform=axes.transAxes, ha="center", color=MUTED)
+    else:
+        longest = max(len(line) for series in plot.series for line in _label(series).split("\n"))
+        columns = max(1, min(4, LEGEND_WIDTH // (longest + 7)))
+        figure.set_figheight(INCHES[1] + 0.25 * max(0, math.ceil(len(plot.series) / columns) - 3))
+        figure.legend(loc="outside lower left", ncols=columns, frameon=False)
 
 
 def _line(axes: Axes, series: Series, look: Look, xs: list[float], ys: list[float]) -> None:
     style = "none" if series.style == "points" else "--" if series.dashed else "-"
-    size = 5 if series.dashed else 8
+    size = (5 if series.dashed else 8) + (3 if look.marker == "*" else 0)
     axes.plot(
         xs,
         ys,
@@ -148,15 +163,17 @@ def _label(series: Series) -> str:
     return "\n".join(lines(f"{name} ({series.basis})", 48))
 
 
-def _mark(axes: Axes, name: str, axis: str, at: float) -> None:
+def _mark(axes: Axes, name: str, axis: str, at: float, row: int) -> None:
+    """Names on x are above the plot, each in a row of its own; on y they are on the line, left and right in turn."""
     line = axes.axvline if axis == "x" else axes.axhline
     line(at, color=MUTED, linestyle=":", linewidth=1.5)
     text = "\n".join(lines(name, 60))
     if axis == "x":
-        place: Options = {"xy": (at, 1), "xycoords": ("data", "axes fraction"), "va": "top", "rotation": 90}
+        place: Options = {"xy": (at, 1), "xycoords": ("data", "axes fraction"), "ha": "center"}
+        place |= {"xytext": (0, 4 + ROW * row), "textcoords": "offset points"}
     else:
-        place = {"xy": (0, at), "xycoords": ("axes fraction", "data"), "va": "bottom"}
-    axes.annotate(text, **place, ha="right" if axis == "x" else "left", color=MUTED, fontsize=11, bbox=NAME_BOX)
+        place = {"xy": (row % 2, at), "xycoords": ("axes fraction", "data"), "ha": "right" if row % 2 else "left"}
+    axes.annotate(text, **place, va="bottom", color=MUTED, fontsize=11, bbox=NAME_BOX)
 
 
 def _heat(heat: Heat, figure: Figure, axes: Axes) -> None:
@@ -199,7 +216,9 @@ def _waterfall(waterfall: Waterfall, axes: Axes) -> None:
     reached = [at.value for _, at in steps]
     bases = [min(reached, default=1) / 2 if waterfall.y.log else 0.0, *reached[:-1]]
     for place, (before, after) in enumerate(zip(bases, reached, strict=False)):
-        colour = MUTED if place == 0 else COLOURS[ABOVE if after >= before else BELOW][0]
+        colour = MUTED if place == 0 or not before else COLOURS[ABOVE if after >= before else BELOW][0]
+        if not after:
+            axes.plot(0, place, marker="x", markersize=9, markeredgewidth=2, color=MUTED, clip_on=False)
         axes.barh(place, after - before, left=before, height=0.6, color=colour)
         if place + 1 < len(reached):
             axes.plot([after, after], [place, place + 1], color=MUTED, linewidth=1)
@@ -228,7 +247,19 @@ def _names(axes: Axes, names: list[str]) -> None:
     wrapped = ["\n".join(line for part in name.split("\n") for line in lines(part, 32)) for name in names]
     axes.set_yticks(range(len(names)), wrapped)
     axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", pad=10)
     axes.grid(visible=False, axis="y")
+
+
+def _round_ticks(axes: Axes) -> None:
+    """Of logarithmic axes, once all is drawn."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(FixedLocator([at for at in log_ticks([low, high]) if low <= at <= high]))
+            axis.set_minor_locator(NullLocator())
 
 
 def _scale(axes: Axes, axis: Axis, which: str) -> None:
@@ -238,10 +269,8 @@ def _scale(axes: Axes, axis: Axis, which: str) -> None:
 
 
 def _axis(drawn: XAxis | YAxis, axis: Axis) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     drawn.set_label_text("\n".join(lines(titled(axis), 70)))
     drawn.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-    if axis.log:
-        drawn.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        drawn.set_minor_formatter(NullFormatter())
+    drawn.set_minor_formatter(NullFormatter())

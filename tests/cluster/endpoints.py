@@ -110,14 +110,14 @@ class Measured:
     """One run of the command, with a prompt from a file and a key, unless `words` say otherwise."""
 
     def __init__(self, server: Server, folder: Path, *words: str, requests: int = 1) -> None:
-        prompts, self.key_file, file = folder / "prompts.txt", folder / "key", folder / "run.json"
+        prompts, self.key_file, self.file = folder / "prompts.txt", folder / "key", folder / "run.json"
         prompts.write_text("one prompt\n")
         self.key_file.write_text(f"{KEY}\n")
         given = () if "--input-tokens" in words or "--prompts" in words else ("--prompts", str(prompts))
-        where = ("--endpoint", server.url, "--model", "m", "--key-file", str(self.key_file), "--json", str(file))
+        where = ("--endpoint", server.url, "--model", "m", "--key-file", str(self.key_file), "--json", str(self.file))
         self.done = bench(*where, *given, "--requests", str(requests), *words)
-        assert file.exists(), self.done.output
-        self.text = file.read_text()
+        assert self.file.exists(), self.done.output
+        self.text = self.file.read_text()
         self.content = json.loads(self.text)
         self.records = [Record(**one) for one in self.content["requests"]]
 

@@ -11,7 +11,10 @@ from cluster.bench.chunks import events
 from cluster.bench.load import Record
 from cluster.bench.report import as_json, summary
 from cluster.bench.run import Options
+from compare.measured import run_of
+from compare.scenario import WorkloadSection
 from engine.config import SHIPPED_MODEL
+from engine.errors import ConfigError
 from engine.text import Text
 from tests.cluster.endpoints import WHOLE, Measured, chunk, serving, streaming, usage
 
@@ -144,6 +147,20 @@ def test_the_json_has_the_form_of_our_own(tmp_path: Path) -> None:
 
 def keys(of: dict[str, Any]) -> list[str]:
     return sorted(of)
+
+
+def test_a_scenario_takes_the_file_of_an_endpoint(tmp_path: Path) -> None:
+    with serving(streaming(*WHOLE, gap=0.01)) as server:
+        measured = Measured(server, tmp_path)
+    assert measured.done.exit_code == 0, measured.done.output
+
+    run = run_of(measured.file, WorkloadSection(input_tokens=11, output_tokens=7))
+
+    assert run.user_rate == pytest.approx(1 / measured.content["summary"]["latency"]["tpot"]["mean"])
+    assert run.ttft["50"] >= 0.01
+    assert run.emulated == ""
+    with pytest.raises(ConfigError, match="another workload"):
+        run_of(measured.file, WorkloadSection(input_tokens=11, output_tokens=70))
 
 
 def test_events_are_put_together_from_any_pieces() -> None:

@@ -1,6 +1,8 @@
 """The page in a browser: every plot is drawn, nothing is wider than the window, light and dark differ."""
 
 import asyncio
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ WIDER = """[...document.querySelectorAll("main > section *")]
 COLOURS = """(() => { const of = (e, key) => getComputedStyle(e)[key];
     const text = document.querySelector(".plot .xtick text");
     return [of(document.body, "color"), of(document.body, "backgroundColor"), of(text, "fill")]; })()"""
+OPEN = """document.querySelectorAll("main details").forEach(e => { e.open = true; })"""
 VISIBLE = 'document.querySelectorAll("#plot-pareto .scatterlayer .trace").length'
 BUTTONS = '[...document.querySelectorAll(".modebar-btn")].map(button => button.dataset.title)'
 
@@ -33,8 +36,8 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
             await page.resize(1440)
             await page.prefer("light")
             await page.open(tmp_path / "report" / "index.html")
-            await _every_plot_is_drawn(page)
-            await _nothing_is_too_wide(page)
+            await _every_plot_is_drawn(page, ["pareto", "ttft", "steps", "payback", "many", "unknowns"])
+            await _nothing_is_too_wide(page, (390, 768, 1440))
             await _light_and_dark_differ(page)
             await _series_can_be_hidden(page)
             await _a_number_tells_its_source(page)
@@ -43,17 +46,39 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
     asyncio.run(look())
 
 
-async def _every_plot_is_drawn(page: Tab) -> None:
+def test_a_whole_report_in_a_browser(report_folder: Path, tmp_path: Path) -> None:
+    report = json.loads((report_folder / "report.json").read_text())
+    blocks = [block for section in report["sections"] for block in section["blocks"]]
+    drawn = [b["key"] for b in blocks if b["kind"] not in ("paragraph", "table") and b.get("series") != []]
+    assert {block["kind"] for block in blocks} >= {"paragraph", "table", "plot", "waterfall", "tornado"}
+
+    async def look() -> None:
+        async with tab(tmp_path / "profile") as page:
+            for width, scheme in ((390, "light"), (1440, "dark")):
+                await page.resize(width)
+                await page.prefer(scheme)
+                await page.open(report_folder / "index.html")
+                await _every_plot_is_drawn(page, drawn)
+                await page.evaluate(OPEN)
+                await _nothing_is_too_wide(page, (width,))
+                await _contents_stay_usable(page, width)
+            await _light_and_dark_differ(page)
+            assert page.errors == []
+
+    asyncio.run(look())
+
+
+async def _every_plot_is_drawn(page: Tab, keys: list[str]) -> None:
     found = await page.evaluate(PLOTS)
-    assert [key for key, _, _ in found] == ["pareto", "ttft", "steps", "payback", "many", "unknowns"]
+    assert [key for key, _, _ in found] == keys
     assert all(drawings and traces for _, drawings, traces in found), found
     buttons = await page.evaluate(BUTTONS)
     assert buttons
     assert not [title for title in buttons if "hare" in title or "loud" in title], "a plot can be sent to somebody"
 
 
-async def _nothing_is_too_wide(page: Tab) -> None:
-    for width in (390, 768, 1440):
+async def _nothing_is_too_wide(page: Tab, widths: Sequence[int]) -> None:
+    for width in widths:
         await page.resize(width)
         scrolled, inner, window = await page.evaluate(WIDTHS)
         assert scrolled <= inner <= window == width
@@ -63,11 +88,23 @@ async def _nothing_is_too_wide(page: Tab) -> None:
 
 
 async def _light_and_dark_differ(page: Tab) -> None:
-    light = await page.evaluate(COLOURS)
-    await page.prefer("dark")
-    dark = await page.evaluate(COLOURS)
-    assert all(before != after for before, after in zip(light, dark, strict=True)), (light, dark)
-    assert dark[0] != dark[1]
+    found = {}
+    for scheme in ("light", "dark"):
+        await page.prefer(scheme)
+        found[scheme] = await page.evaluate(COLOURS)
+    assert all(light != dark for light, dark in zip(*found.values(), strict=True)), found
+    assert found["dark"][0] != found["dark"][1]
+
+
+async def _contents_stay_usable(page: Tab, width: int) -> None:
+    """Beside the page, or on a narrow one folded at its top, wherever one is."""
+    assert await page.evaluate('document.getElementById("contents").open') == (width > 1000)
+    await page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    await page.settle()
+    top = await page.evaluate('document.querySelector("nav").getBoundingClientRect().top')
+    assert 0 <= top < 50
+    last = await page.evaluate('[...document.querySelectorAll("nav a")].at(-1).className')
+    assert last == "here"
 
 
 async def _series_can_be_hidden(page: Tab) -> None:

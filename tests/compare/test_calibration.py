@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compare.anchors import PUBLISHED, anchors, read_anchors
-from compare.calibration import CALIBRATIONS, alone, calibrated
+from compare.published.anchors import PUBLISHED, anchors, read_anchors
+from compare.published.calibration import CALIBRATIONS, alone, calibrated
+from compare.published.terms import Steps
 from compare.scenario import Scenario
 from compare.setups import Built
 from compare.steady import Steady
-from compare.terms import Steps
 from engine.errors import ConfigError
 from hardware.device import Device, Numbers
 from hardware.fit import closest

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from compare.curves import COLUMNS, FIGURES, as_csv, figure_points, layers_of, predict_file
 from compare.dspark import Drafting, Point, predicted
+from compare.published.curves import COLUMNS, FIGURES, as_csv, figure_points, layers_of, predict_file
 from engine.errors import ConfigError
 
 HEAD = "figure,model,drafter,x,x_unit,y,y_unit\n"

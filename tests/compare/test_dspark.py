@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compare.curves import figure_points
 from compare.dspark import (
     PUBLISHED_AUC,
     PUBLISHED_DSPARK,
@@ -16,6 +15,7 @@ from compare.dspark import (
     _auc,
     predicted,
 )
+from compare.published.curves import figure_points
 from engine.errors import ConfigError
 
 LAYERS = 43

@@ -2,14 +2,15 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from compare.report.document import Basis
-from compare.report.files import as_json
-from compare.report.looks import COLOURS, edges, log_ticks, look, looks
-from compare.report.page import LABELS, page
+from compare.report.document import Axis, Basis, Document, Name, Plot, Section, Table
+from compare.report.files import as_json, write
+from compare.report.looks import COLOURS, NOTHING, edges, log_ticks, look, looks, tick
+from compare.report.page import LABELS, _lines, page
 from tests.compare.sample import document
 from tests.compare.walk import walk
 
@@ -65,7 +66,7 @@ def test_the_page_loads_nothing(html: str) -> None:
 
 
 def test_hostile_text_stays_text(html: str) -> None:
-    assert html.count("<script") == html.count("</script>") == 3
+    assert html.count("<script") == html.count("</script>") == 4
     assert "&lt;script&gt;alert(" in html
 
 
@@ -87,8 +88,8 @@ def test_a_system_looks_the_same_in_all_plots() -> None:
     found = looks(document())
 
     assert [*found][:4] == ["8 × B200, DSpark", "8 × B200, no drafter", "Bandwidth alone", "CS-3"]
-    first = [look(place) for place in range(56)]
-    assert len(set(first)) == 56
+    first = [look(place) for place in range(84)]
+    assert len(set(first)) == 84
     assert len({(one.colour) for one in first[: len(COLOURS)]}) == len(COLOURS)
 
 
@@ -120,4 +121,65 @@ def test_cells_meet_halfway() -> None:
 def test_ticks_of_a_logarithmic_axis_are_round() -> None:
     assert {20, 50, 100, 200} < set(log_ticks([20, 700]))
     assert 50 not in log_ticks([1, 1e6])
+    assert [at for at in log_ticks([0.007, 1.1]) if 0.007 <= at <= 1.1] == [0.01, 0.1, 1]
     assert log_ticks([])
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.2, 2.8), (1.21, 1.35), (0.61, 4.1), (998, 1003)])
+def test_a_short_logarithmic_axis_has_ticks_too(low: float, high: float) -> None:
+    inside = [at for at in log_ticks([low, high]) if low <= at <= high]
+
+    assert 2 < len(inside) < 9
+    assert all(float(f"{at:.4g}") == pytest.approx(at) for at in inside)
+
+
+def test_millions_are_short() -> None:
+    assert [tick(at) for at in (999_999, 1e6, 2.5e7, 20_000, 0.05)] == ["1,000,000", "1M", "25M", "20,000", "0.05"]
+
+
+def test_a_verdict_says_first_what_and_then_why() -> None:
+    said = [{"name": "A"}, " does not pay: wherever it costs ", {"number": "n"}, " times."]
+    more = [" It pays if ", {"name": "x"}, " is more: much more.", " Else not."]
+
+    found = _lines([*said, *more])
+
+    assert found == [
+        [{"name": "A"}, " does not pay"],
+        ["Wherever it costs ", {"number": "n"}, " times."],
+        ["It pays if ", {"name": "x"}, " is more: much more."],
+        ["Else not."],
+    ]
+    assert _lines(["All in one."]) == [["All in one."]]
+
+
+def test_what_is_long_is_folded_and_still_there() -> None:
+    rows = tuple((Name(f"row {number}"), None) for number in range(30))
+    long, short = (Table(key, "Much", ("a", "b"), some) for key, some in (("long", rows), ("short", rows[:3])))
+    effects = Table("effects-of-a", "all effects", ("a", "b"), rows[:3])
+    nothing = Plot("nothing", "Nothing", Axis("a", ""), Axis("b", ""), ())
+    blocks = (long, short, effects, nothing)
+
+    html = page(Document("Folded", {}, (Section("one", "One", blocks),)))
+
+    assert html.count('<details class="fold">') == 2
+    assert html.count("row 29") == 1
+    assert NOTHING in html and 'id="plot-nothing"' not in html
+
+
+def test_files_of_what_is_no_longer_in_the_report_go(tmp_path: Path) -> None:
+    def written(*keys: str) -> set[str]:
+        tables = tuple(Table(key, "Some", ("a",), (("b",),)) for key in keys)
+        plot = Plot(f"plot-{keys[0]}", "Nothing", Axis("a", ""), Axis("b", ""), ())
+        write(Document("Twice", {}, (Section("one", "One", (*tables, plot)),)), tmp_path)
+        return {str(file.relative_to(tmp_path)) for file in tmp_path.glob("*/*")}
+
+    written("before", "stays")
+    (tmp_path / "tables" / "mine.csv").write_text("1")
+
+    found = written("after", "stays")
+
+    assert found == {*(f"tables/{key}.csv" for key in ("after", "stays", "mine")), *_plots("plot-after")}
+
+
+def _plots(key: str) -> set[str]:
+    return {f"plots/{key}.csv", f"plots/{key}.png"}

@@ -5,15 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from typer.testing import CliRunner
 
-from cluster.cli import app
 from compare import simulated
 from compare.report.build import Comparison
 from compare.simulated import served, wanted
-from tests.compare.made_up import figure, gpu, scenario
-from tests.compare.test_scenario import run_of
 from tests.compare.walk import walk
 
 ASKED = ("verdict", "per-unit", "per-megawatt", "per-dollar", "attribution", "break-even", "smallest", "sensitivity")
@@ -21,42 +16,15 @@ ALSO = ("latency", "claims", "assumptions", "validation")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a report of everything that there is was written, by the command."""
-    here = tmp_path_factory.mktemp("report")
-    changed = {
-        "bandwidth": figure(8, "TB/s"),
-        "cost": figure((1, 20), "$/h"),
-        "hop": figure((1, 9), "us"),
-        "power": figure((1, 2), "kW"),
-    }
-    plain, special = gpu(here, "plain"), gpu(here, "special", **changed)
-    content: dict[str, Any] = scenario(plain, special, measured={"ours": {"files": ["run.json"], "device": plain}})
-    content["systems"]["together"] = {
-        "prefill": {"device": plain, "units": [1]},
-        "decode": {"device": plain, "units": [1, 2]},
-        "helper": {"device": special, "does": "feed_forward", "units": [2], "attention": "tensor"},
-        "drafts": "planned",
-    }
-    content["contenders"]["together"] = "DSpark"
-    content["devices"][special]["losses"] = {"layer_us": [1, 5], "source": "made up for a test"}
-    with Path(special).open("a") as file:
-        yaml.safe_dump({"bridge": figure((2, 10), "us")}, file)
-    (here / "run.json").write_text(json.dumps(run_of()))
-    (here / "made-up.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    result = CliRunner().invoke(app, ["compare", str(here / "made-up.yaml"), "--out", str(here / "out")])
-    assert result.exit_code == 0, result.output
-    return here / "out" / "made-up"
-
-
-@pytest.fixture(scope="module")
-def report(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
+def report(report_folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((report_folder / "report.json").read_text())
     return found
 
 
-def test_every_number_of_the_page_is_in_the_json_with_label_and_source(folder: Path, report: dict[str, Any]) -> None:
-    walk((folder / "index.html").read_text(), report)
+def test_every_number_of_the_page_is_in_the_json_with_label_and_source(
+    report_folder: Path, report: dict[str, Any]
+) -> None:
+    walk((report_folder / "index.html").read_text(), report)
     assert len(report["numbers"]) > 300
 
 
@@ -83,20 +51,22 @@ def test_results_that_rest_on_unknown_figures_show_their_range(report: dict[str,
     assert unknown["low"] < unknown["value"] < unknown["high"]
 
 
-def test_pictures_and_tables_lie_beside_the_page(folder: Path, report: dict[str, Any]) -> None:
+def test_pictures_and_tables_lie_beside_the_page(report_folder: Path, report: dict[str, Any]) -> None:
     blocks = [block for section in report["sections"] for block in section["blocks"] if "key" in block]
 
     for block in blocks:
         if block["kind"] == "table":
-            assert (folder / "tables" / f"{block['key']}.csv").is_file()
+            assert (report_folder / "tables" / f"{block['key']}.csv").is_file()
         else:
-            assert (folder / "plots" / f"{block['key']}.csv").is_file()
-            assert (folder / "plots" / f"{block['key']}.png").read_bytes().startswith(b"\x89PNG")
+            assert (report_folder / "plots" / f"{block['key']}.csv").is_file()
+            assert (report_folder / "plots" / f"{block['key']}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_that_was_broken_off_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_broken_off_goes_on(
+    report_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was simulated is not simulated again; another scenario's points are not taken for this one's."""
-    study = Comparison.of(folder.parent.parent / "made-up.yaml").study
+    study = Comparison.of(report_folder.parent.parent / "made-up.yaml").study
     everything = served(study, tmp_path)
     first = [next(everything), next(everything)]
     computed: list[tuple[str, int]] = []

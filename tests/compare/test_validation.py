@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from compare.anchors import anchors
-from compare.checks import CLAIMS, FIG7, FIG8_BUDGET, FIG8_THROUGHPUT, RACKS, Check, left_out
+from compare.published.anchors import anchors
+from compare.published.checks import CLAIMS, FIG7, FIG8_BUDGET, FIG8_THROUGHPUT, RACKS, Check, checks, left_out
 from compare.report.document import Document, Number, Plot, Table
-from compare.validation import TITLES, checks, section
+from compare.report.validation import TITLES, section
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from functools import cache
 
 import numpy as np
 
-from compare.anchors import Anchor, AnchorSet, anchors
 from compare.dspark import PUBLISHED_DSPARK
-from compare.terms import BEST, Steps
+from compare.published.anchors import Anchor, AnchorSet, anchors
+from compare.published.terms import BEST, Steps
 from engine.errors import ConfigError
 from hardware.device import Device, Numbers
 from hardware.fit import Fitted, Measured, closest

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from compare.anchors import PUBLISHED
 from compare.dspark import Drafting, Point, predicted
+from compare.published.anchors import PUBLISHED
 from engine.errors import ConfigError
 from hardware.model import Model, known_models
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from compare.checks import (
+from compare.dspark import PUBLISHED_AUC, PUBLISHED_DSPARK, PUBLISHED_MTP
+from compare.published.checks import (
     CLAIMS,
     FIG7,
     FIG8_BUDGET,
@@ -13,34 +14,21 @@ from compare.checks import (
     SGLANG,
     WAFER,
     Check,
-    claims,
-    fig7,
-    fig8,
-    inferencex,
+    checks,
     left_out,
-    r1_on_hopper,
-    sglang,
-    wafer,
     with_dspark,
 )
-from compare.curves import BASELINE, BUDGET, DSPARK, INTERACTIVITY, THROUGHPUT, figure
-from compare.dspark import PUBLISHED_AUC, PUBLISHED_DSPARK, PUBLISHED_MTP
+from compare.published.curves import BASELINE, BUDGET, DSPARK, INTERACTIVITY, THROUGHPUT, figure
 from compare.report.document import Axis, Basis, Block, Cell, Name, Number, Paragraph, Plot, Section, Series, Table
 
 GOLDEN = "InferenceX golden_al_distribution, SPEED-Bench coding"
 METHOD = "predicted from the MTP-1 curve alone (compare/dspark.py)"
-GROUPS = (fig8, fig7, claims, inferencex, sglang, r1_on_hopper, wafer)
 CONCURRENCY, RATE = Axis("requests under way", "per GPU"), Axis("each user", "tok/s")
 ALL, TOKENS = Axis("output", "tok/s/GPU"), Axis("verified", "tokens/request")
 
 
-def checks() -> list[Check]:
-    """All of them, group by group. Takes seconds: losses are fitted first."""
-    return [check for group in GROUPS for check in group()]
-
-
 def section(own: Sequence[Check] = ()) -> Section:
-    """`own`: of this project's cluster (compare/own.py), after all that is published."""
+    """`own`: of this project's cluster (compare/published/own.py), after all that is published."""
     found = [*checks(), *own]
     blocks: list[Block] = [*_method()]
     for number, group in enumerate(dict.fromkeys(check.group for check in found)):
@@ -73,8 +61,8 @@ def _method() -> Iterator[Paragraph]:
     yield Paragraph(
         (
             "Elsewhere, steps are counted from operations and bytes (hardware/roofline.py), and what a device gets of "
-            "its data sheet is fitted on published points (compare/calibration.py). Errors of points that are marked "
-            "as fitted say how well the model's shape can follow them. Only the others are predictions. Published "
+            "its data sheet is fitted on published points (compare/published/calibration.py). Errors of points that are "
+            "marked as fitted say how well the model's shape can follow them. Only the others are predictions. Published "
             "points and where they are from: compare/published. To repeat it: sparkpool compare --validate.",
         )
     )

@@ -6,8 +6,9 @@ from functools import cache
 
 import numpy as np
 
-from compare.anchors import Anchor, AnchorSet, anchors
-from compare.calibration import (
+from compare.dspark import Drafting, Point, predicted
+from compare.published.anchors import Anchor, AnchorSet, anchors
+from compare.published.calibration import (
     CONTEXT,
     INPUT,
     OUTPUT,
@@ -18,8 +19,7 @@ from compare.calibration import (
     r1_decode,
     r1_prefill,
 )
-from compare.curves import BUDGET, DSPARK, INTERACTIVITY, THROUGHPUT, figure, figure_points, layers_of
-from compare.dspark import Drafting, Point, predicted
+from compare.published.curves import BUDGET, DSPARK, INTERACTIVITY, THROUGHPUT, figure, figure_points, layers_of
 from compare.scenario import Scenario
 from compare.setups import Built
 from compare.steady import Steady
@@ -284,3 +284,11 @@ def _faster(before: Sequence[Point], after: Sequence[Point], throughput: float) 
     """Per cent, at equal throughput."""
     rates = [_at_throughput(_by_rate(points), throughput) for points in (before, after)]
     return 100 * (rates[1] / rates[0] - 1)
+
+
+def checks() -> list[Check]:
+    """All of them, group by group. Takes seconds: losses are fitted first."""
+    return [check for group in GROUPS for check in group()]
+
+
+GROUPS = (fig8, fig7, claims, inferencex, sglang, r1_on_hopper, wafer)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from compare.checks import Check
+from compare.published.checks import Check
 from engine.errors import ConfigError
 
 OWN = "this project's own cluster"

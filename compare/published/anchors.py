@@ -13,7 +13,7 @@ from engine.errors import ConfigError
 from engine.section import Section
 from hardware.figure import Label
 
-PUBLISHED = Path(__file__).parent / "published"
+PUBLISHED = Path(__file__).parent
 Above = Annotated[float, Field(gt=0)]
 
 

@@ -1,0 +1,1 @@
+"""What others have published and measured: losses fitted on it, and predictions held against it."""
