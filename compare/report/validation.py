@@ -61,9 +61,9 @@ def _method() -> Iterator[Paragraph]:
     yield Paragraph(
         (
             "Elsewhere, steps are counted from operations and bytes (hardware/roofline.py), and what a device gets of "
-            "its data sheet is fitted on published points (compare/published/calibration.py). Errors of points that are "
-            "marked as fitted say how well the model's shape can follow them. Only the others are predictions. Published "
-            "points and where they are from: compare/published. To repeat it: sparkpool compare --validate.",
+            "its data sheet is fitted on published points (compare/published/calibration.py). Errors of points that "
+            "are marked as fitted say how well the model's shape can follow them. Only the others are predictions. "
+            "Published points and where they are from: compare/published. To repeat it: sparkpool compare --validate.",
         )
     )
     yield Paragraph(
