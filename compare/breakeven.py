@@ -47,8 +47,11 @@ def break_even(against: Side | None, contender: Side | None, traffic: float) -> 
 
 
 def at(study: Study, rivals: Rivals) -> float | None:
-    contender, against = (study.best(name, rivals.user_rate) for name in (rivals.contender, rivals.against))
-    return break_even(Side.of(against), Side.of(contender), study.scenario.traffic)
+    """With the size of the contender's replica that pays first."""
+    against = Side.of(study.best(rivals.against, rivals.user_rate))
+    ways = study.ways(rivals.contender, rivals.user_rate)
+    shares = [break_even(against, Side.of(way), study.scenario.traffic) for way in ways]
+    return min((share for share in shares if share is not None), default=None)
 
 
 def with_figures(study: Study, device: str, figures: dict[str, float]) -> Study:

@@ -20,7 +20,7 @@ LOSSES = ("compute", "memory", "network", "layer_us", "step_us")
 
 
 class WorkloadSection(Section):
-    """Requests of one size, which arrive at random (Poisson)."""
+    """Requests of one size."""
 
     input_tokens: Positive
     """Of a prompt."""

@@ -1,7 +1,7 @@
 """The systems of a study under their workload, with queues and chance: first tokens and whole answers as users see.
 
-Each is as large as it needs to be for its prefill replicas to come out nearly whole, and is sent requests at the rate
-at which steady state (compare/steady.py) would have so many under way in each decode replica.
+Each is as large as it needs to be for its prefill replicas to come out nearly whole. As many requests as asked for are
+under way in each decode replica all the time: whoever has an answer asks again.
 """
 
 import hashlib
@@ -9,14 +9,16 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from random import Random
 
 from compare.acceptance import Rates
 from compare.fast import FastSystem, simulate_fast
 from compare.fast_replicas import Decoding, Prefilling
-from compare.mixes import arrival_times
 from compare.outcome import Result
 from compare.scenario import WorkloadSection
+from compare.setups import Setup
 from compare.steady import CHUNK, Point
 from compare.study import Study
 from compare.workload import Arrival, Segment, Workload
@@ -26,8 +28,9 @@ from hardware.link import Link
 
 LOADS = (1, 8, 64, 256, 1024)
 REPLICAS = 6  # of decode, at most
+SPREAD = 0.5  # of answers, around their mean: equal ones would end together for ever
 WAVES, LEAST, MOST = 4, 200, 12_000  # requests for each that is under way, and bounds
-WARM = 0.4  # of the requests, which come before the system is as full as it will be: they are not counted
+WARM = 0.4  # of the requests, the first of which are not counted; nor are the last, beside whom others are missing
 MESSAGE, ANNOUNCED = 2e-4, 2e-4  # seconds between processes: what gRPC takes on this project's own cluster, in order
 PERCENTILES = (50, 90, 99)
 
@@ -73,13 +76,13 @@ def simulated(study: Study, name: str, load: int) -> Seen:
     point = study.steady[name][0].at(load)
     decode = min(range(1, REPLICAS + 1), key=lambda count: (_rounded_up(point, count) / count, count))
     system = _system(study, point, decode, max(1, _rounded_up(point, decode)))
-    rate = point.arrivals * decode
-    requests = min(max(WAVES * load * decode, LEAST), MOST)
-    result = simulate_fast(system, _workload(study, rate, requests), study.scenario.seed)
-    late = result.done[int(WARM * len(result.done)) :]
-    kept = Result(late, result.machines, result.seconds)
+    under_way = load * decode
+    requests = min(max(WAVES * under_way, LEAST), MOST)
+    result = simulate_fast(system, _workload(study, requests, under_way), study.scenario.seed, under_way)
+    by_arrival = sorted(result.done, key=lambda one: one.at)
+    kept = Result(by_arrival[int(WARM * len(by_arrival)) : -under_way], result.machines, result.seconds)
     return Seen(
-        requests=len(late),
+        requests=len(kept.served),
         user_rate=1 / kept.mean_tpot,
         ttft={str(percentile): kept.ttft(percentile) for percentile in PERCENTILES},
         end_to_end={str(percentile): kept.end_to_end(percentile) for percentile in PERCENTILES},
@@ -95,8 +98,6 @@ def _system(study: Study, point: Point, decode: int, prefill: int) -> FastSystem
     setup, scenario = point.setup, study.scenario
     assert setup.prefill is not None and setup.prefill_part is not None
     context = scenario.workload.input_tokens
-    numbers = setup.prefill_part.numbers
-    bandwidth = numbers.get("scale_out") * setup.prefill_part.units
     return FastSystem(
         prefill=Prefilling(
             replicas=prefill,
@@ -109,7 +110,7 @@ def _system(study: Study, point: Point, decode: int, prefill: int) -> FastSystem
             times=setup.times,
             max_requests=setup.max_requests,
             cache_tokens=setup.max_requests * (context + scenario.workload.output_tokens),
-            link=Link(bandwidth, ANNOUNCED),
+            link=Link(_bandwidth(setup, prefill / decode), ANNOUNCED),
             token_bytes=study.built.model.kept_bytes(context) / context,
             acceptance=_rates(study, setup.drafts) if setup.drafts != "none" else None,
             fixed={"mtp": 1, "fixed": study.drafting.block}.get(setup.drafts),
@@ -119,33 +120,54 @@ def _system(study: Study, point: Point, decode: int, prefill: int) -> FastSystem
     )
 
 
+def _bandwidth(setup: Setup, prefill_replicas: float) -> float:
+    """Bytes per second into a decode replica: what its own units take, or what so many prefill replicas send."""
+    assert setup.prefill_part is not None
+    sent, taken = (part.numbers.get("scale_out") * part.units for part in (setup.prefill_part, setup.decode))
+    return min(max(1.0, prefill_replicas) * sent, taken)
+
+
 def _rates(study: Study, drafts: str) -> Rates:
+    """A planner verifies the most certain drafts of all: with j of each request in the mean, the j-th adds what steady
+    state has it add."""
     if drafts == "mtp":
         return Rates.of_lengths(study.scenario.acceptance.mtp)
-    return Rates.of_lengths(*study.scenario.acceptance.dspark)
+    if drafts == "fixed":
+        return Rates.of_lengths(*study.scenario.acceptance.dspark)
+    return Rates.of_lengths(*(1 + study.drafting.gained(count) for count in range(1, study.drafting.block + 1)))
 
 
-def _workload(study: Study, rate: float, requests: int) -> Workload:
+def _workload(study: Study, requests: int, under_way: int) -> Workload:
+    """For a closed loop, in which times are an order and no more. It begins with as many as shall be under way,
+    somewhere in their answers. Those have no prompt, so that prefill does not begin with all of them; and they end one
+    after the other, so that those who come after them do not come together."""
     section: WorkloadSection = study.scenario.workload
     known = section.input_tokens - section.new_tokens
     shared = (Segment("known", known),) if known else ()
-    times = arrival_times(rate, study.scenario.seed)
-    return Workload(
-        tuple(
-            Arrival(at=at, input_tokens=section.input_tokens, output_tokens=section.output_tokens, shared=shared)
-            for at, _ in zip(times, range(requests), strict=False)
-        )
-    )
+    random = Random(f"under way {study.scenario.seed}")
+    lengths = [random.randint(1, section.output_tokens) for _ in range(under_way)]
+    first = [Arrival(at=0.0, input_tokens=1, output_tokens=length) for length in lengths]
+    answers = [round(section.output_tokens * random.uniform(1 - SPREAD, 1 + SPREAD)) for _ in range(requests)]
+    size = section.input_tokens
+    later = [Arrival(at=1.0, input_tokens=size, output_tokens=max(1, one), shared=shared) for one in answers]
+    return Workload((*first, *later))
 
 
 def _key(study: Study, name: str, load: int) -> str:
-    """Everything that the point depends on: the scenario, the figures of its devices, and how it is simulated."""
+    """Everything that the point depends on: the scenario, the figures of its devices, and the code."""
     figures = {device: numbers.device.model_dump(mode="json") for device, numbers in study.built.numbers.items()}
     losses = {device: str(study.built.losses(device)) for device in study.built.numbers}
     scenario = study.scenario.model_dump(mode="json", exclude={"measured", "predictions", "title", "about"})
-    how = [LOADS, REPLICAS, WAVES, LEAST, MOST, WARM, MESSAGE, ANNOUNCED, CHUNK]
-    content = json.dumps([scenario, figures, losses, how, name, load], sort_keys=True)
+    content = json.dumps([scenario, figures, losses, _code(), name, load], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:24]
+
+
+@cache
+def _code() -> str:
+    """A hash of all that computes a point: points of an older version are not taken for those of this one."""
+    here = Path(__file__).parent
+    files = [*here.glob("*.py"), *here.glob("published/*"), *(here.parent / "hardware").glob("*.py")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files) if file.is_file())).hexdigest()
 
 
 def _read(file: Path) -> Seen:

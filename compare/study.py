@@ -63,7 +63,7 @@ class Study:
 
     scenario: Scenario
     drafting: Drafting
-    known: dict[tuple[str, float], Best | None] = field(default_factory=dict, repr=False)
+    known: dict[tuple[str, float], tuple[Best, ...]] = field(default_factory=dict, repr=False)
     """What systems were found to do at some speed, in this study or one that it varies."""
 
     @classmethod
@@ -103,12 +103,14 @@ class Study:
     def best(self, name: str, user_rate: float) -> Best | None:
         """The cheapest way (or else that with least power) to give each user so many tokens per second; None if the
         system is too slow for that."""
+        return min(self.ways(name, user_rate), key=_worth, default=None)
+
+    def ways(self, name: str, user_rate: float) -> tuple[Best, ...]:
+        """Of each size of replica that is fast enough, with as many requests as still are."""
         key = (self._rests(name), user_rate)
         if key not in self.known:
             found = [one.most(user_rate, self.most) for one in self.steady[name]]
-            self.known[key] = min(
-                (self.valued(point) for point in found if point is not None), key=_worth, default=None
-            )
+            self.known[key] = tuple(self.valued(point) for point in found if point is not None)
         return self.known[key]
 
     def _rests(self, name: str) -> str:

@@ -187,7 +187,7 @@ def _smallest(study: Study, speed: float) -> Table:
     traffic = study.scenario.traffic
     rows: list[tuple[Cell, ...]] = []
     for name in study.scenario.systems:
-        best = study.best(name, speed)
+        best = min(study.ways(name, speed), key=lambda way: study.economics.watts(way.point.setup.parts), default=None)
         if best is None:
             continue
         point = best.point

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compare.dspark import Point, predicted
+from compare.dspark import Drafting, Point, predicted
 from compare.published.curves import figure_points
 from compare.report.document import Block, Cell, Name, Number, Paragraph, Section, Table
 from compare.report.numbers import modelled
@@ -30,7 +30,7 @@ class Claim:
 
 
 def section(study: Study) -> Section:
-    claims = [*_dspark(study), *_memory(), *_lpx(study), *_cerebras(study)]
+    claims = [*_dspark(), *_memory(), *_lpx(study), *_cerebras(study)]
     rows: list[tuple[Cell, ...]] = []
     for claim in claims:
         here = claim.here if isinstance(claim.here, Number) else Name(claim.here)
@@ -43,14 +43,14 @@ def section(study: Study) -> Section:
     return Section("claims", "What has been said", tuple(blocks))
 
 
-def _dspark(study: Study) -> list[Claim]:
+def _dspark() -> list[Claim]:
     found = []
     for model, layers, ends, says, speed, more in (
         ("V4-Flash", 43, (2000.0, 16_000.0), "60 to 85% faster for each user", 80.0, "51% more throughput"),
         ("V4-Pro", 61, (1000.0, 5000.0), "57 to 78% faster for each user", 35.0, "52% more throughput"),
     ):
         before = sorted(figure_points(model), key=lambda point: point.concurrency)
-        after = predicted(before, layers, study.drafting)
+        after = predicted(before, layers, Drafting())
         faster = [_matched(before, after, throughput) for throughput in ends]
         middle = _matched(before, after, math.sqrt(ends[0] * ends[1]))
         compares = f"DSpark with MTP-1 on {model}, at equal throughput, on hardware that the paper does not name"

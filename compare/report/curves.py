@@ -25,10 +25,11 @@ class View:
 
 
 def sections(study: Study, measured: Mapping[str, Measured]) -> list[Section]:
-    found = [_section(study, measured, _per_unit(study)), _section(study, measured, _per_megawatt(study))]
+    views = [_per_unit(study), _per_megawatt(study)]
     if all(best.per_million is not None for name in study.scenario.systems for best in study.curve(name)[:1]):
-        found.append(_section(study, measured, _per_dollar()))
-    return found
+        views.append(_per_dollar())
+    found = [(_series_of(study, measured, view), view) for view in views]
+    return [_section(study, series, view) for series, view in found if series]
 
 
 def _per_unit(study: Study) -> View:
@@ -60,9 +61,12 @@ def _per_dollar() -> View:
     return View("per-dollar", "Cost at a fixed speed", axis, dollars, about)
 
 
-def _section(study: Study, measured: Mapping[str, Measured], view: View) -> Section:
+def _series_of(study: Study, measured: Mapping[str, Measured], view: View) -> list[Series]:
     series = [_series(study, name, view) for name in study.scenario.systems]
-    series += [one for name in measured if (one := _measured(study, name, measured[name], view)) is not None]
+    return series + [one for name in measured if (one := _measured(name, measured[name], view)) is not None]
+
+
+def _section(study: Study, series: Sequence[Series], view: View) -> Section:
     plot = Plot(f"{view.key}-curve", view.title, USER, view.axis, tuple(series))
     blocks: list[Paragraph | Plot | Table] = [Paragraph((view.about,)), plot]
     if study.scenario.systems:
@@ -86,7 +90,7 @@ def _note(best: Best) -> str:
     return f"{point.requests} requests on {parts}{prefill}; {point.verify_tokens:.2f} tokens verified of each"
 
 
-def _measured(study: Study, name: str, measured: Measured, view: View) -> Series | None:
+def _measured(name: str, measured: Measured, view: View) -> Series | None:
     """None if nothing is known of what its device draws or costs."""
     values: list[tuple[float, float]] = []
     for run in measured.runs:

@@ -20,7 +20,7 @@ from compare.report.numbers import assumed, basis_of, modelled
 from compare.simulated import PERCENTILES, Seen
 from compare.study import Study
 
-SIMULATED = "simulation of the modelled steps with Poisson arrivals (compare/fast.py)"
+SIMULATED = "simulation of the modelled steps in a closed loop (compare/simulated.py)"
 
 
 def latency(study: Study, served: Mapping[tuple[str, int], Seen], measured: Mapping[str, Measured]) -> Section:
@@ -68,14 +68,15 @@ def latency(study: Study, served: Mapping[tuple[str, int], Seen], measured: Mapp
 def _latency_text(study: Study) -> tuple[str | Number, ...]:
     workload = study.scenario.workload
     return (
-        "Poisson arrivals of prompts of ",
+        "Prompts of ",
         assumed(workload.input_tokens, "tokens"),
         " (of which ",
         assumed(100 * workload.cached_share, "%"),
         " in a prefill replica's cache) and answers of ",
         assumed(workload.output_tokens, "tokens"),
-        ", at the rate that keeps so many requests under way in a decode replica in steady state. Queues for prefill, "
-        "the handoff of pages and steps that wait for each other are in these times; the network to users is not.",
+        " in the mean, up to half shorter or longer. So many requests are under way for each decode replica all the "
+        "time, those in prefill included: whoever has an answer asks again. Queues for prefill, the handoff of pages "
+        "and steps that wait for each other are in these times; the network to users is not.",
     )
 
 

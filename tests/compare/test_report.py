@@ -93,4 +93,4 @@ def test_simulation_adds_queues_to_steady_state(report: dict[str, Any]) -> None:
 
     assert len(pairs) > 6
     for found, steady in pairs:
-        assert 0.7 * steady < found < 1.05 * steady  # answers are short: the handoff of a busy prefill replica counts
+        assert 0.7 * steady < found < 1.25 * steady  # some wait for a handoff; those in prefill share no decode step

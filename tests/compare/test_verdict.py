@@ -139,3 +139,21 @@ def test_dearer_hardware_never_pays_from_less_traffic(tmp_path: Path) -> None:
     found = [math.inf if share is None else share for share in shares]
     assert found == sorted(found)
     assert found[0] < found[-1] == math.inf
+
+
+def test_break_even_takes_the_size_of_replica_that_pays_first(tmp_path: Path) -> None:
+    """Small replicas pay from less traffic, large ones are cheaper once they are full."""
+    fast = {"bandwidth": figure(8, "TB/s")}
+    plain, special = gpu(tmp_path, "plain"), gpu(tmp_path, "special", **fast)
+
+    def share(*units: int) -> float | None:
+        content = scenario(plain, special, traffic=1e6, most_requests=4000)
+        content["systems"]["special"]["decode"]["units"] = list(units)
+        return breakeven.at(Study.of(Scenario.parse(content)), Rivals("special", "DSpark", 100))
+
+    small, large = share(1), share(4)
+
+    assert small is not None
+    assert large is not None
+    assert small < large
+    assert share(1, 4) == share(4, 1) == small
