@@ -62,7 +62,8 @@ class Built:
 
     @cached_property
     def setups(self) -> Mapping[str, list[Setup]]:
-        """Raises ConfigError for a device that nobody knows and a model that does not fit."""
+        """Of each system, without sizes that have no room for one request. Raises ConfigError for a device that nobody
+        knows and a model that does not fit."""
         found: dict[str, list[Setup]] = {}
         for name, system in self.scenario.systems.items():
             try:
@@ -110,7 +111,9 @@ class Built:
 
     def _choices(self, name: str, system: SystemSection) -> Iterator[Setup]:
         for units in system.decode.units or (None,):
-            yield self._setup(name, system, units)
+            setup = self._setup(name, system, units)
+            if setup.max_requests:
+                yield setup
 
     def _setup(self, name: str, system: SystemSection, units: int | None) -> Setup:
         drafter = self._drafter(system)
@@ -124,13 +127,12 @@ class Built:
         else:
             times = self._roofline(system.decode, units, drafter)
             decode, helper = self._part(times), None
-            most = _fit(times).max_requests(self._longest)
-        if most < 1:
-            raise ConfigError(f"a replica has no room for one request of {self._longest} tokens")
+            most = _fit(times).max_requests(self.longest)
         return Setup(name, times, decode, helper, prefill, prefill_part, min(most, MOST_REQUESTS), system.drafts)
 
     @property
-    def _longest(self) -> int:
+    def longest(self) -> int:
+        """Tokens of a request at its end."""
         return self.scenario.workload.input_tokens + self.scenario.workload.output_tokens
 
     def _drafter(self, system: SystemSection) -> DraftShape | None:
@@ -169,7 +171,7 @@ class Built:
             drafts = Roofline(model, there, Placement(count, 1, helper.attention), self.losses(helper.device), drafter)
             taps = TAPPED * model.hidden * STORED["bf16"]
             times: StepTimes = ExternalDrafter(target, drafts, Bridge.of(there, count), taps)
-            return times, self._part(target), Part(there, count), _fit(target).max_requests(self._longest)
+            return times, self._part(target), Part(there, count), _fit(target).max_requests(self.longest)
         if units is None:
             raise ConfigError("units of the device that has attention: none are given")
         stored = _stored(model, helper)
@@ -181,7 +183,7 @@ class Built:
         times = Hybrid(attention, experts, Bridge.of(there, count), helper.micro_batches)
         fit = Fit(_without_feed_forward(model), place, here.get("memory"), SPARE)
         fit.check(f"{units} x {here.device.name} (attention alone)")
-        return times, Part(here, units), Part(there, count), fit.max_requests(self._longest)
+        return times, Part(here, units), Part(there, count), fit.max_requests(self.longest)
 
 
 def varied(scenario: Scenario, device: str, name: str, value: float) -> Scenario:

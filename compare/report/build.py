@@ -18,6 +18,7 @@ from compare.scenario import Scenario
 from compare.simulated import Seen, served, wanted
 from compare.study import Study
 from compare.verdict import Verdict, verdict
+from engine.errors import ConfigError
 
 Told = Callable[[str, int, int], None]
 """What is being done, how much of it is done, and of how much."""
@@ -41,6 +42,9 @@ class Comparison:
         study = Study.of(scenario)
         economics = Economics.of(scenario)
         for name, choices in study.built.setups.items():
+            if not choices:
+                tokens = study.built.longest
+                raise ConfigError(f"systems.{name}: no replica has room for one request of {tokens} tokens")
             parts = [part for setup in choices for part in (*setup.parts, setup.prefill_part) if part is not None]
             economics.watts(parts)
             if name in (*scenario.contenders, *scenario.contenders.values()):

@@ -1,6 +1,7 @@
 """Scenarios: what is refused before anything runs, and the shipped ones."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from compare.report.build import Comparison
 from compare.scenario import Scenario
+from compare.study import Rivals
+from compare.unknowns import uses
+from compare.verdict import ratio
 from engine.errors import ConfigError
 from tests.compare.made_up import figure, gpu, scenario
 
@@ -84,6 +88,25 @@ def test_a_model_that_does_not_fit_says_by_how_much(tmp_path: Path) -> None:
 
     assert "systems.plain" in said
     assert "GB too much" in said
+
+
+def test_a_request_that_no_replica_has_room_for(tmp_path: Path) -> None:
+    workload = {"input_tokens": 3_000_000, "output_tokens": 200}
+
+    said = refused(tmp_path, content(tmp_path, workload=workload))
+
+    assert "systems.plain: no replica has room for one request of 3000200 tokens" in said
+
+
+def test_a_use_that_nothing_has_room_for_is_no_fault(tmp_path: Path) -> None:
+    """Prompts four times as long fit neither side: what results depend on says so, and goes on."""
+    workload = {"input_tokens": 200_000, "output_tokens": 200}
+    study = Comparison.of(written(tmp_path, content(tmp_path, workload=workload))).study
+
+    (context,) = [one for one in uses(study.scenario) if one.name == "context"]
+    found = ratio(Rivals("special", "DSpark", 20))(study.varied(context.high(study.scenario)))
+
+    assert found == math.inf
 
 
 def test_drafts_on_a_helper_need_drafts(tmp_path: Path) -> None:
