@@ -47,7 +47,7 @@ def test_every_node_asks_for_a_token_and_has_the_switches(name: str, key: str) -
     assert content(name)["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", [*SERVICES, "scenarios/tiny/serve.yaml", "scenarios/tiny/mtp.yaml"])
 def test_every_serve_file_deploys(name: str) -> None:
     config = Config.load(DEPLOY / name)
 
