@@ -10,7 +10,6 @@ are dearer, none pays.
 
 from dataclasses import dataclass
 
-from compare.setups import varied
 from compare.study import Best, Rivals, Study
 from engine.errors import ConfigError
 
@@ -52,11 +51,3 @@ def at(study: Study, rivals: Rivals) -> float | None:
     ways = study.ways(rivals.contender, rivals.user_rate)
     shares = [break_even(against, Side.of(way), study.scenario.traffic) for way in ways]
     return min((share for share in shares if share is not None), default=None)
-
-
-def with_figures(study: Study, device: str, figures: dict[str, float]) -> Study:
-    """The same, where figures of a device that nobody has said have these values."""
-    scenario = study.scenario
-    for figure, value in figures.items():
-        scenario = varied(scenario, device, figure, value)
-    return study.varied(scenario)

@@ -80,12 +80,12 @@ class Drafting:
     def gained(self, drafts: float) -> float:
         """Tokens that a step adds in the mean if the most certain drafts are verified, so many of each request in the
         mean."""
-        count = min(round(drafts * DRAWS), len(self.survival))
-        return float(self._summed[count - 1]) / DRAWS if count else 0.0
+        return float(self.gains[min(round(drafts * DRAWS), len(self.survival))])
 
     @cached_property
-    def _summed(self) -> "np.ndarray":
-        return np.asarray(np.cumsum(self.survival))
+    def gains(self) -> "np.ndarray":
+        """The same with 0, 1, 2, ... drafts of all DRAWS requests together."""
+        return np.concatenate([[0.0], np.cumsum(self.survival)]) / DRAWS
 
     @cached_property
     def survival(self) -> "np.ndarray":
@@ -153,14 +153,13 @@ def predicted(
 ) -> list[Point]:
     """With DSpark, at the concurrencies of `points`, which were measured with MTP-1 on a target of so many layers."""
     curve = StepCurve(points, layers, mtp_accepted_length)
-    gained = np.concatenate([[0.0], np.cumsum(drafting.survival)]) / DRAWS
-    verified = np.arange(len(gained)) / DRAWS
+    verified = np.arange(len(drafting.gains)) / DRAWS
     more_fixed = curve.fixed * (drafting.layers - 1) / (layers + 1)
     found = []
     for point in points:
         drafted = drafting.layers * (1 + drafting.block)
         seconds = curve.at(point.concurrency * ((1 + verified) * layers + drafted)) + more_fixed
-        rate = point.concurrency * (1 + gained) / seconds
+        rate = point.concurrency * (1 + drafting.gains) / seconds
         best = int(rate.argmax())
         found.append(Point(point.concurrency, float(rate[best]), 1 + float(verified[best])))
     return found

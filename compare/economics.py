@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from compare.scenario import Scenario
+from compare.scenario import Scenario, middle
 from compare.setups import Part
 from engine.errors import ConfigError
 from hardware.device import Numbers
@@ -19,8 +19,7 @@ class Economics:
 
     @classmethod
     def of(cls, scenario: Scenario) -> "Economics":
-        low, high = scenario.capital if isinstance(scenario.capital, tuple) else (scenario.capital,) * 2
-        return cls(scenario.power, scenario.energy / 3.6e6, (low * high) ** 0.5 / 3600 / 1e6)
+        return cls(scenario.power, scenario.energy / 3.6e6, middle(scenario.capital) / 3600 / 1e6)
 
     def watts(self, parts: Iterable[Part]) -> float:
         return sum(part.units * self._watts(part.numbers) for part in parts)

@@ -1,5 +1,6 @@
 """What is compared, under which load and which assumptions: the file that `sparkpool compare` reads."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,6 +18,11 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Range = Annotated[float, Field(gt=0)] | tuple[Above, Above]
 """A number, or the least and the most that it may be where nobody knows."""
 LOSSES = ("compute", "memory", "network", "layer_us", "step_us")
+
+
+def middle(value: Range) -> float:
+    """The number, or the geometric middle of the range, as of published figures (hardware/figure.py)."""
+    return math.sqrt(value[0] * value[1]) if isinstance(value, tuple) else value
 
 
 class WorkloadSection(Section):

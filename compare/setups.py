@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from compare.published.calibration import calibrated
-from compare.scenario import LOSSES, Machines, Scenario, SystemSection
+from compare.scenario import LOSSES, Machines, Scenario, SystemSection, middle
 from engine.errors import ConfigError
 from engine.steptime import StepTimes
 from hardware.device import Device, Numbers
@@ -17,7 +16,6 @@ from hardware.placement import Fit, Placement, fewest
 from hardware.roofline import DraftShape, Losses, Roofline
 
 MOST_REQUESTS = 1 << 14
-SPARE = 0.1  # of a unit's memory, for what is neither weights nor cache (hardware/placement.py)
 TAPPED = 3  # layers whose hidden states a DSpark drafter reads (its checkpoints have 3 to 5)
 
 
@@ -99,7 +97,7 @@ class Built:
             found: Losses = calibrated(section.losses).losses
             source = f"{found.source}. {section.why}".strip()
             return replace(found, layer_seconds=layers * found.layer_seconds, source=source)
-        values = {name: section.assumed.get(name, _middle(getattr(section.losses, name))) for name in LOSSES}
+        values = {name: section.assumed.get(name, middle(getattr(section.losses, name))) for name in LOSSES}
         return Losses(
             values["compute"],
             values["memory"],
@@ -150,7 +148,7 @@ class Built:
             place = fewest(model, numbers, machines.attention, machines.stages)
         else:
             place = Placement(units, machines.stages, machines.attention)
-            Fit(model, place, numbers.get("memory"), SPARE).check(f"{place.all_units} x {numbers.device.name}")
+            Fit(model, place, numbers.get("memory")).check(f"{place.all_units} x {numbers.device.name}")
         return Roofline(model, numbers, place, self.losses(machines.device), drafter)
 
     def _part(self, roofline: Roofline) -> Part:
@@ -181,7 +179,7 @@ class Built:
         attention = Roofline(model, here, place, self.losses(system.decode.device), drafter)
         experts = Roofline(stored, there, Placement(count, 1, "tensor"), self.losses(helper.device))
         times = Hybrid(attention, experts, Bridge.of(there, count), helper.micro_batches)
-        fit = Fit(_without_feed_forward(model), place, here.get("memory"), SPARE)
+        fit = Fit(_without_feed_forward(model), place, here.get("memory"))
         fit.check(f"{units} x {here.device.name} (attention alone)")
         return times, Part(here, units), Part(there, count), fit.max_requests(self.longest)
 
@@ -193,18 +191,12 @@ def varied(scenario: Scenario, device: str, name: str, value: float) -> Scenario
     return scenario.model_copy(update={"devices": {**scenario.devices, device: changed}})
 
 
-def _middle(value: Any) -> float:
-    if isinstance(value, tuple):
-        return float((value[0] * value[1]) ** 0.5)
-    return float(value)
-
-
 def _stored(model: Model, machines: Machines) -> Model:
     return model if machines.stored is None else replace(model, dense=machines.stored, routed=machines.stored)
 
 
 def _fit(roofline: Roofline) -> Fit:
-    return Fit(roofline.model, roofline.placement, roofline.numbers.get("memory"), SPARE)
+    return Fit(roofline.model, roofline.placement, roofline.numbers.get("memory"))
 
 
 def _feed_forward_bytes(model: Model, kind: FeedForward) -> float:
@@ -218,4 +210,4 @@ def _without_feed_forward(model: Model) -> Model:
 def _racks(numbers: Numbers, size: float) -> int:
     """Units that hold so many bytes, in whole racks."""
     rack = int(numbers.get("rack_units")) if numbers.has("rack_units") else 1
-    return rack * -(-int(size / (numbers.get("memory") * (1 - SPARE)) + 1) // rack)
+    return rack * -(-int(size / (numbers.get("memory") * (1 - Fit.spare)) + 1) // rack)

@@ -120,20 +120,20 @@ def fig7() -> Iterator[Check]:
 def claims() -> Iterator[Check]:
     paper = "DSpark paper, text"
     for model, rate, percent in (("V4-Flash", 80, 51.0), ("V4-Pro", 35, 52.0)):
-        before, after = _by_rate(figure_points(model)), _by_rate(with_dspark(model))
+        before, after = by_rate(figure_points(model)), by_rate(with_dspark(model))
         more = 100 * (at(after, rate) / at(before, rate) - 1)
         yield Check(CLAIMS, f"{model}: more throughput at {rate} tok/s/user", more, percent, "%", paper, "vendor")
     published = figure(INTERACTIVITY, "V4-Flash", "MTP-1"), figure(INTERACTIVITY, "V4-Flash", DSPARK)
     for throughput in (2000, 10_000, 16_000):
-        faster = _faster(figure_points("V4-Flash"), with_dspark("V4-Flash"), throughput)
+        more = faster(figure_points("V4-Flash"), with_dspark("V4-Flash"), throughput)
         read = 100 * (_at_throughput(published[1], throughput) / _at_throughput(published[0], throughput) - 1)
         what = f"V4-Flash: faster for each user at {throughput:,} tok/s/GPU"
-        yield Check(CLAIMS, what, faster, read, "%", PAPER.format("figure 7"), "vendor")
+        yield Check(CLAIMS, what, more, read, "%", PAPER.format("figure 7"), "vendor")
     for model, low, high, ends in (("V4-Flash", 60.0, 85.0, (2000, 10_000)), ("V4-Pro", 57.0, 78.0, (1000, 4000))):
-        faster = sum(_faster(figure_points(model), with_dspark(model), end) for end in ends) / 2
+        more = sum(faster(figure_points(model), with_dspark(model), end) for end in ends) / 2
         what = f"{model}: faster for each user, middle from {ends[0]:,} to {ends[1]:,} tok/s/GPU"
         note = "at which throughputs its range holds, the paper does not say"
-        yield Check(CLAIMS, what, faster, (low + high) / 2, "%", paper, "vendor", note=note, span=(low, high))
+        yield Check(CLAIMS, what, more, (low + high) / 2, "%", paper, "vendor", note=note, span=(low, high))
 
 
 def inferencex() -> Iterator[Check]:
@@ -272,7 +272,7 @@ def at(curve: Sequence[tuple[float, float]], x: float) -> float:
     return float(np.interp(x, places, values))
 
 
-def _by_rate(points: Sequence[Point]) -> list[tuple[float, float]]:
+def by_rate(points: Sequence[Point]) -> list[tuple[float, float]]:
     return [(point.user_rate, point.throughput) for point in points]
 
 
@@ -280,9 +280,9 @@ def _at_throughput(curve: Sequence[tuple[float, float]], throughput: float) -> f
     return at([(y, x) for x, y in curve], throughput)
 
 
-def _faster(before: Sequence[Point], after: Sequence[Point], throughput: float) -> float:
+def faster(before: Sequence[Point], after: Sequence[Point], throughput: float) -> float:
     """Per cent, at equal throughput."""
-    rates = [_at_throughput(_by_rate(points), throughput) for points in (before, after)]
+    rates = [_at_throughput(by_rate(points), throughput) for points in (before, after)]
     return 100 * (rates[1] / rates[0] - 1)
 
 

@@ -4,7 +4,6 @@ from compare.report.document import (
     Basis,
     Block,
     Cell,
-    Link,
     Name,
     Number,
     Paragraph,
@@ -12,7 +11,7 @@ from compare.report.document import (
     Table,
 )
 from compare.report.numbers import assumed, key_of, said, sourced
-from compare.scenario import LOSSES, LossesSection
+from compare.scenario import LOSSES, LossesSection, middle
 from compare.study import Study
 from hardware.figure import Figure
 
@@ -32,10 +31,8 @@ def assumptions(study: Study) -> Section:
 
 
 def _figure(name: str, figure: Figure, taken: float | None) -> tuple[Cell, ...]:
-    source = sourced(figure.source)
-    assert isinstance(source, Link | Name)
     value = said(figure) if taken is None else assumed(taken, figure.unit)
-    return Name(name), value, source
+    return Name(name), value, sourced(figure.source)
 
 
 def _losses(study: Study) -> Table:
@@ -81,9 +78,8 @@ def _scenario(study: Study) -> Table:
         rows.append(("tokens of a step with one DSpark draft more", _published(length, acceptance.source)))
     capital = scenario.capital
     if isinstance(capital, tuple):
-        middle = (capital[0] * capital[1]) ** 0.5
         why = "from price and owning cost of devices that have both, energy left out"
-        rows.append(("owning what costs a million", Number(middle, "$/h", Basis.UNKNOWN, why, *capital)))
+        rows.append(("owning what costs a million", Number(middle(capital), "$/h", Basis.UNKNOWN, why, *capital)))
     else:
         rows.append(("owning what costs a million", assumed(capital, "$/h")))
     return Table("scenario", "What the scenario takes for granted", ("what", "value"), tuple(rows))

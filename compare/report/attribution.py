@@ -2,7 +2,7 @@
 
 from compare.report.document import Axis, Block, Cell, Name, Number, Paragraph, Part, Section, Table, Waterfall
 from compare.report.numbers import assumed, key_of, modelled
-from compare.study import Study, joules
+from compare.study import Study
 
 
 def attribution(study: Study) -> Section:
@@ -38,7 +38,7 @@ def _waterfall(study: Study, speed: float) -> Waterfall:
 
 def _per_megawatt(study: Study, name: str, speed: float) -> float:
     best = study.best(name, speed)
-    return 0.0 if best is None else 1e6 / joules(best)
+    return 0.0 if best is None else best.per_megawatt
 
 
 def _factor(value: float, before: float | None) -> Number | None:

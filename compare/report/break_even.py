@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 from compare import breakeven
-from compare.breakeven import with_figures
 from compare.report.document import (
     Axis,
     Basis,
@@ -133,11 +132,11 @@ def _values(unknown: Unknown | None, count: int) -> list[float]:
 
 
 def _at(study: Study, one: Verdict, values: dict[Unknown, float]) -> float | None:
-    varied = study
+    scenario = study.scenario
     for unknown, value in values.items():
-        device, _, figure = unknown.name.rpartition(": ")
-        varied = with_figures(varied, device, {figure: value})
-    share = breakeven.at(varied, one.rivals)
+        assert unknown.at is not None, unknown.name
+        scenario = unknown.at(value)(scenario)
+    share = breakeven.at(study.varied(scenario), one.rivals)
     return None if share is None else 100 * share
 
 

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from compare import measured as runs
-from compare.economics import Economics
 from compare.measured import Measured
 from compare.published.checks import Check
 from compare.published.own import own_checks
@@ -40,15 +39,14 @@ class Comparison:
         check_libraries()
         scenario = Scenario.load(file)
         study = Study.of(scenario)
-        economics = Economics.of(scenario)
         for name, choices in study.built.setups.items():
             if not choices:
                 tokens = study.built.longest
                 raise ConfigError(f"systems.{name}: no replica has room for one request of {tokens} tokens")
             parts = [part for setup in choices for part in (*setup.parts, setup.prefill_part) if part is not None]
-            economics.watts(parts)
+            study.economics.watts(parts)
             if name in (*scenario.contenders, *scenario.contenders.values()):
-                economics.dollars_per_second(parts)
+                study.economics.dollars_per_second(parts)
         own = [check for predictions in scenario.predictions for check in own_checks(predictions)]
         return cls(file, study, runs.read(scenario), own)
 

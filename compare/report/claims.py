@@ -3,9 +3,7 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
-from compare.dspark import Drafting, Point, predicted
+from compare.published.checks import at, by_rate, faster, with_dspark
 from compare.published.curves import figure_points
 from compare.report.document import Block, Cell, Name, Number, Paragraph, Section, Table
 from compare.report.numbers import modelled
@@ -45,38 +43,21 @@ def section(study: Study) -> Section:
 
 def _dspark() -> list[Claim]:
     found = []
-    for model, layers, ends, says, speed, more in (
-        ("V4-Flash", 43, (2000.0, 16_000.0), "60 to 85% faster for each user", 80.0, "51% more throughput"),
-        ("V4-Pro", 61, (1000.0, 5000.0), "57 to 78% faster for each user", 35.0, "52% more throughput"),
+    for model, ends, says, speed, more in (
+        ("V4-Flash", (2000.0, 16_000.0), "60 to 85% faster for each user", 80.0, "51% more throughput"),
+        ("V4-Pro", (1000.0, 5000.0), "57 to 78% faster for each user", 35.0, "52% more throughput"),
     ):
-        before = sorted(figure_points(model), key=lambda point: point.concurrency)
-        after = predicted(before, layers, Drafting())
-        faster = [_matched(before, after, throughput) for throughput in ends]
-        middle = _matched(before, after, math.sqrt(ends[0] * ends[1]))
+        before, after = figure_points(model), with_dspark(model)
+        percents = [faster(before, after, throughput) for throughput in (math.sqrt(ends[0] * ends[1]), *ends)]
         compares = f"DSpark with MTP-1 on {model}, at equal throughput, on hardware that the paper does not name"
         under = f"from {ends[0]:,.0f} to {ends[1]:,.0f} tok/s of each GPU; it shrinks with load"
-        found.append(Claim(says, compares, _percent(middle, faster), under))
-        gain = _at_speed(after, speed) / _at_speed(before, speed) - 1
+        found.append(Claim(says, compares, modelled(percents[0], "%", PAPER, percents[1:]), under))
+        gain = at(by_rate(after), speed) / at(by_rate(before), speed) - 1
         compares = f"the same at {speed:.0f} tok/s of each user"
         found.append(
             Claim(more, compares, modelled(100 * gain, "%", PAPER), "at that one speed, where MTP-1 falls fast")
         )
     return found
-
-
-def _percent(middle: float, ends: list[float]) -> Number:
-    return modelled(100 * middle, "%", PAPER, [100 * end for end in ends])
-
-
-def _matched(before: list[Point], after: list[Point], throughput: float) -> float:
-    """How much faster each user is at equal throughput."""
-    rates = [np.interp(throughput, [p.throughput for p in c], [p.user_rate for p in c]) for c in (before, after)]
-    return float(rates[1] / rates[0] - 1)
-
-
-def _at_speed(points: list[Point], speed: float) -> float:
-    falling = sorted(points, key=lambda point: point.user_rate)
-    return float(np.interp(speed, [p.user_rate for p in falling], [p.throughput for p in falling]))
 
 
 def _memory() -> list[Claim]:

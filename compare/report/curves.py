@@ -49,7 +49,7 @@ def _per_megawatt(study: Study) -> View:
         f"Power is {what}. Published bases differ: some devices' figures are the rack's own draw, without cooling "
         "(Assumptions has each). Whiskers and ranges are over all figures that nobody has published."
     )
-    return View("per-megawatt", "Throughput of a megawatt against speed", axis, lambda best: 1e6 / joules(best), about)
+    return View("per-megawatt", "Throughput of a megawatt against speed", axis, lambda best: best.per_megawatt, about)
 
 
 def _per_dollar() -> View:
@@ -123,10 +123,7 @@ def _prefill_table(study: Study) -> Table:
     for name in study.scenario.systems:
         found = [study.best(name, rate) for rate in rates]
         rows.append((Name(name), *(None if best is None else percent(_prefill_share(study, best)) for best in found)))
-    columns: tuple[Part, ...] = (
-        "system",
-        *(assumed(rate, "tok/s of each user") for rate in study.scenario.interactivity),
-    )
+    columns: tuple[Part, ...] = ("system", *(assumed(rate, "tok/s of each user") for rate in rates))
     note = (
         "Speculation and decode hardware change the rest. What papers say of decode alone shrinks by this in the "
         "whole. One pool has no share of its own.",

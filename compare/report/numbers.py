@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from compare.measured import Measured
-from compare.report.document import Basis, Link, Name, Number, Part
+from compare.report.document import Basis, Link, Name, Number
 from compare.study import Best, Study
 from hardware.figure import Figure
 
@@ -21,8 +21,8 @@ def assumed(value: float, unit: str, source: str = "the scenario's file") -> Num
     return Number(value, unit, Basis.ASSUMED, source)
 
 
-def percent(share: float, make: Callable[[float, str], Number] = modelled) -> Number:
-    return make(100 * share, "%")
+def percent(share: float) -> Number:
+    return modelled(100 * share, "%")
 
 
 def said(figure: Figure) -> Number:
@@ -51,7 +51,7 @@ def basis_of(measured: Measured) -> Basis:
     return Basis.EMULATED if measured.emulated else Basis.MEASURED
 
 
-def sourced(text: str) -> Part:
+def sourced(text: str) -> Link | Name:
     """A source as a link, if it is an address."""
     return Link(text, text) if re.match(r"https?://\S+$", text) else Name(text)
 
