@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from compare.dspark import PUBLISHED_AUC, PUBLISHED_DSPARK, PUBLISHED_MTP, Drafting
 from engine.errors import ConfigError
 from engine.section import Positive, Section
+from hardware.figure import Label
 from hardware.placement import AttentionCut
 
 Above = Annotated[float, Field(gt=0)]
@@ -57,6 +58,8 @@ class AcceptanceSection(Section):
     """How well its confidences tell which drafts survive: area under the curve."""
     layers: Positive = 3
     """Of DSpark's drafter."""
+    label: Label = Label.MEASURED
+    """How much these numbers are worth (hardware/figure.py)."""
     source: str = (
         "InferenceX golden_al_distribution, SPEED-Bench coding: V4-Pro's next-token layer, V4-Pro-0813's DSpark; AUC: "
         "the middle of what the DSpark paper has"

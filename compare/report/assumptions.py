@@ -11,7 +11,7 @@ from compare.report.document import (
     Table,
 )
 from compare.report.numbers import assumed, key_of, said, sourced
-from compare.scenario import LOSSES, LossesSection, middle
+from compare.scenario import LOSSES, AcceptanceSection, LossesSection, middle
 from compare.study import Study
 from hardware.figure import Figure
 
@@ -70,12 +70,12 @@ def _scenario(study: Study) -> Table:
         ("all traffic", assumed(scenario.traffic, "output tok/s")),
         ("of the prefill pool's capacity, used", assumed(100 * scenario.utilisation, "%")),
         ("energy, where cost follows from price", assumed(scenario.energy, "$/kWh")),
-        ("tokens of a step with one next-token draft", _published(acceptance.mtp, acceptance.source)),
-        ("how well confidences tell (area under the curve)", _published(acceptance.auc, acceptance.source)),
-        ("layers of DSpark's drafter", _published(acceptance.layers, acceptance.source)),
+        ("tokens of a step with one next-token draft", _published(acceptance.mtp, acceptance)),
+        ("how well confidences tell (area under the curve)", _published(acceptance.auc, acceptance)),
+        ("layers of DSpark's drafter", _published(acceptance.layers, acceptance)),
     ]
     for length in acceptance.dspark:
-        rows.append(("tokens of a step with one DSpark draft more", _published(length, acceptance.source)))
+        rows.append(("tokens of a step with one DSpark draft more", _published(length, acceptance)))
     capital = scenario.capital
     if isinstance(capital, tuple):
         why = "from price and owning cost of devices that have both, energy left out"
@@ -85,5 +85,5 @@ def _scenario(study: Study) -> Table:
     return Table("scenario", "What the scenario takes for granted", ("what", "value"), tuple(rows))
 
 
-def _published(value: float, source: str) -> Number:
-    return Number(value, "", Basis.MEASURED, source)
+def _published(value: float, acceptance: AcceptanceSection) -> Number:
+    return Number(value, "", Basis(acceptance.label), acceptance.source)

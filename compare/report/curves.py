@@ -1,5 +1,6 @@
 """Sections: speed against throughput, of a GPU, of a megawatt, of a dollar; and the same in tables."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ class View:
     axis: Axis
     of: Measure
     about: str
+    slow: float = 0.0
+    """What it is of a system that is too slow."""
 
 
 def sections(study: Study, measured: Mapping[str, Measured]) -> list[Section]:
@@ -58,7 +61,7 @@ def _per_dollar() -> View:
         "Owning, all in: what analysts estimate; of devices with a guessed price, capital and energy. The cost of "
         "prompts is in it, as the prefill pool is. Ranges are over all figures that nobody has published."
     )
-    return View("per-dollar", "Cost at a fixed speed", axis, dollars, about)
+    return View("per-dollar", "Cost at a fixed speed", axis, dollars, about, math.inf)
 
 
 def _series_of(study: Study, measured: Mapping[str, Measured], view: View) -> list[Series]:
@@ -139,7 +142,7 @@ def _prefill_share(study: Study, best: Best) -> float:
 def _cells(study: Study, name: str, rates: Sequence[float], view: View) -> list[Cell]:
     unit = view.axis.unit
     if view.key == "per-unit":
-        return [ranged([study], name, rate, view.of, unit) for rate in rates]
+        return [ranged([study], name, rate, view.of, unit, view.slow) for rate in rates]
     measure = dollars if view.key == "per-dollar" else joules
     studies = [study, *span(study, name, study.scenario.decide_at[0], measure)]
-    return [ranged(studies, name, rate, view.of, unit) for rate in rates]
+    return [ranged(studies, name, rate, view.of, unit, view.slow) for rate in rates]

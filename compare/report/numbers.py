@@ -35,15 +35,15 @@ def said(figure: Figure) -> Number:
 
 
 def ranged(
-    studies: Sequence[Study], name: str, user_rate: float, measure: Callable[[Best], float], unit: str
+    studies: Sequence[Study], name: str, user_rate: float, measure: Callable[[Best], float], unit: str, slow: float
 ) -> Number | None:
     """A system's measure at some speed: in the first study, and from the least to the most over all of them. None if it
-    is too slow in the first; infinite at the end where it is."""
+    is too slow in the first; `slow` at the end where it is."""
     found = [study.best(name, user_rate) for study in studies]
     if found[0] is None:
         return None
     values = [measure(best) for best in found if best is not None]
-    ends = [*values, *([float("inf")] if None in found else [])]
+    ends = [*values, *([slow] if None in found else [])]
     return modelled(values[0], unit, ends=ends if len(studies) > 1 else ())
 
 

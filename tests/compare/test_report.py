@@ -1,6 +1,7 @@
 """A whole report, of made-up devices: every number is told with label and source, and a broken-off run goes on."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,12 @@ import pytest
 
 from compare import simulated
 from compare.report.build import Comparison
+from compare.report.numbers import ranged
+from compare.scenario import Scenario
 from compare.simulated import served, wanted
+from compare.study import Study, dollars, joules
+from compare.unknowns import span
+from tests.compare.made_up import figure, gpu, scenario
 from tests.compare.walk import walk
 
 ASKED = ("verdict", "per-unit", "per-megawatt", "per-dollar", "attribution", "break-even", "smallest", "sensitivity")
@@ -94,3 +100,18 @@ def test_simulation_adds_queues_to_steady_state(report: dict[str, Any]) -> None:
     assert len(pairs) > 6
     for found, steady in pairs:
         assert 0.7 * steady < found < 1.25 * steady  # some wait for a handoff; those in prefill share no decode step
+
+
+def test_a_system_that_is_too_slow_at_an_end_gives_nothing_there(tmp_path: Path) -> None:
+    """Throughput falls to nothing, cost rises without end."""
+    plain = gpu(tmp_path, "plain")
+    special = gpu(tmp_path, "special", bandwidth=figure((0.3, 30), "TB/s"))
+    study = Study.of(Scenario.parse(scenario(plain, special)))
+    ends = [study, *span(study, "special", 100, joules)]
+    assert [one.best("special", 100) is None for one in ends] == [False, False, True]
+
+    for measure, slow in ((lambda best: best.per_megawatt, 0.0), (dollars, math.inf)):
+        number = ranged(ends, "special", 100, measure, "", slow)
+
+        assert number is not None
+        assert slow in (number.low, number.high)
