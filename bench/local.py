@@ -19,7 +19,7 @@ from engine.local_transfer import LocalTransfer
 from engine.models import load_model
 from engine.transfer import new_agent_name
 from engine.types import Chunk, Handoff, Request, Sampling, StopRules
-from local import Builder, Joint, Pair
+from local import Builder, ColocatedEngine, Pair
 
 PROMPTS = (16, 64, 256, 1024)
 RUNNING, SECONDS, ROUNDS = 8, 4.0, 9
@@ -36,8 +36,10 @@ class Way:
         config = Config.parse({"prefill": {**engine, "lease_seconds": 3600.0}, "decode": {"default": engine}})
         model = load_model(SHIPPED_MODEL, config.model.torch_dtype, options.device)
         self.pair = Pair(config, builder=Builder(config, config.prefill, model))
-        self.joint: Joint = self.pair.builder.joint(new_agent_name("decode"), self._join, self.pair.text)
-        self.joint.warm_up()
+        self.colocated: ColocatedEngine = self.pair.builder.colocated(
+            new_agent_name("decode"), self._join, self.pair.text
+        )
+        self.colocated.warm_up()
         self.pair.prefiller.warm_up()
         self._requests: dict[str, Request] = {}
         self._numbers = itertools.count()
@@ -53,7 +55,7 @@ class Way:
 
     def begin(self, request: Request, way: str) -> None:
         if way == LOCAL:
-            self.joint.serve(request)
+            self.colocated.serve(request)
         else:
             self._requests[request.id] = request
             self.pair.prefiller.add(request)
@@ -62,11 +64,11 @@ class Way:
         """One step of each engine that has something to do."""
         for event in self.pair.prefiller.step():
             if isinstance(event, Handoff):
-                self.joint.add(self._requests.pop(event.request_id), event)
-        return [event for event in self.joint.step() if isinstance(event, Chunk)]
+                self.colocated.add(self._requests.pop(event.request_id), event)
+        return [event for event in self.colocated.step() if isinstance(event, Chunk)]
 
     def run(self) -> None:
-        while self.joint.next_deadline() is not None or self.pair.prefiller.next_deadline() is not None:
+        while self.colocated.next_deadline() is not None or self.pair.prefiller.next_deadline() is not None:
             self.step()
 
     def second_token_seconds(self, num_tokens: int, way: str) -> tuple[float, float]:
@@ -88,7 +90,7 @@ class Way:
         for one in running:
             self.begin(one, LOCAL)
         names = {one.id for one in running}
-        while self.joint.decoder.stats().running < RUNNING:
+        while self.colocated.decoder.stats().running < RUNNING:
             self.step()
         came = tokens = 0
         coming: str | None = None
@@ -104,7 +106,7 @@ class Way:
                     coming, came = None, came + 1
         elapsed = time.perf_counter() - started
         for one in running:
-            self.joint.cancel(one.id)
+            self.colocated.cancel(one.id)
         self.run()
         return tokens / elapsed, came / elapsed
 

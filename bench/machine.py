@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import torch
 
-from engine.machine import cpu_model
+from engine.device import cpu_model
 
 PACKAGES = ("torch", "transformers", "nixl", "ray")
 

@@ -14,8 +14,8 @@ from bench.device_work import CALLS, columns, work_of
 from bench.shape import Options
 from bench.speculation import SIDES
 from engine.config import Config
+from engine.device import peak_bytes
 from engine.facts import ReplicaStats
-from engine.machine import peak_bytes
 from engine.models import LoadedModel
 from engine.types import Request, Sampling, StopRules
 from local import Builder, Pair

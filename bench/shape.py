@@ -19,7 +19,7 @@ from bench.console import bar, print_table
 from bench.machine import machine, versions
 
 RESULTS = Path(__file__).parent / "results"
-Round = TypeVar("Round")
+ModelStepRunner = TypeVar("ModelStepRunner")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,9 @@ class Report:
         self.notes.append(text)
         print(f"note: {text}", flush=True)
 
-    def alternately(self, what: str, sides: Mapping[str, Callable[[Round], float]], rounds: Sequence[Round]) -> Samples:
+    def alternately(
+        self, what: str, sides: Mapping[str, Callable[[ModelStepRunner], float]], rounds: Sequence[ModelStepRunner]
+    ) -> Samples:
         """Run every side on every round and collect the seconds they return. The first round is the warm-up and does
         not count. Each round begins with another side.
         """

@@ -76,7 +76,7 @@ class Tally:
 
     drafting: Counts
     plain: Counts
-    besides_seconds: float = 0.0  # of all of them: what is neither drafting, planning nor verification
+    overhead_seconds: float = 0.0  # of all of them: what is neither drafting, planning nor verification
 
     @classmethod
     def empty(cls) -> "Tally":
@@ -143,7 +143,7 @@ class Side:
             before = after
         seconds = time.perf_counter() - started
         inside = sum(getattr(after, f"{part}_seconds") - started_with[part] for part in started_with)
-        self.tally.besides_seconds += seconds - inside
+        self.tally.overhead_seconds += seconds - inside
         self.answers = [[t for chunk in pair.chunks[request.id] for t in chunk.tokens] for request in asked]
         return seconds
 
@@ -211,7 +211,7 @@ def _measured(
     if differing:
         report.note(f"{at_once} at once: {differing} of {answers} answers differ from the first side's (ties)")
     tokens = at_once * (output_tokens - 1)  # the first came from prefill
-    besides = sides[NONE].tally.besides_seconds / sides[NONE].tally.steps
+    besides = sides[NONE].tally.overhead_seconds / sides[NONE].tally.steps
     return [_row(name, side, samples, at_once, tokens, besides) for name, side in sides.items()]
 
 

@@ -143,8 +143,8 @@ def gateway_addresses(application: str) -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below Ray's worker ports (10002-19999). Drawn, so that two who ask at the same
-    moment get different ones.
+    """Ports that nobody listens on, below Ray's worker ports (10002-19999). They are picked at random,
+    so that two callers at the same moment get different ones.
     """
     drawn = random.Random().sample(range(9000, 10000), 1000)
     found = list(islice((port for port in drawn if not _taken(port)), count))

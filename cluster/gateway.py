@@ -21,7 +21,7 @@ from typing import Protocol
 from ray.exceptions import RayError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 
-from cluster.recent import Recent
+from cluster.sliding_window import SlidingWindow
 from engine.errors import Cancelled, DeadlineExceeded, EngineFailure, Overloaded, Preempted, SparkpoolError, Unavailable
 from engine.front import GatewayConfig
 from engine.types import Chunk, Ended, Event, Handoff, Request
@@ -46,12 +46,14 @@ class EventStream(Protocol):
 class Pools(Protocol):
     """Both pools, as far as a request needs them."""
 
-    def prefill(self, request: Request, wishes: Sequence[str]) -> EventStream:
-        """`wishes`: replicas, best first; the first that can takes it."""
+    def prefill(self, request: Request, preferred_replicas: Sequence[str]) -> EventStream:
+        """`preferred_replicas`: replicas, best first; the first that can takes it."""
         ...
 
-    def decode(self, pool: str, request: Request, handoff: Handoff, wishes: Sequence[str]) -> EventStream: ...
-    def serve(self, pool: str, request: Request, wishes: Sequence[str]) -> EventStream:
+    def decode(
+        self, pool: str, request: Request, handoff: Handoff, preferred_replicas: Sequence[str]
+    ) -> EventStream: ...
+    def serve(self, pool: str, request: Request, preferred_replicas: Sequence[str]) -> EventStream:
         """Prefill and decode in one replica of a decode pool: its handoff, then its chunks."""
         ...
 
@@ -69,7 +71,7 @@ class Places(Protocol):
     def local(self, pool: str, request: Request) -> Sequence[str]: ...
     def prefilling(self, request: Request) -> AbstractContextManager[Sequence[str]]: ...
     def decoding(self, pool: str, request: Request) -> AbstractContextManager[Sequence[str]]: ...
-    def serving(self, wishes: Sequence[str], request: Request) -> AbstractContextManager[None]: ...
+    def serving(self, preferred_replicas: Sequence[str], request: Request) -> AbstractContextManager[None]: ...
     def handed_over(self, seconds: float) -> None: ...
 
 
@@ -134,8 +136,8 @@ class Gateway:
         self._places = places
         self._config = config
         self._retries = RetryBudget(config.max_ongoing)
-        self._first_token_seconds = Recent(RECENT_SECONDS)
-        self._user_rates = Recent(RECENT_SECONDS)
+        self._first_token_seconds = SlidingWindow(RECENT_SECONDS)
+        self._user_rates = SlidingWindow(RECENT_SECONDS)
         self.counters = FrontCounters()
 
     def load(self, ttft_percentile: float) -> FrontLoad:
@@ -209,8 +211,12 @@ class Gateway:
         finished = False
         try:
             await self._places.refresh()
-            wishes = self._places.local(journey.pool, request)
-            way = self._in_one_replica(journey, request, wishes) if wishes else self._through_both(journey, request)
+            preferred_replicas = self._places.local(journey.pool, request)
+            way = (
+                self._in_one_replica(journey, request, preferred_replicas)
+                if preferred_replicas
+                else self._through_both(journey, request)
+            )
             async with way as events:
                 async for event in events:
                     assert isinstance(event, Chunk)
@@ -229,21 +235,23 @@ class Gateway:
     async def _through_both(self, journey: Journey, request: Request) -> AsyncIterator[Events]:
         """What decode says of a request that a prefill replica has handed over."""
         async with contextlib.AsyncExitStack() as stack:
-            with self._places.prefilling(request) as wishes:
-                prefill = await stack.enter_async_context(_read(self._pools.prefill(request, wishes)))
+            with self._places.prefilling(request) as preferred_replicas:
+                prefill = await stack.enter_async_context(_read(self._pools.prefill(request, preferred_replicas)))
                 handoff = await _handoff(prefill)
             journey.take(handoff)
             journey.handed_over_at = time.monotonic()
             await stack.enter_async_context(_kept_open(prefill))
-            wishes = stack.enter_context(self._places.decoding(journey.pool, request))
-            decoding = self._pools.decode(journey.pool, journey.attempt, handoff, wishes)  # older by now
+            preferred_replicas = stack.enter_context(self._places.decoding(journey.pool, request))
+            decoding = self._pools.decode(journey.pool, journey.attempt, handoff, preferred_replicas)  # older by now
             yield await stack.enter_async_context(_read(decoding))
 
     @contextlib.asynccontextmanager
-    async def _in_one_replica(self, journey: Journey, request: Request, wishes: Sequence[str]) -> AsyncIterator[Events]:
+    async def _in_one_replica(
+        self, journey: Journey, request: Request, preferred_replicas: Sequence[str]
+    ) -> AsyncIterator[Events]:
         """What decode says of a request that it prefills itself."""
-        with self._places.serving(wishes, request):
-            async with _read(self._pools.serve(journey.pool, request, wishes)) as events:
+        with self._places.serving(preferred_replicas, request):
+            async with _read(self._pools.serve(journey.pool, request, preferred_replicas)) as events:
                 journey.take(await _handoff(events))
                 journey.handed_over_at = None
                 yield events

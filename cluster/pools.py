@@ -48,14 +48,14 @@ class ServePools:
         self._decode = {pool: handle.options(stream=True) for pool, handle in decode.items()}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def prefill(self, request: Request, wishes: Sequence[str]) -> EventStream:
-        return _called(self._prefill.prefill, request, wishes=tuple(wishes))
+    def prefill(self, request: Request, preferred_replicas: Sequence[str]) -> EventStream:
+        return _called(self._prefill.prefill, request, preferred_replicas=tuple(preferred_replicas))
 
-    def decode(self, pool: str, request: Request, handoff: Handoff, wishes: Sequence[str]) -> EventStream:
-        return _called(self._decode[pool].decode, request, handoff, wishes=tuple(wishes))
+    def decode(self, pool: str, request: Request, handoff: Handoff, preferred_replicas: Sequence[str]) -> EventStream:
+        return _called(self._decode[pool].decode, request, handoff, preferred_replicas=tuple(preferred_replicas))
 
-    def serve(self, pool: str, request: Request, wishes: Sequence[str]) -> EventStream:
-        return _called(self._decode[pool].serve, request, wishes=tuple(wishes))
+    def serve(self, pool: str, request: Request, preferred_replicas: Sequence[str]) -> EventStream:
+        return _called(self._decode[pool].serve, request, preferred_replicas=tuple(preferred_replicas))
 
     def cancel(self, request_id: str) -> None:
         """Tell every replica to drop a request. Returns at once: it is called while a task is being cancelled.

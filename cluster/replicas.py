@@ -81,11 +81,11 @@ class PrefillReplica(EngineReplica):
         builder = Builder(config, config.prefill)
         super().__init__("prefill", config.prefill, builder, lambda name: builder.prefiller(name, _nixl(config)))
 
-    async def prefill(self, request: Request, wishes: Sequence[str] = ()) -> AsyncIterator[Event]:
+    async def prefill(self, request: Request, preferred_replicas: Sequence[str] = ()) -> AsyncIterator[Event]:
         """Yields the `Handoff`, then stays open until the pages have been released, and ends with `Ended`.
 
         Staying open is what makes Serve wait for the pages when it scales down or redeploys; cancelling frees them.
-        `wishes` are for the router that brought the request here (cluster/router.py).
+        `preferred_replicas` are for the router that brought the request here (cluster/router.py).
         """
         async for event in self._thread.stream(request.id, lambda engine: engine.add(request)):
             yield event
@@ -108,7 +108,9 @@ class DecodeReplica(EngineReplica):
             section.stream_interval,
         )
 
-    async def decode(self, request: Request, handoff: Handoff, wishes: Sequence[str] = ()) -> AsyncIterator[Event]:
+    async def decode(
+        self, request: Request, handoff: Handoff, preferred_replicas: Sequence[str] = ()
+    ) -> AsyncIterator[Event]:
         """Yields `Chunk`s up to the one that finishes the request, or `Ended` with an error."""
         async for event in self._thread.stream(request.id, lambda engine: engine.add(request, handoff)):
             yield event
@@ -118,7 +120,7 @@ class DecodeReplica(EngineReplica):
         file: Path | None = await asyncio.wrap_future(self._thread.call(lambda engine: engine.record_file))
         return None if file is None else await asyncio.to_thread(part_of, file, self._pool, skip)
 
-    async def serve(self, request: Request, wishes: Sequence[str] = ()) -> AsyncIterator[Event]:
+    async def serve(self, request: Request, preferred_replicas: Sequence[str] = ()) -> AsyncIterator[Event]:
         """Prefills the request here. Yields its `Handoff`, then what `decode` yields.
 
         Only a pool with `local_chunk_tokens` can do that.

@@ -9,23 +9,24 @@ PATH = "cluster.router.WishRouter"
 
 
 class WishRouter(RequestRouter):  # type: ignore[misc] # Ray has no types
-    """Tries a call's `wishes`, unique ids of replicas, in their order; then the others, the shortest queue first.
+    """Tries a call's `preferred_replicas`, unique ids of replicas, in their order; then the others, the
+    shortest queue first.
 
-    A replica that is gone or at its limit is passed over. A call without wishes goes to the shortest queue.
+    A replica that is gone or at its limit is passed over. A call without preferred_replicas goes to the shortest queue.
     """
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> Sequence[list[RunningReplica]]:
-        wishes: tuple[str, ...] = ()
+        preferred_replicas: tuple[str, ...] = ()
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # or Serve asks again at once, without end
-            wishes = pending_request.kwargs.get("wishes", ())
-        return ranked(wishes, {replica.replica_id.unique_id: replica for replica in candidate_replicas})
+            preferred_replicas = pending_request.kwargs.get("preferred_replicas", ())
+        return ranked(preferred_replicas, {replica.replica_id.unique_id: replica for replica in candidate_replicas})
 
 
-def ranked(wishes: Sequence[str], replicas: dict[str, Any]) -> list[list[Any]]:
+def ranked(preferred_replicas: Sequence[str], replicas: dict[str, Any]) -> list[list[Any]]:
     """Groups of replicas, to be tried one after the other."""
-    wished = [wish for wish in dict.fromkeys(wishes) if wish in replicas]
+    wished = [wish for wish in dict.fromkeys(preferred_replicas) if wish in replicas]
     others = [replica for name, replica in replicas.items() if name not in wished]
     return [*([replicas[wish]] for wish in wished), *([others] if others else [])]

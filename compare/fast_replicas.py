@@ -172,10 +172,10 @@ class DecodeReplica:
 
     @property
     def load(self) -> int:
-        return self.seated + len(self.waiting) + self.coming
+        return self.holding + len(self.waiting) + self.coming
 
     @property
-    def seated(self) -> int:
+    def holding(self) -> int:
         return self.count + len(self.reading) + len(self.releasing)
 
     def turn(self, now: float) -> None:
@@ -194,7 +194,7 @@ class DecodeReplica:
             else:
                 reading.append((moment, entry))
         self.reading = reading
-        while self.waiting and self.seated < self._pool.max_requests:
+        while self.waiting and self.holding < self._pool.max_requests:
             entry = self.waiting[0]
             if self.promised and self.promised + entry.context + entry.left > self._pool.cache_tokens:
                 break

@@ -9,13 +9,13 @@ from typing import Any, Protocol
 from compare.acceptance import Acceptance
 from compare.outcome import Machine
 from compare.virtual import (
-    DrawnRound,
     DrawnTransfer,
     NoModel,
     NoStore,
     NoText,
     PrefillTimes,
     ReplicaClock,
+    SimulatedStepRunner,
     Timeline,
     Wire,
 )
@@ -31,7 +31,7 @@ from engine.steptime import StepTimes
 from engine.types import Ended, Event
 from hardware.link import Link
 from hardware.pace import ModelledPace
-from local.joint import Joint
+from local.colocated import ColocatedEngine
 from prefill.prefiller import Prefiller
 
 POLL_SECONDS = 0.001
@@ -146,7 +146,7 @@ class Workshop:
     def decode(self, name: str, pool: str, kit: Kit, config: DecodeConfig) -> Replica:
         clock, pages = self._clock(), _pages(kit)
         transfer = self._transfer(name, kit, clock)
-        rounds = DrawnRound(kit.acceptance if config.drafting else None, self._domain_of, self._seed)
+        rounds = SimulatedStepRunner(kit.acceptance if config.drafting else None, self._domain_of, self._seed)
         decoder = Decoder(
             pages=pages,
             rounds=rounds,
@@ -170,7 +170,7 @@ class Workshop:
         nobody = DrawnTransfer(f"{name}-local", kit.layout, self._wire, kit.link, clock)
         prefiller = self._prefiller(kit, local, clock, pages, nobody, decoder.spare_tokens)
         prefiller.warm_up()
-        return self._joined(name, pool, Joint(pages, prefiller, decoder), clock, transfer)
+        return self._joined(name, pool, ColocatedEngine(pages, prefiller, decoder), clock, transfer)
 
     def _clock(self) -> ReplicaClock:
         return ReplicaClock(self._timeline.now)

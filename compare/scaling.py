@@ -8,7 +8,7 @@ from policy.load import FrontLoad, Load, ReplicaLoad
 from policy.scale import Bounds, State, Targets, decide
 
 if TYPE_CHECKING:
-    from compare.front import Front
+    from compare.simulated_gateway import SimulatedGateway
 
 SCALE_SECONDS = 1.0  # as often as cluster/autoscale.py decides
 
@@ -16,7 +16,7 @@ SCALE_SECONDS = 1.0  # as often as cluster/autoscale.py decides
 class Scale:
     """Decides once a second. A replica that is wanted is there after a while; one that is not drains."""
 
-    def __init__(self, front: "Front") -> None:
+    def __init__(self, front: "SimulatedGateway") -> None:
         self._front = front
         config = front.system.config
         targets = config.targets

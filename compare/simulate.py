@@ -1,13 +1,13 @@
 """The cluster in virtual time: the engines' own schedules, planners and policies, no model and no wall clock.
 
-    arrivals -> Front (policy/board.py: route, admit) -> Replica (prefill) -> Link -> Replica (decode) -> Served
-                      policy/scale.py, once a second
+    arrivals -> SimulatedGateway (policy/board.py: route, admit) -> Replica (prefill) -> Link -> Replica (decode) ->
+    Served policy/scale.py, once a second
 
-A replica is a real `Prefiller`, `Decoder` or `Joint` over pages without bytes (compare/replica.py).
+A replica is a real `Prefiller`, `Decoder` or `ColocatedEngine` over pages without bytes (compare/replica.py).
 """
 
-from compare.front import Front
 from compare.outcome import Result
+from compare.simulated_gateway import SimulatedGateway
 from compare.system import System
 from compare.workload import Workload
 
@@ -15,4 +15,4 @@ from compare.workload import Workload
 def simulate(system: System, workload: Workload, seed: int = 0, concurrency: int | None = None) -> Result:
     """Serve a workload. With `concurrency`, its times are ignored: so many requests are under way, and the next comes
     when one has ended. The same system, workload and seed give the same result."""
-    return Front(system, workload, seed, concurrency).run()
+    return SimulatedGateway(system, workload, seed, concurrency).run()

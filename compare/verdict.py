@@ -12,7 +12,7 @@ from compare.unknowns import Effect, Result, Unknown, effects, threshold, togeth
 MOST_CONDITIONS = 3
 
 
-class Says(enum.StrEnum):
+class VerdictKind(enum.StrEnum):
     """`PAYS`, `NOT`, `TOO_SLOW` and `ALONE` hold wherever the unknown figures lie."""
 
     PAYS = "pays"
@@ -41,7 +41,7 @@ class Verdict:
     """
 
     rivals: Rivals
-    says: Says
+    says: VerdictKind
     ratio: tuple[float, float, float]
     share: tuple[float | None, float | None, float | None]
     effects: Sequence[Effect]
@@ -73,7 +73,7 @@ def verdict(study: Study, rivals: Rivals) -> Verdict:
     found = effects(study, result, own)
     other = effects(study, result, uses(study.scenario))
     conditions = []
-    if says is Says.OPEN:
+    if says is VerdictKind.OPEN:
         turning = [(effect, threshold(study, result, effect.unknown, 1.0)) for effect in found]
         conditions = [Condition(e.unknown, value, e.low <= 1.0) for e, value in turning if value is not None]
     shares = [breakeven.at(one, rivals) for one in studies]
@@ -88,16 +88,16 @@ def verdict(study: Study, rivals: Rivals) -> Verdict:
     )
 
 
-def _says(studies: Sequence[Study], rivals: Rivals, values: Sequence[float]) -> Says:
+def _says(studies: Sequence[Study], rivals: Rivals, values: Sequence[float]) -> VerdictKind:
     _, favourable, unfavourable = values
     if favourable == math.inf:
         reached = any(_reached(study, rivals.against, rivals.user_rate) is not None for study in studies)
-        return Says.TOO_SLOW if reached else Says.NEITHER
+        return VerdictKind.TOO_SLOW if reached else VerdictKind.NEITHER
     if unfavourable == 0.0:
-        return Says.ALONE
+        return VerdictKind.ALONE
     if unfavourable <= 1.0:
-        return Says.PAYS
-    return Says.NOT if favourable > 1.0 else Says.OPEN
+        return VerdictKind.PAYS
+    return VerdictKind.NOT if favourable > 1.0 else VerdictKind.OPEN
 
 
 def _reached(study: Study, name: str, user_rate: float) -> float | None:

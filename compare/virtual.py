@@ -21,7 +21,7 @@ from engine.drafters import DraftBlock
 from engine.pages import CacheLayout
 from engine.pages.layout import Entry
 from engine.transfer import Message, PageRead, ReadState
-from engine.types import AgentEntry, Drawn
+from engine.types import AgentEntry, SampledToken
 from hardware.link import Link
 from hardware.model import Model
 
@@ -145,8 +145,8 @@ class NoModel:
         return Output(logits, {})
 
 
-class DrawnRound:
-    """Rounds (decode/round.py) whose drafts survive as an acceptance model says. Time is the pace's matter.
+class SimulatedStepRunner:
+    """StepRunner (decode/step_runner.py) whose drafts survive as an acceptance model says. Time is the pace's matter.
 
     Each request's blocks are drawn from noise of its own, so what becomes of them does not depend on the batch.
     """
@@ -173,8 +173,8 @@ class DrawnRound:
         rows = [(*block.confidence, *[0.0] * self.block_length)[:most] for block in blocks]
         return DraftBlock(torch.full((len(batch), most), TOKEN), confidence_RK=torch.tensor(rows, dtype=torch.float32))
 
-    def verify(self, batch: DecodeBatch, block: DraftBlock, lengths: list[int]) -> list[list[Drawn]]:
-        return [[Drawn(TOKEN, 0.0)] * (1 + min(n, s)) for n, s in zip(lengths, self._survives, strict=True)]
+    def verify(self, batch: DecodeBatch, block: DraftBlock, lengths: list[int]) -> list[list[SampledToken]]:
+        return [[SampledToken(TOKEN, 0.0)] * (1 + min(n, s)) for n, s in zip(lengths, self._survives, strict=True)]
 
 
 class Wire:

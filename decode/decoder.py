@@ -6,30 +6,30 @@ It receives its parts and never builds them, asks the clock for `now()` only, an
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from decode.arrival import NO_TIME, Arrival
+from decode.compatibility import HandoffCompatibility
+from decode.handoff_reads import Incoming
 from decode.inbox import Inbox
+from decode.objective import Outcome
 from decode.pace import Pace
-from decode.peers import Peers
 from decode.plan import Planner
-from decode.prospects import Prospects
-from decode.reads import Incoming
+from decode.rate_forecast import RateForecast
 from decode.record import Recorder
-from decode.round import Rounds
-from decode.schedule import DecodeBatch, DecodeSchedule, Laps, Step
+from decode.request_timings import NO_TIME, RequestTimings
+from decode.schedule import DecodeBatch, DecodeSchedule, Step, StepTimestamps
 from decode.sequence import Sequence, stand_ins
-from decode.theta import Outcome
+from decode.step_runner import StepRunner
 from engine.clock import Clock
 from engine.config import DecodeConfig
+from engine.device import peak_bytes
 from engine.drafters import row_from
 from engine.errors import DeadlineExceeded, DoesNotFit, Overloaded, Preempted
 from engine.facts import Acceptance, Counters, ReplicaStats
-from engine.machine import peak_bytes
 from engine.pages import Pages, Tables
 from engine.text import Text
 from engine.transfer import Transfer
 from engine.types import Chunk, Ended, Event, Handoff, Request, Sampling
 
-BESIDES_NEWEST = 0.1  # the share of the newest step in the mean of what steps take besides
+OVERHEAD_EMA_WEIGHT = 0.1  # the share of the newest step in the mean of what steps take besides
 
 
 class Decoder:
@@ -39,7 +39,7 @@ class Decoder:
         self,
         *,
         pages: Pages,
-        rounds: Rounds,
+        rounds: StepRunner,
         planner: Planner,
         pace: Pace,
         recorder: Recorder,
@@ -56,22 +56,22 @@ class Decoder:
         self._rounds = rounds
         self._planner = planner
         self._pace = pace
-        self._prospects = Prospects(planner, config.max_requests)
+        self._prospects = RateForecast(planner, config.max_requests)
         self._recorder = recorder
         self._transfer = transfer
         self._clock = clock
         self._text = text
         self._config = config
         self._poll_seconds = poll_seconds
-        self._peers = Peers(fingerprint, drafter_fingerprint)
+        self._peers = HandoffCompatibility(fingerprint, drafter_fingerprint)
         self._eos_token_ids = eos_token_ids
         self._step_tokens = 1 + rounds.block_length
         self._counters = Counters()
         self._inbox = Inbox(pages=pages, transfer=transfer, clock=clock, config=config, counters=self._counters)
         self._schedule = DecodeSchedule(pages, config, self._step_tokens, eos_token_ids)
         self._ended: float | None = None  # the last step, if this one follows it at once
-        self._besides_seconds = 0.0
-        self._arrivals: dict[str, Arrival] = {}
+        self._overhead_seconds = 0.0
+        self._arrivals: dict[str, RequestTimings] = {}
         self._first_chunks: list[Chunk] = []
 
     def add(self, request: Request, handoff: Handoff) -> None:
@@ -120,14 +120,14 @@ class Decoder:
         entered, computed = self._clock.now(), self._rounds.computing.seconds
         events = self.admit()
         self._schedule.make_room(self._inbox.coming)
-        events += self.news()
+        events += self.pending_events()
         batch = self._schedule.next()
         if not batch:
             return events
         began = self._clock.now()
         if self._ended is not None:
-            self._besides_seconds += BESIDES_NEWEST * (began - self._ended - self._besides_seconds)
-        demand = batch.demand(self._besides_seconds)
+            self._overhead_seconds += OVERHEAD_EMA_WEIGHT * (began - self._ended - self._overhead_seconds)
+        demand = batch.demand(self._overhead_seconds)
         most = self._planner.drafts(demand)
         block = self._rounds.draft(batch, most)
         if most:
@@ -142,7 +142,7 @@ class Decoder:
         outcome = Outcome(lengths, accepted, most > 0, self._ended - began)
         self._planner.observe(demand, outcome)
         self._prospects.observe(demand, outcome)
-        step = Step(batch, block, lengths, drawn, Laps(began, drafted, planned, self._ended))
+        step = Step(batch, block, lengths, drawn, StepTimestamps(began, drafted, planned, self._ended))
         self._recorder.record(step)
         self._counters.overruns += overran
         for sequence in batch.sequences:
@@ -165,7 +165,7 @@ class Decoder:
 
     def admit(self) -> list[Event]:
         """First tokens of new requests, requests that lost their pages or time; what was read joins the running."""
-        events, now = self.news(), self._clock.now()
+        events, now = self.pending_events(), self._clock.now()
         events += [self._late(sequence) for sequence in (*self._schedule.overdue(now), *self._inbox.overdue(now))]
         admitted, ended = self._inbox.poll(self.spare_tokens)
         self._counters.failed += len(ended)
@@ -173,7 +173,7 @@ class Decoder:
             self._join(incoming, now)
         return events + ended
 
-    def news(self) -> list[Event]:
+    def pending_events(self) -> list[Event]:
         """First tokens of new requests, and requests that gave up their pages: they go back to the gateway."""
         events: list[Event] = [*self._first_chunks]
         self._first_chunks = []
@@ -272,7 +272,7 @@ class Decoder:
         """Its pages are here: it takes part in the next step."""
         self._schedule.join(incoming.sequence)
         self._schedule.publish(incoming.sequence)
-        self._arrivals[incoming.sequence.id] = Arrival(incoming, now)
+        self._arrivals[incoming.sequence.id] = RequestTimings(incoming, now)
 
     def _late(self, sequence: Sequence) -> Ended:
         self._counters.failed += 1
@@ -283,9 +283,9 @@ class Decoder:
     def _counted(self, step: Step, events: list[Chunk | Ended]) -> list[Event]:
         """Count the step; whoever has ended leaves, a finished one with its timings and what became of its drafts."""
         self._counters.steps += 1
-        self._counters.draft_seconds += step.laps.draft_seconds
-        self._counters.plan_seconds += step.laps.plan_seconds
-        self._counters.verify_seconds += step.laps.verify_seconds
+        self._counters.draft_seconds += step.timestamps.draft_seconds
+        self._counters.plan_seconds += step.timestamps.plan_seconds
+        self._counters.verify_seconds += step.timestamps.verify_seconds
         told: list[Event] = []
         for sequence, verified, event in zip(step.batch.sequences, step.lengths, events, strict=True):
             accepted = len(event.tokens) - 1 if isinstance(event, Chunk) else 0
@@ -297,7 +297,7 @@ class Decoder:
             else:
                 self._counters.tokens += len(event.tokens)
                 if event.finish is not None:
-                    event = self._closed(event, sequence, step.laps.verified)
+                    event = self._closed(event, sequence, step.timestamps.verified)
             told.append(event)
         return told
 

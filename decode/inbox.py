@@ -1,9 +1,9 @@
 """Handoffs on their way in: pages read over the transfer, leases renewed and released.
 
-`reads.py` says what may happen; this does it. A handoff leaves as an admitted `Incoming`, or as `Ended`.
+`handoff_reads.py` says what may happen; this does it. A handoff leaves as an admitted `Incoming`, or as `Ended`.
 """
 
-from decode.reads import Incoming, ReadEvent, ReadPhase
+from decode.handoff_reads import Incoming, ReadEvent, ReadPhase
 from decode.sequence import Sequence
 from engine.clock import Clock
 from engine.config import DecodeConfig
@@ -33,7 +33,7 @@ class Inbox:
         self.reads = self.reads_lost = 0
         self.moved_bytes = self.moved_pages = 0
         self.transfer_seconds = 0.0
-        pages.line.join(self)
+        pages.queue.join(self)
 
     def __len__(self) -> int:
         return len(self._incoming)
@@ -49,7 +49,7 @@ class Inbox:
         return [incoming.sequence for incoming in self._incoming.values() if incoming.phase in with_pages]
 
     @property
-    def seated(self) -> int:
+    def holding(self) -> int:
         return len(self.coming)
 
     @property
@@ -58,7 +58,7 @@ class Inbox:
         return min(waiting, default=None)
 
     @property
-    def last_seated(self) -> None:
+    def last_holding(self) -> None:
         """Bytes may still arrive in their pages: none can give them up at once."""
         return None
 
@@ -132,10 +132,10 @@ class Inbox:
 
     def _start(self, spare_tokens: int) -> None:
         """Post the reads of waiting handoffs by precedence; the first that does not fit holds up the rest."""
-        room = self._config.max_requests - self._pages.line.seated
+        room = self._config.max_requests - self._pages.queue.holding
         waiting = [incoming for incoming in self._incoming.values() if incoming.phase == P.WAITING]
         for incoming in sorted(waiting, key=lambda i: i.sequence.precedence)[: max(0, room)]:
-            if not self._pages.line.is_next(incoming.sequence.precedence):
+            if not self._pages.queue.is_next(incoming.sequence.precedence):
                 return
             if not self._take_pages(incoming, spare_tokens):
                 return
@@ -148,7 +148,7 @@ class Inbox:
         salt = request.cache_salt if incoming.with_drafter else f"{request.cache_salt}\0without drafter"
         tables = self._pages.open(handoff.nonce, salt)
         most = min(handoff.num_tokens + spare_tokens, request.max_total_tokens)
-        known = self._pages.image(tables, request.tokens, handoff.num_tokens, most)
+        known = self._pages.match_or_allocate(tables, request.tokens, handoff.num_tokens, most)
         if known is None:
             return False
         incoming.sequence.tables = tables
@@ -175,7 +175,7 @@ class Inbox:
             if not self._say(incoming, Verb.RELEASE):
                 return self._apply(incoming, E.TIMEOUT)
         elif after == P.GONE:
-            self._pages.settle(incoming.handoff.nonce)
+            self._pages.release_quarantine(incoming.handoff.nonce)
         elif after != P.ADMITTED:
             self._abandon(incoming, before, event)
         if after in (P.LOST, P.CANCELLED, P.GONE):

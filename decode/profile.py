@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from decode.round import Round
 from decode.schedule import DecodeBatch
 from decode.sequence import stand_ins
+from decode.step_runner import ModelStepRunner
 from engine.pages import Pages
 from engine.steptime import Curve, ProfiledTimes
 from engine.text import Text
@@ -41,7 +41,7 @@ def kept(folder: Path, key: dict[str, str], measure: Callable[[], ProfiledTimes]
 
 
 def profiled(
-    rounds: Round, pages: Pages, text: Text, vocab_size: int, max_requests: int, key: dict[str, str]
+    rounds: ModelStepRunner, pages: Pages, text: Text, vocab_size: int, max_requests: int, key: dict[str, str]
 ) -> ProfiledTimes:
     """The least of a few rounds for 1, 2, 4, ... requests, each verifying none, half and all of a block.
 

@@ -4,7 +4,7 @@ A replica writes one file of JSON lines, AGENT.jsonl. Its first line is a `Heade
 a step of R requests for which K drafts each had been made:
 
     began            seconds on the replica's clock; only differences mean anything
-    draft_seconds    making the drafts; on CUDA see decode/schedule.py: Laps
+    draft_seconds    making the drafts; on CUDA see decode/schedule.py: StepTimestamps
     plan_seconds     deciding how many to verify
     verify_seconds   from the plan to the tokens on the host
     requests     R   names, which tell requests apart from step to step
@@ -31,8 +31,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from decode.objective import survival
 from decode.schedule import Step
-from decode.theta import survival
 
 logger = logging.getLogger("sparkpool")
 FORMAT = "sparkpool-steps-1"
@@ -77,12 +77,12 @@ class StepRecord:
 
     @classmethod
     def of(cls, step: Step, lost: int = 0) -> "StepRecord":
-        laps, demand, confidence_RK = step.laps, step.batch.demand(), step.block.confidence_RK
+        timestamps, demand, confidence_RK = step.timestamps, step.batch.demand(), step.block.confidence_RK
         return cls(
-            began=round(laps.began, 7),
-            draft_seconds=round(laps.draft_seconds, 7),
-            plan_seconds=round(laps.plan_seconds, 7),
-            verify_seconds=round(laps.verify_seconds, 7),
+            began=round(timestamps.began, 7),
+            draft_seconds=round(timestamps.draft_seconds, 7),
+            plan_seconds=round(timestamps.plan_seconds, 7),
+            verify_seconds=round(timestamps.verify_seconds, 7),
             requests=list(demand.names),
             positions=[sequence.num_cached for sequence in step.batch.sequences],
             lengths=list(step.lengths),

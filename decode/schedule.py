@@ -3,16 +3,16 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from decode.objective import StepLoad
 from decode.sequence import Sequence
-from decode.theta import Demand
 from engine.batch import Batch, Row
 from engine.config import DecodeConfig
 from engine.drafters import Anchor, DraftBlock, Rows
-from engine.edits import Draw, Edits
 from engine.errors import ModelFailure
+from engine.logits_processors import Draw, LogitsProcessors
 from engine.pages import Pages, Precedence
 from engine.sampling import NO_TOKEN, SamplingBatch
-from engine.types import Chunk, Drawn, Ended
+from engine.types import Chunk, Ended, SampledToken
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,20 @@ class DecodeBatch:
         for sequence, row in zip(self.sequences, rows, strict=True):
             sequence.drafter_row = row
 
-    def demand(self, besides_seconds: float = 0.0) -> Demand:
+    def demand(self, overhead_seconds: float = 0.0) -> StepLoad:
         """What a planner wants to know of the requests."""
         cached = [s.num_cached for s in self.sequences]
         names, most = [s.id for s in self.sequences], [s.most_drafts for s in self.sequences]
-        return Demand(names, most, sum(cached) // len(cached), besides_seconds)
+        return StepLoad(names, most, sum(cached) // len(cached), overhead_seconds)
 
-    def trial(self, block: DraftBlock, lengths: list[int]) -> "Trial":
+    def trial(self, block: DraftBlock, lengths: list[int]) -> "VerifyBatch":
         """The first drafts of each request, as many as were planned, to be put before the target."""
         drafted = block.token_RK.tolist() if any(lengths) else [[]] * len(self)
-        return Trial(self, [draft[:length] for draft, length in zip(drafted, lengths, strict=True)])
+        return VerifyBatch(self, [draft[:length] for draft, length in zip(drafted, lengths, strict=True)])
 
 
 @dataclass(frozen=True)
-class Trial:
+class VerifyBatch:
     """What a step puts before the target: each request's uncached token, then the drafts to be verified.
 
     The target answers with a row of logits after each of them.
@@ -78,9 +78,9 @@ class Trial:
         return SamplingBatch.of(rows, self.batch.pages.store.device)
 
     @property
-    def edits(self) -> Edits | None:
+    def logits_processors(self) -> LogitsProcessors | None:
         draws = [Draw(s.request, [*s.tokens, *d[:n]]) if s.request.edits_logits else None for s, n, d in self._places]
-        return Edits.of(draws, self.batch.eos_token_ids, self.batch.pages.store.device)
+        return LogitsProcessors.of(draws, self.batch.eos_token_ids, self.batch.pages.store.device)
 
     @property
     def _places(self) -> Iterator[tuple[Sequence, int, list[int]]]:
@@ -90,7 +90,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Laps:
+class StepTimestamps:
     """Moments of one step on the engine's clock: its beginning, and when it had its drafts, its plan and its tokens.
 
     On CUDA drafting only queues work, unless the drafter has confidences, which are waited for; forward and acceptance
@@ -123,8 +123,8 @@ class Step:
     batch: DecodeBatch
     block: DraftBlock
     lengths: list[int]
-    drawn: list[list[Drawn]]
-    laps: Laps
+    drawn: list[list[SampledToken]]
+    timestamps: StepTimestamps
 
 
 class DecodeSchedule:
@@ -141,10 +141,10 @@ class DecodeSchedule:
         self.max_requests = config.max_requests
         self.running: dict[str, Sequence] = {}
         self._evicted: list[Sequence] = []
-        pages.line.join(self)
+        pages.queue.join(self)
 
     @property
-    def seated(self) -> int:
+    def holding(self) -> int:
         return len(self.running)
 
     @property
@@ -152,7 +152,7 @@ class DecodeSchedule:
         return None
 
     @property
-    def last_seated(self) -> Precedence | None:
+    def last_holding(self) -> Precedence | None:
         return next(reversed(self.running.values())).precedence if self.running else None
 
     def evict_last(self) -> None:
@@ -178,7 +178,7 @@ class DecodeSchedule:
         """
         for sequence in list(self.running.values()):
             while sequence.id in self.running and not self._has_pages(sequence):
-                last = self._pages.line.last()
+                last = self._pages.queue.last()
                 alone = last is self and next(reversed(self.running)) == sequence.id
                 if alone and any(one.precedence > sequence.precedence for one in coming):
                     break

@@ -12,7 +12,7 @@ from engine.drafters import Anchor
 from engine.facts import Acceptance
 from engine.pages import Pages, Precedence, Tables
 from engine.text import StopStrings, Text, TextStream
-from engine.types import Chunk, Drawn, FinishReason, Request, Sampling, StopRules
+from engine.types import Chunk, FinishReason, Request, SampledToken, Sampling, StopRules
 
 
 class Sequence:
@@ -67,10 +67,10 @@ class Sequence:
         """Drafts of which every one could still be said: the step itself gives one more token."""
         return min(self.request.stop.max_tokens - self.num_generated - 1, self.request.max_drafts)
 
-    def commit(self, drawn: list[Drawn]) -> Chunk:
+    def commit(self, drawn: list[SampledToken]) -> Chunk:
         """Take tokens up to the first that ends the request; what it says is in the chunk."""
         text = ""
-        taken: list[Drawn] = []
+        taken: list[SampledToken] = []
         for draw in drawn:
             taken.append(draw)
             self.tokens.append(draw.token)
@@ -115,7 +115,7 @@ def stand_ins(
         stop = StopRules(max_tokens=2 * step_tokens)
         request = Request(id=f"stand-in-{n}", prompt=(0,) * context, sampling=sampling, stop=stop)
         sequence = Sequence(request, text, (), 0.0)
-        sequence.commit([Drawn(n * vocab_size // most, 0.0)])
+        sequence.commit([SampledToken(n * vocab_size // most, 0.0)])
         sequence.tables = pages.open(sequence.id)
         if not pages.extend(sequence.tables, context + step_tokens):
             return

@@ -24,11 +24,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from engine.device import to_device
 from engine.drafters import DraftBlock
-from engine.edits import Edits
-from engine.machine import sent
+from engine.logits_processors import LogitsProcessors
 from engine.sampling import ACCEPT_NOISE, Draws, SamplingBatch, draw, log_probs, told, uniform
-from engine.types import Drawn
+from engine.types import SampledToken
 
 LEAST_MASS = 1e-8  # of a residual; below it p and q are the same but for rounding, and p itself is sampled
 
@@ -45,9 +45,9 @@ class Accepted:
     def last_row_R(self) -> Tensor:
         """The row of logits that each request's last token was drawn from."""
         first = [0, *accumulate(length + 1 for length in self.lengths[:-1])]
-        return sent(first, torch.int64, self.num_drafts_R.device) + self.num_drafts_R
+        return to_device(first, torch.int64, self.num_drafts_R.device) + self.num_drafts_R
 
-    def drawn(self) -> list[list[Drawn]]:
+    def drawn(self) -> list[list[SampledToken]]:
         """The step's one copy to the host: the tokens of each request, never none."""
         rows, tokens, start = self.draws.drawn(), [], 0
         for length, accepted in zip(self.lengths, self.num_drafts_R.tolist(), strict=True):
@@ -67,7 +67,7 @@ class Places:
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Places":
         places = [(request, offset, offset < n) for request, n in enumerate(lengths) for offset in range(n + 1)]
-        request_N, offset_N, drafted_N = sent(places, torch.int64, device).unbind(1)
+        request_N, offset_N, drafted_N = to_device(places, torch.int64, device).unbind(1)
         return cls(request_N, offset_N, drafted_N.bool())
 
     def of_block(self, values_RK: Tensor) -> Tensor:
@@ -85,9 +85,9 @@ class Acceptor(Protocol):
         block: DraftBlock,
         lengths: Sequence[int],
         options: SamplingBatch,
-        edits: Edits | None,
+        logits_processors: LogitsProcessors | None,
     ) -> Accepted:
-        """`options` and `edits` are for the N rows; their positions are those of the tokens that follow."""
+        """`options` and `logits_processors` are for the N rows; their positions are those of the tokens that follow."""
         ...
 
 
@@ -103,9 +103,9 @@ class Exact:
         block: DraftBlock,
         lengths: Sequence[int],
         options: SamplingBatch,
-        edits: Edits | None,
+        logits_processors: LogitsProcessors | None,
     ) -> Accepted:
-        changed_NV = logits_NV if edits is None else edits.applied(logits_NV)
+        changed_NV = logits_NV if logits_processors is None else logits_processors.applied(logits_NV)
         log_p_NV = changed_NV if options.all_greedy else log_probs(changed_NV, options)
         if not any(lengths):
             own_N = draw(changed_NV, log_p_NV, options)
@@ -150,15 +150,15 @@ class Synthetic:
         block: DraftBlock,
         lengths: Sequence[int],
         options: SamplingBatch,
-        edits: Edits | None,
+        logits_processors: LogitsProcessors | None,
     ) -> Accepted:
-        changed_NV = logits_NV if edits is None else edits.applied(logits_NV)
+        changed_NV = logits_NV if logits_processors is None else logits_processors.applied(logits_NV)
         own_N = draw(changed_NV, changed_NV if options.all_greedy else log_probs(changed_NV, options), options)
         if not any(lengths):
             return Accepted(told(logits_NV, own_N, options), torch.zeros_like(own_N), tuple(lengths))
         places = Places.of(lengths, logits_NV.device)
         rates = (*self._rates, *[0.0] * block.length)[: block.length]
-        rate_N = places.of_block(sent([rates] * len(lengths), torch.float32, logits_NV.device))
+        rate_N = places.of_block(to_device([rates] * len(lengths), torch.float32, logits_NV.device))
         u_N = uniform(options.seed_R, options.position_R, ACCEPT_NOISE, 1)[:, 0]
         return _committed(logits_NV, places.of_block(block.token_RK), own_N, u_N < rate_N, places, lengths, options)
 

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from engine.machine import sent
+from engine.device import to_device
 from engine.pages import CacheLayout, PageGroup, Tables
 from engine.pages.pool import SCRATCH_PAGE
 
@@ -187,7 +187,7 @@ class Batch:
 
 
 def _tensor(values: list[int] | list[list[int]], device: torch.device) -> Tensor:
-    return sent(values, torch.int64, device)
+    return to_device(values, torch.int64, device)
 
 
 def _in_segments(rows: Sequence[Row]) -> list[list[Row]]:

@@ -86,9 +86,9 @@ class Counters(Drafts):
     """What an engine has done since it started. Of `prompt_tokens`, `prefix_hit_tokens` were in its pages already.
 
     Of `step_seconds`, models took `compute_seconds`; the rest is the engine's own: schedule, batches, sampling, text.
-    The seconds are sums over steps: `draft_seconds`, `plan_seconds` and `verify_seconds` of decode/schedule.py: Laps.
-    `handoffs_without_context` came without the drafter's part of their pages, to an engine that drafts. `overruns`:
-    steps that took longer than they would on the device that is emulated.
+    The seconds are sums over steps: `draft_seconds`, `plan_seconds` and `verify_seconds` of decode/schedule.py:
+    StepTimestamps. `handoffs_without_context` came without the drafter's part of their pages, to an engine that drafts.
+    `overruns`: steps that took longer than they would on the device that is emulated.
     """
 
     steps: int = 0
@@ -139,17 +139,17 @@ def expected_rate(
     survival: Survival,
     requests: int,
     context: int,
-    besides_seconds: float = 0.0,
+    overhead_seconds: float = 0.0,
     drafts: int | None = None,
 ) -> Expected:
     """What each of `requests` requests gets with as many drafts as are worth most, or with just so many `drafts`.
 
     The theta of Algorithm 1 (DSpark paper), for requests that are all alike: (1 + survival) over the seconds of a step
-    that drafts, verifies and takes `besides_seconds` besides. Without drafts, nothing is drafted either.
+    that drafts, verifies and takes `overhead_seconds` besides. Without drafts, nothing is drafted either.
     """
 
     def rate(count: int) -> float:
-        seconds = times.verify_seconds(requests, requests * (1 + count), context) + besides_seconds
+        seconds = times.verify_seconds(requests, requests * (1 + count), context) + overhead_seconds
         seconds += times.draft_seconds(requests, context) if count else 0.0
         return survival.accepted_length(count) / seconds
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.edits import Edits
-from engine.machine import sent
-from engine.types import Drawn, Sampling
+from engine.device import to_device
+from engine.logits_processors import LogitsProcessors
+from engine.types import SampledToken, Sampling
 
 NO_TOKEN = -1
 # What a draw is for: each purpose has noise of its own.
@@ -46,8 +46,8 @@ class SamplingBatch:
         coupled = [s.greedy or s.seeded for s in options]
         reals = [s.temperature for s in options], [s.top_p for s in options], [s.min_p for s in options]
         wholes = [s.top_k for s in options], [s.seed for s in options], [position for _, position in rows], coupled
-        temperature_R, top_p_R, min_p_R = sent(reals, torch.float32, device)
-        top_k_R, seed_R, position_R, coupled_R = sent(wholes, torch.int64, device)
+        temperature_R, top_p_R, min_p_R = to_device(reals, torch.float32, device)
+        top_k_R, seed_R, position_R, coupled_R = to_device(wholes, torch.int64, device)
         return cls(
             temperature_R=temperature_R,
             top_k_R=top_k_R,
@@ -73,23 +73,23 @@ class Draws:
     top_logprob_RK: Tensor
     top_logprobs: tuple[int, ...]
 
-    def drawn(self) -> list[Drawn]:
+    def drawn(self) -> list[SampledToken]:
         """The copy to the host."""
         tokens, logprobs = self.token_R.tolist(), self.logprob_R.tolist()
         if not any(self.top_logprobs):
-            return [Drawn(token, logprob) for token, logprob in zip(tokens, logprobs, strict=True)]
+            return [SampledToken(token, logprob) for token, logprob in zip(tokens, logprobs, strict=True)]
         tops = zip(self.top_token_RK.tolist(), self.top_logprob_RK.tolist(), self.top_logprobs, strict=True)
         rows = zip(tokens, logprobs, tops, strict=True)
-        return [Drawn(token, lp, tuple(zip(ids[:k], lps[:k], strict=True))) for token, lp, (ids, lps, k) in rows]
+        return [SampledToken(token, lp, tuple(zip(ids[:k], lps[:k], strict=True))) for token, lp, (ids, lps, k) in rows]
 
 
 @torch.inference_mode()
-def sample(logits_RV: Tensor, options: SamplingBatch, edits: Edits | None = None) -> Draws:
+def sample(logits_RV: Tensor, options: SamplingBatch, logits_processors: LogitsProcessors | None = None) -> Draws:
     """One token for each row. Log-probabilities are those of the model's own (unprocessed) distribution.
 
     A row that holds NaN or infinity gets NO_TOKEN: its request has to end, the others are not touched.
     """
-    changed_RV = logits_RV if edits is None else edits.applied(logits_RV)
+    changed_RV = logits_RV if logits_processors is None else logits_processors.applied(logits_RV)
     scores_RV = changed_RV if options.all_greedy else log_probs(changed_RV, options)
     return told(logits_RV, draw(changed_RV, scores_RV, options), options)
 

@@ -30,7 +30,7 @@ class Sampling:
     """How a token is drawn. `temperature` 0 is greedy, `top_k` 0 is off, `top_p` 1 is off, `min_p` 0 is off.
 
     `seed` keys the noise; a request without one gets a random seed at the edge, and `seeded`
-    remembers which it was. Penalties and biases change the logits first (engine/edits.py), greedy or not.
+    remembers which it was. Penalties and biases change the logits first (engine/logits_processors.py), greedy or not.
     `bad_words` are token sequences that must not be completed. `top_logprobs`: how many of the most likely tokens are
     told beside each drawn one.
     """
@@ -225,7 +225,7 @@ Alternatives = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledToken:
     """A drawn token, its log-probability under the model's own distribution, and the most likely ones beside it."""
 
     token: int
@@ -245,7 +245,7 @@ class Handoff:
     request_id: str
     nonce: str
     num_tokens: int
-    first: Drawn
+    first: SampledToken
     spans: dict[str, PageSpan]
     agents: tuple[AgentEntry, ...]
     target_fingerprint: dict[str, str]

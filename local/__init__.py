@@ -1,7 +1,7 @@
 """From a configuration to the parts of a pool, both engines over the same pages, and both pools in one process."""
 
 from local.build import Builder
-from local.joint import Joint
+from local.colocated import ColocatedEngine
 from local.pair import Pair
 
-__all__ = ["Builder", "Joint", "Pair"]
+__all__ = ["Builder", "ColocatedEngine", "Pair"]

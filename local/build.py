@@ -12,17 +12,17 @@ from decode.pace import OwnPace
 from decode.plan import planner_of
 from decode.profile import kept, profiled
 from decode.record import FileRecorder, Header, NoRecorder, Recorder
-from decode.round import Round
+from decode.step_runner import ModelStepRunner
 from decode.verify import Acceptor, Exact, Synthetic
 from engine.backend import TorchBackend
 from engine.clock import Clock, MonotonicClock, Stopwatch
 from engine.config import Config, DecodeConfig, EngineConfig, PrefillConfig
+from engine.device import device_name
 from engine.drafters import Drafter, NoDrafter
 from engine.drafters.load import load_drafter
 from engine.errors import ConfigError
 from engine.facts import ModelFacts
 from engine.local_transfer import LocalTransfer, LocalWire
-from engine.machine import device_name
 from engine.models import LoadedModel, load_model
 from engine.models.preflight import free_memory, gib
 from engine.pages import CacheLayout, Pages, PageStore
@@ -30,8 +30,8 @@ from engine.steptime import ProfiledTimes
 from engine.text import Text
 from engine.transfer import Transfer
 from hardware.device import Device
+from local.colocated import ColocatedEngine
 from local.emulate import Emulation
-from local.joint import Joint
 from prefill.prefiller import Prefiller
 
 MakeTransfer = Callable[[str, PageStore], Transfer]
@@ -95,9 +95,9 @@ class Builder:
         clock = clock or MonotonicClock()
         return self._decoder(name, transfer, text, clock, pool, self._rounds(section, pages, clock), pages)
 
-    def joint(
+    def colocated(
         self, name: str, transfer: MakeTransfer, text: Text, clock: Clock | None = None, pool: str | None = None
-    ) -> Joint:
+    ) -> ColocatedEngine:
         """The same, with a prefill engine over its pages."""
         pool, clock = pool or self.config.default_pool, clock or MonotonicClock()
         section = self.config.decode[pool]
@@ -122,15 +122,22 @@ class Builder:
             section="decode",
             spare_tokens=decoder.spare_tokens,
         )
-        return Joint(pages, prefiller, decoder)
+        return ColocatedEngine(pages, prefiller, decoder)
 
-    def decode_engine(self, name: str, transfer: MakeTransfer, text: Text, pool: str) -> Decoder | Joint:
+    def decode_engine(self, name: str, transfer: MakeTransfer, text: Text, pool: str) -> Decoder | ColocatedEngine:
         """What a replica of `pool` runs: it prefills, too, if `local_chunk_tokens` says so."""
-        make = self.joint if self.config.decode[pool].prefills else self.decoder
+        make = self.colocated if self.config.decode[pool].prefills else self.decoder
         return make(name, transfer, text, pool=pool)
 
     def _decoder(
-        self, name: str, transfer: MakeTransfer, text: Text, clock: Clock, pool: str, rounds: Round, pages: Pages
+        self,
+        name: str,
+        transfer: MakeTransfer,
+        text: Text,
+        clock: Clock,
+        pool: str,
+        rounds: ModelStepRunner,
+        pages: Pages,
     ) -> Decoder:
         section = self.config.decode[pool]
         own = transfer(name, pages.store)
@@ -166,10 +173,10 @@ class Builder:
     def _drafter(self, pages: Pages) -> Drafter:
         return self.drafter.over(pages.store) if self.drafter else NoDrafter()
 
-    def _rounds(self, section: DecodeConfig, pages: Pages, clock: Clock) -> Round:
+    def _rounds(self, section: DecodeConfig, pages: Pages, clock: Clock) -> ModelStepRunner:
         drafter = self._drafter(pages)
         backend = TorchBackend(self.model.module, pages.store, drafter.tap_layers)
-        return Round(backend, drafter, _acceptor(section), Stopwatch(clock))
+        return ModelStepRunner(backend, drafter, _acceptor(section), Stopwatch(clock))
 
     def step_times(self, section: DecodeConfig) -> ProfiledTimes:
         """What the steps of a decode engine cost here, as its planner knows it."""
@@ -177,7 +184,7 @@ class Builder:
         rounds = self._rounds(section, pages, MonotonicClock())
         return self._step_times(section, rounds, pages, Text.load(self.config.model.path))
 
-    def _step_times(self, section: DecodeConfig, rounds: Round, pages: Pages, text: Text) -> ProfiledTimes:
+    def _step_times(self, section: DecodeConfig, rounds: ModelStepRunner, pages: Pages, text: Text) -> ProfiledTimes:
         key = self._times_key(section)
         measure = partial(profiled, rounds, pages, text, self.model.config.vocab_size, section.max_requests, key)
         return kept(section.step_times, key, measure) if section.step_times else measure()

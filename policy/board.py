@@ -16,7 +16,7 @@ from policy.admit import refusal
 from policy.prefix import PrefixIndex
 from policy.route import PoolPolicy, Ranked, choose_pool, rank_decode, rank_local, rank_prefill
 
-NEWEST = 0.1  # the share of the newest handoff in the mean
+EMA_WEIGHT = 0.1  # the share of the newest handoff in the mean
 PREFILL = "prefill"
 
 
@@ -119,36 +119,36 @@ class Board:
     def handed_over(self, seconds: float) -> None:
         """A handoff took so long, from the end of prefill until decode had the pages."""
         mean = seconds if self._handoff_seconds is None else self._handoff_seconds
-        self._handoff_seconds = mean + NEWEST * (seconds - mean)
+        self._handoff_seconds = mean + EMA_WEIGHT * (seconds - mean)
 
     @contextlib.contextmanager
     def prefilling(self, request: Request) -> Iterator[tuple[str, ...]]:
         """Where to send a request to be prefilled, best first; it counts as queued there while the block runs."""
-        wishes = tuple(place.replica for place in self._rank_prefill(request))
-        best = wishes[0] if wishes else ""
+        preferred_replicas = tuple(place.replica for place in self._rank_prefill(request))
+        best = preferred_replicas[0] if preferred_replicas else ""
         tokens = request.num_tokens - self._known(request).get(best, 0)
         if best:
             self._prefixes.note(best, request.tokens, request.cache_salt)
         with self._counted(best, request.num_tokens, request.priority, tokens):
-            yield wishes
+            yield preferred_replicas
 
     @contextlib.contextmanager
     def decoding(self, pool: str, request: Request) -> Iterator[tuple[str, ...]]:
         """Where to send a request to be decoded, best first; it counts as there while the block runs."""
-        wishes = tuple(place.replica for place in self._rank_decode(pool, request))
-        with self._decoding_at(wishes, request, queued_tokens=0):
-            yield wishes
+        preferred_replicas = tuple(place.replica for place in self._rank_decode(pool, request))
+        with self._decoding_at(preferred_replicas, request, queued_tokens=0):
+            yield preferred_replicas
 
     @contextlib.contextmanager
-    def serving(self, wishes: Sequence[str], request: Request) -> Iterator[None]:
+    def serving(self, preferred_replicas: Sequence[str], request: Request) -> Iterator[None]:
         """The request counts as there, its prompt too, while the block runs."""
-        queued = request.num_tokens - self._known(request).get(wishes[0], 0)
-        with self._decoding_at(wishes, request, queued):
+        queued = request.num_tokens - self._known(request).get(preferred_replicas[0], 0)
+        with self._decoding_at(preferred_replicas, request, queued):
             yield
 
     @contextlib.contextmanager
-    def _decoding_at(self, wishes: Sequence[str], request: Request, queued_tokens: int) -> Iterator[None]:
-        best = wishes[0] if wishes else ""
+    def _decoding_at(self, preferred_replicas: Sequence[str], request: Request, queued_tokens: int) -> Iterator[None]:
+        best = preferred_replicas[0] if preferred_replicas else ""
         if best:
             self._prefixes.note(best, request.tokens, request.cache_salt)
         with self._counted(best, request.num_tokens, request.priority, queued_tokens):

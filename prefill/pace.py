@@ -10,10 +10,10 @@ class Mean:
     tokens: float = 0.0
     seconds: float = 0.0
 
-    NEWEST = 0.2
+    EMA_WEIGHT = 0.2
 
     def observe(self, tokens: int, seconds: float) -> None:
-        share = self.NEWEST if self.seconds else 1.0
+        share = self.EMA_WEIGHT if self.seconds else 1.0
         self.tokens += share * (tokens - self.tokens)
         self.seconds += share * (seconds - self.seconds)
 

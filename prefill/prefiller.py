@@ -14,15 +14,15 @@ from engine.backend import Backend
 from engine.batch import Batch
 from engine.clock import Clock, Stopwatch
 from engine.config import PrefillConfig
+from engine.device import peak_bytes
 from engine.drafters import Drafter, row_bytes
-from engine.edits import Draw, Edits
 from engine.errors import DeadlineExceeded, DoesNotFit, HandoffLost, ModelFailure, Overloaded
 from engine.facts import Counters, ReplicaStats
-from engine.machine import peak_bytes
+from engine.logits_processors import Draw, LogitsProcessors
 from engine.pages import Pages, Tables
 from engine.sampling import NO_TOKEN, SamplingBatch, sample
 from engine.transfer import Message, Transfer, Verb
-from engine.types import Drawn, Ended, Event, Handoff, PrefillTimings, Request, Sampling, StopRules
+from engine.types import Ended, Event, Handoff, PrefillTimings, Request, SampledToken, Sampling, StopRules
 from prefill.lease import LeaseEnd, LeaseTable
 from prefill.pace import Pace
 from prefill.schedule import Prompt, PromptChunk, PromptSchedule
@@ -143,7 +143,7 @@ class Prefiller:
     def next_deadline(self) -> float | None:
         """When `step` wants to be called next, on the clock; None if nothing is under way."""
         now = self._clock.now()
-        if self._schedule.running or (self._schedule.waiting and not self._leases and not self._pages.line.seated):
+        if self._schedule.running or (self._schedule.waiting and not self._leases and not self._pages.queue.holding):
             return now
         return now + self._poll_seconds if self._leases or self._schedule.waiting else None
 
@@ -236,13 +236,13 @@ class Prefiller:
                 events.append(self._offer(prompt, first))
         return events
 
-    def _draw(self, chunks: list[PromptChunk], logits_RV: Tensor) -> list[Drawn]:
+    def _draw(self, chunks: list[PromptChunk], logits_RV: Tensor) -> list[SampledToken]:
         """The token after each chunk. Where a prompt goes on, only whether there is one will matter: it is greedy."""
         requests = [chunk.prompt.request for chunk in chunks]
         rows = [(r.sampling if c.is_last else Sampling(), r.num_tokens) for c, r in zip(chunks, requests, strict=True)]
         draws = [Draw(r, r.tokens) if c.is_last else None for c, r in zip(chunks, requests, strict=True)]
-        edits = Edits.of(draws, self._eos_token_ids, logits_RV.device)
-        draws_R = sample(logits_RV, SamplingBatch.of(rows, logits_RV.device), edits)
+        logits_processors = LogitsProcessors.of(draws, self._eos_token_ids, logits_RV.device)
+        draws_R = sample(logits_RV, SamplingBatch.of(rows, logits_RV.device), logits_processors)
         with self._computing:  # the wait for them
             return draws_R.drawn()
 
@@ -255,7 +255,7 @@ class Prefiller:
         reason = f"the model gave NaN or infinity in the first {num_tokens} tokens of {prompt.request.id}"
         return Ended(request_id=prompt.request.id, error=ModelFailure(reason))
 
-    def _offer(self, prompt: Prompt, first: Drawn) -> Handoff:
+    def _offer(self, prompt: Prompt, first: SampledToken) -> Handoff:
         assert prompt.tables is not None and prompt.started is not None
         now = self._clock.now()
         self._schedule.running.remove(prompt)

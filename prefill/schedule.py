@@ -94,10 +94,10 @@ class PromptSchedule:
         self._counters = counters
         self.waiting: list[Prompt] = []
         self.running: list[Prompt] = []
-        pages.line.join(self)
+        pages.queue.join(self)
 
     @property
-    def seated(self) -> int:
+    def holding(self) -> int:
         return len(self.running)
 
     @property
@@ -105,7 +105,7 @@ class PromptSchedule:
         return self.waiting[0].precedence if self.waiting else None
 
     @property
-    def last_seated(self) -> Precedence | None:
+    def last_holding(self) -> Precedence | None:
         return self.running[-1].precedence if self.running else None
 
     def evict_last(self) -> None:
@@ -159,8 +159,8 @@ class PromptSchedule:
                 yield prompt
 
     def _is_next(self, prompt: Prompt) -> bool:
-        line = self._pages.line
-        return line.seated < self.max_requests and line.is_next(prompt.precedence)
+        line = self._pages.queue
+        return line.holding < self.max_requests and line.is_next(prompt.precedence)
 
     def _start(self, prompt: Prompt, now: float) -> bool:
         """Begin with the pages that are here already, if there is room for the rest."""
@@ -212,7 +212,7 @@ class PromptSchedule:
         assert prompt.tables is not None
         self._pages.trim(prompt.tables, prompt.computed)
         while not self._pages.extend(prompt.tables, chunk.end):
-            last = self._pages.line.last()
+            last = self._pages.queue.last()
             if last is self and self.running[-1] is prompt:
                 return False
             last.evict_last()

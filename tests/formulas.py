@@ -42,7 +42,7 @@ EVERY_OPTION = [
     options("min_tokens_reached", min_tokens=2),
     options("filters", temperature=1.4, top_k=7, top_p=0.85, min_p=0.06),
     options(
-        "edits",
+        "logits_processors",
         repetition_penalty=1.3,
         presence_penalty=-0.8,
         frequency_penalty=0.6,

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from engine.machine import cpu_model
+from engine.device import cpu_model
 
 
 def keep_freed_memory() -> None:

@@ -23,7 +23,7 @@ from compare.report.document import (
 from compare.report.numbers import STEADY, assumed, key_of, modelled, percent
 from compare.study import Rivals, Study
 from compare.unknowns import Unknown, unknowns
-from compare.verdict import Says, Verdict
+from compare.verdict import Verdict, VerdictKind
 
 RACK = 72  # GPUs of an NVL72
 ATTACHED, GROQ_SHARE = 0.625, 0.25
@@ -46,9 +46,9 @@ def break_even(study: Study, found: Sequence[Verdict]) -> Section:
         )
     ]
     for one in found:
-        if one.says in (Says.TOO_SLOW, Says.NEITHER):
+        if one.says in (VerdictKind.TOO_SLOW, VerdictKind.NEITHER):
             continue
-        if one.says is Says.ALONE:
+        if one.says is VerdictKind.ALONE:
             speed = assumed(one.rivals.user_rate, "tok/s of each user")
             blocks.append(
                 Paragraph((Name(one.rivals.contender), " is needed from the first user who wants ", speed, "."))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from compare.report.document import Axis
-from compare.report.looks import lines, log_ticks, tick, titled
+from compare.report.style import lines, log_ticks, tick, titled
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 LABEL_WIDTH, HOVER_WIDTH = 20, 44

@@ -20,7 +20,7 @@ from compare.report.canvas import (
 )
 from compare.report.document import Axis, Heat, Number, Plot, Series, Tornado, Waterfall
 from compare.report.heats import heat_figure
-from compare.report.looks import ABOVE, BELOW, Look, drawable, lines, named, points, shown, widest_first
+from compare.report.style import ABOVE, BELOW, Look, drawable, lines, named, points, shown, widest_first
 
 TITLE_WIDTH = 24
 """Characters of a line of an axis's title, beside names."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from compare.report.canvas import Figure, axis_of, hover, layout_of, plain, ticks_at
 from compare.report.document import Axis, Heat
-from compare.report.looks import edges, log_ticks, on_log, present, shown, titled, written
+from compare.report.style import edges, log_ticks, on_log, present, shown, titled, written
 
 MOST_TICKS = 12
 

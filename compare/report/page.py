@@ -11,7 +11,7 @@ from markupsafe import Markup
 from compare.report.document import Basis, Block, Document, Heat, Paragraph, Plot, Table, Tornado, Waterfall
 from compare.report.figures import figure, height
 from compare.report.files import as_json
-from compare.report.looks import COLOURS, NOTHING, Look, all_drawn, empty, looks, sentence, titled
+from compare.report.style import COLOURS, NOTHING, Look, all_drawn, empty, looks, sentence, titled
 
 LABELS = {
     Basis.VENDOR: ("ve", "whoever sells it says so"),

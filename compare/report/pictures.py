@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compare.report.document import Axis, Document, Heat, Plot, Series, Tornado, Waterfall
-from compare.report.looks import (
+from compare.report.style import (
     ABOVE,
     BELOW,
     COLOURS,

@@ -7,7 +7,7 @@ from compare.report.document import Axis, Basis, Block, Cell, Name, Number, Para
 from compare.report.numbers import assumed, key_of, modelled, percent
 from compare.study import Study
 from compare.unknowns import Effect
-from compare.verdict import Says, Verdict
+from compare.verdict import Verdict, VerdictKind
 
 
 def verdicts(study: Study, found: Sequence[Verdict]) -> Section:
@@ -56,16 +56,23 @@ def _words(one: Verdict) -> list[Part]:
     name, other, speed = Name(one.rivals.contender), Name(one.rivals.against), assumed(one.rivals.user_rate, "tok/s")
     middle, favourable, unfavourable = one.ratio
     times = modelled(middle, "times", ends=(favourable, unfavourable))
-    says: dict[Says, tuple[Part, ...]] = {
-        Says.PAYS: (name, " pays: wherever the unknown figures lie it costs ", times, " what ", other, " does."),
-        Says.NOT: (name, " does not pay: wherever the unknown figures lie it costs ", times, " what ", other, " does."),
-        Says.ALONE: (name, " is alone: it gives a user ", speed, ", and ", other, " does not at any price."),
-        Says.TOO_SLOW: (name, " is too slow: it does not give a user ", speed, ", and ", other, " does."),
-        Says.NEITHER: ("Neither ", name, " nor ", other, " gives a user ", speed, "."),
-        Says.OPEN: (name, " is not decidable from public figures: it costs ", times, " what ", other, " does."),
+    says: dict[VerdictKind, tuple[Part, ...]] = {
+        VerdictKind.PAYS: (name, " pays: wherever the unknown figures lie it costs ", times, " what ", other, " does."),
+        VerdictKind.NOT: (
+            name,
+            " does not pay: wherever the unknown figures lie it costs ",
+            times,
+            " what ",
+            other,
+            " does.",
+        ),
+        VerdictKind.ALONE: (name, " is alone: it gives a user ", speed, ", and ", other, " does not at any price."),
+        VerdictKind.TOO_SLOW: (name, " is too slow: it does not give a user ", speed, ", and ", other, " does."),
+        VerdictKind.NEITHER: ("Neither ", name, " nor ", other, " gives a user ", speed, "."),
+        VerdictKind.OPEN: (name, " is not decidable from public figures: it costs ", times, " what ", other, " does."),
     }
     parts = list(says[one.says])
-    if one.says is Says.OPEN and not one.conditions:
+    if one.says is VerdictKind.OPEN and not one.conditions:
         parts.append(" No unknown figure turns that alone; several at their ends together do.")
     for condition in one.conditions:
         side = "below" if condition.below else "above"

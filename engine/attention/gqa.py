@@ -62,7 +62,7 @@ class PagedGQA(nn.Module):
     ) -> tuple[Tensor, None]:
         hidden_TD = hidden_states[0]
         q_THD = self.q_norm(self.q_proj(hidden_TD).unflatten(-1, (-1, self.head_dim)))
-        q_1THD = self.remember(hidden_TD, position_embeddings, batch, store, q_THD)
+        q_1THD = self.write_cache(hidden_TD, position_embeddings, batch, store, q_THD)
         outputs = [self.attended(segment, q_1THD[0, segment.tokens], store) for segment in batch.segments]
         out_THD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return self.o_proj(out_THD.flatten(1))[None], None
@@ -72,7 +72,7 @@ class PagedGQA(nn.Module):
         keys = segment.keys[self.entry.group]
         return gathered(q_THD, *self._slabs(store), self.head_dim, segment, keys, self.scaling)
 
-    def remember(
+    def write_cache(
         self,
         hidden_TD: Tensor,
         position_embeddings: tuple[Tensor, Tensor],

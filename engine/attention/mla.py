@@ -123,7 +123,7 @@ class PagedMLA(nn.Module):
     ) -> tuple[Tensor, None]:
         hidden_TD = hidden_states[0]
         q_nope_THN, q_rope_THP = self._queries(hidden_TD)
-        q_rope_1THP = self.remember(hidden_TD, position_embeddings, batch, store, q_rope_THP)
+        q_rope_1THP = self.write_cache(hidden_TD, position_embeddings, batch, store, q_rope_THP)
         outputs = []
         for segment in batch.segments:
             own = segment.tokens
@@ -136,7 +136,7 @@ class PagedMLA(nn.Module):
         attention = self._absorbed if segment.num_queries <= self.absorbed_queries else self._expanded
         return attention(segment, segment.keys[self.entry.group], q_nope_THN, q_rope_THP, store.slab(self.entry.key))
 
-    def remember(
+    def write_cache(
         self,
         hidden_TD: Tensor,
         position_embeddings: Any,

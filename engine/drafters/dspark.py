@@ -24,11 +24,11 @@ from transformers import PretrainedConfig
 
 from engine.attention import PagedAttention
 from engine.batch import Batch, Row
+from engine.device import to_device
 from engine.drafters import Anchor, DraftBlock, Rows
 from engine.drafters.config import DrafterConfig
 from engine.drafters.heads import MARKOV_HEADS, ConfidenceHead
 from engine.kernels import native_context
-from engine.machine import sent
 from engine.pages import Entry, PageStore
 from engine.sampling import DRAFT_NOISE, TARGET_NOISE, SamplingBatch, gumbel
 
@@ -125,7 +125,7 @@ class DSpark:
             return before
         context_TD = self._model.context(taps_TF)
         for attention in self._model.attentions:
-            attention.remember(context_TD, positions, batch, self._store)
+            attention.write_cache(context_TD, positions, batch, self._store)
         return before
 
     @torch.inference_mode()
@@ -153,7 +153,7 @@ class DSpark:
         """One token after the other: each knows the one before it."""
         model, device = self._model, hidden_RKD.device
         base_RKV = self._head(hidden_RKD).float()
-        before_R = sent([anchor.token for anchor in anchors], torch.int64, device)
+        before_R = to_device([anchor.token for anchor in anchors], torch.int64, device)
         options = SamplingBatch.of([(a.sampling, a.position + 1) for a in anchors], device)
         state = model.markov_head.start(len(anchors)) if model.markov_head is not None else None
         tokens, log_probs, embedded = [], [], []

@@ -23,9 +23,9 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Decod
 
 from engine.attention import PagedAttention
 from engine.batch import Batch, Row
+from engine.device import to_device
 from engine.drafters import Anchor, DraftBlock, Rows
 from engine.drafters.dspark import drafted
-from engine.machine import sent
 from engine.pages import Entry, PageStore
 from engine.pages.pool import SCRATCH_PAGE
 from engine.sampling import SamplingBatch
@@ -96,14 +96,14 @@ class MTP:
         entering_TD = parts.layer.input_layernorm(parts.layer.joined(parts.embedding(batch.token_ids_T), before_TD))
         positions = parts.rotary(entering_TD[None], batch.positions_T[None])
         attention: PagedAttention = parts.layer.self_attn
-        attention.remember(entering_TD, positions, _without_unknown(batch, before), self._store)
+        attention.write_cache(entering_TD, positions, _without_unknown(batch, before), self._store)
         return list(hidden_TD[last_R])
 
     @torch.inference_mode()
     def propose(self, anchors: Sequence[Anchor], most: int) -> DraftBlock:
         """One token after the other."""
         parts, store = self._parts, self._store
-        token_R = sent([anchor.token for anchor in anchors], torch.int64, store.device)
+        token_R = to_device([anchor.token for anchor in anchors], torch.int64, store.device)
         embedding_RD = parts.embedding(token_R)
         state_RD = _stacked([anchor.row for anchor in anchors], embedding_RD)
         options = SamplingBatch.of([(a.sampling, a.position + 1) for a in anchors], store.device)

@@ -66,7 +66,7 @@ class NativeAttention(nn.Module, ABC):
     ) -> tuple[Tensor, None]:
         return self._call(hidden_states, position_embeddings, batch, store), None
 
-    def remember(self, hidden_TD: Tensor, position_embeddings: Any, batch: Batch, store: PageStore) -> None:
+    def write_cache(self, hidden_TD: Tensor, position_embeddings: Any, batch: Batch, store: PageStore) -> None:
         """Write the tokens' entries into their slots."""
         step = step_of(batch, position_embeddings)
         call = step.aim(self.entries[0].group, *self.slabs(store))

@@ -15,9 +15,9 @@ from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from engine.attention import attach
+from engine.device import give_back
 from engine.errors import CheckpointRefused
 from engine.kernels import use_kernels
-from engine.machine import give_back
 from engine.models.fp8 import dequantised_state
 from engine.models.preflight import Preflight, layer_of, preflight
 from engine.pages import Entry

@@ -6,7 +6,7 @@ line.py    who gets pages next, and who gives them up
 """
 
 from engine.pages.layout import CacheLayout, Entry, PageGroup
-from engine.pages.line import Line, Precedence, Tenant
+from engine.pages.page_queue import PageQueue, PageUser, Precedence
 from engine.pages.pool import PagePool
 from engine.pages.store import PageStore, Slab
 from engine.pages.table import Pages, PageTable, Tables
@@ -14,14 +14,14 @@ from engine.pages.table import Pages, PageTable, Tables
 __all__ = [
     "CacheLayout",
     "Entry",
-    "Line",
     "PageGroup",
     "PagePool",
+    "PageQueue",
     "PageStore",
     "PageTable",
+    "PageUser",
     "Pages",
     "Precedence",
     "Slab",
     "Tables",
-    "Tenant",
 ]

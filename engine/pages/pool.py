@@ -91,13 +91,13 @@ class PagePool:
                 heapq.heappush(self._free, page)
 
     def quarantine(self, pages: Iterable[int], holder: str) -> None:
-        """`holder` lets go while bytes may still arrive; `settle` frees the pages."""
+        """`holder` lets go while bytes may still arrive; `release_quarantine` frees the pages."""
         for page in pages:
             last = self._drop(page, holder)
             assert last, f"page {page} is being read into, yet has other holders: {self._holders.get(page)}"
             self._quarantined.add(page)
 
-    def settle(self, pages: Sequence[int]) -> None:
+    def release_quarantine(self, pages: Sequence[int]) -> None:
         """No more bytes can arrive in these quarantined pages."""
         for page in pages:
             self._quarantined.remove(page)

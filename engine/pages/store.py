@@ -6,7 +6,7 @@ T = tokens, R = rows (requests), P = pages of a row, K = P * page_tokens keys of
 import torch
 from torch import Tensor
 
-from engine.machine import mapped
+from engine.device import mapped
 from engine.pages.layout import CacheLayout, Entry, SlabKey
 
 

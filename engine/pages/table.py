@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from engine.facts import PageCounts
 from engine.pages.layout import CacheLayout, PageGroup
-from engine.pages.line import Line
+from engine.pages.page_queue import PageQueue
 from engine.pages.pool import PagePool
 from engine.pages.prefix import PageName, PrefixNames
 from engine.pages.store import PageStore
@@ -77,20 +77,20 @@ class Pages:
         self.layout = layout
         self.store = store
         self.pools = {name: PagePool(store.num_pages[name]) for name in layout.groups}
-        self.line = Line()
+        self.queue = PageQueue()
         self._sharing = sharing
         self._quarantine: dict[str, dict[str, list[int]]] = {}
-        self._settle: Callable[[], None] | None = None
+        self._flush: Callable[[], None] | None = None
 
-    def written_late(self, settle: Callable[[], None]) -> None:
-        """Somebody has not written yet what belongs into pages: `settle` does, and is called before any page goes to
+    def defer_writes(self, flush: Callable[[], None]) -> None:
+        """Register `flush`, which writes entries that a caller has put off. It is called once, before any page goes to
         another holder or is cleared."""
-        self._settle = settle
+        self._flush = flush
 
-    def _settled(self) -> None:
-        if self._settle is not None:
-            settle, self._settle = self._settle, None
-            settle()
+    def _flush_writes(self) -> None:
+        if self._flush is not None:
+            flush, self._flush = self._flush, None
+            flush()
 
     def demand(self, num_tokens: int, step_tokens: int) -> dict[str, int]:
         """Pages of each group that a request of at most `num_tokens` ever holds at once, in steps of `step_tokens`."""
@@ -125,7 +125,7 @@ class Pages:
         tables.num_published = count
         return count * self.layout.page_tokens
 
-    def image(self, tables: Tables, tokens: Sequence[int], num_tokens: int, most: int) -> int | None:
+    def match_or_allocate(self, tables: Tables, tokens: Sequence[int], num_tokens: int, most: int) -> int | None:
         """Make empty tables the image of a peer's that hold `num_tokens` of `tokens`: the same logical pages, each
         the very page if it is here already, else a new one for the peer's to be read into.
 
@@ -141,7 +141,7 @@ class Pages:
         if not self.has_room(self.missing(tables, most)):
             self.release(tables)
             return None
-        self._settled()
+        self._flush_writes()
         for name, table in tables.groups.items():
             found[name] += [None] * (table.group.num_pages(num_tokens) - table.first_page - len(found[name]))
             new = iter(self.pools[name].take(found[name].count(None), tables.holder))
@@ -152,7 +152,7 @@ class Pages:
         """Replace the last page, which others may read, by a copy that may be written. False if there is no room."""
         if any(pool.num_available < 1 for pool in self.pools.values()):
             return False
-        self._settled()
+        self._flush_writes()
         for name, table in tables.groups.items():
             shared, (own,) = table.page_ids[-1], self.pools[name].take(1, tables.holder)
             self.store.records[name][own] = self.store.records[name][shared]
@@ -175,7 +175,7 @@ class Pages:
         if not self.has_room(missing):
             return False
         if any(missing.values()):
-            self._settled()
+            self._flush_writes()
         for name, count in missing.items():
             tables.groups[name].page_ids += self.pools[name].take(count, tables.holder)
         return True
@@ -204,7 +204,7 @@ class Pages:
     def clear(self, tables: Tables, published: bool) -> None:
         """Zero what is the request's alone, its `published` pages too (nobody finds them any more) or not: what may
         not be finite must not stay for the next holder, where 0 * NaN is NaN."""
-        self._settled()
+        self._flush_writes()
         for name, table in tables.groups.items():
             pool = self.pools[name]
             own = [p for p in table.page_ids if not pool.is_shared(p) and (published or not pool.is_published(p))]
@@ -213,7 +213,7 @@ class Pages:
 
     def quarantine(self, tables: Tables) -> None:
         """As `release`, but bytes may still arrive in the request's own pages: they stay out of use until
-        `settle(holder)`, which clears them."""
+        `release_quarantine(holder)`, which clears them."""
         own: dict[str, list[int]] = {}
         for name, table in tables.groups.items():
             pool = self.pools[name]
@@ -222,10 +222,10 @@ class Pages:
             pool.quarantine(own[name], tables.holder)
         self._quarantine[tables.holder] = own
 
-    def settle(self, holder: str) -> None:
+    def release_quarantine(self, holder: str) -> None:
         for name, page_ids in self._quarantine.pop(holder).items():
             self.store.records[name][page_ids] = 0
-            self.pools[name].settle(page_ids)
+            self.pools[name].release_quarantine(page_ids)
 
     def forget_cached(self) -> None:
         """Nothing is found by its prefix any more, except what a request holds."""

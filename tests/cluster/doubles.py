@@ -8,12 +8,12 @@ from engine.facts import Acceptance
 from engine.types import (
     Chunk,
     DecodeTimings,
-    Drawn,
     Event,
     FinishReason,
     Handoff,
     PrefillTimings,
     Request,
+    SampledToken,
 )
 
 Script = list[Event | Exception | float]  # a number waits that many seconds
@@ -55,22 +55,24 @@ class ScriptedPools:
         self.decoded: list[Request] = []
         self.streams: list[ScriptedStream] = []
         self.cancelled: list[str] = []
-        self.wishes: list[tuple[str, ...]] = []
+        self.preferred_replicas: list[tuple[str, ...]] = []
 
-    def prefill(self, request: Request, wishes: Sequence[str]) -> ScriptedStream:
-        self.wishes.append(tuple(wishes))
+    def prefill(self, request: Request, preferred_replicas: Sequence[str]) -> ScriptedStream:
+        self.preferred_replicas.append(tuple(preferred_replicas))
         attempt = len(self.requests)
         self.requests.append(request)
         return self._open(self._prefills.get(attempt, [handoff(request)]), open_ended=True)
 
-    def decode(self, pool: str, request: Request, handoff: Handoff, wishes: Sequence[str]) -> ScriptedStream:
-        self.wishes.append(tuple(wishes))
+    def decode(
+        self, pool: str, request: Request, handoff: Handoff, preferred_replicas: Sequence[str]
+    ) -> ScriptedStream:
+        self.preferred_replicas.append(tuple(preferred_replicas))
         self.decoded.append(request)
         return self._open(self._decodes[len(self.requests) - 1], open_ended=False)
 
-    def serve(self, pool: str, request: Request, wishes: Sequence[str]) -> ScriptedStream:
+    def serve(self, pool: str, request: Request, preferred_replicas: Sequence[str]) -> ScriptedStream:
         self.requests.append(request)
-        self.wishes.append(tuple(wishes))
+        self.preferred_replicas.append(tuple(preferred_replicas))
         return self._open([handoff(request), *self._decodes[len(self.requests) - 1]], open_ended=False)
 
     def cancel(self, request_id: str) -> None:
@@ -104,7 +106,7 @@ class Anywhere:
         yield ()
 
     @contextlib.contextmanager
-    def serving(self, wishes: Sequence[str], request: Request) -> Iterator[None]:
+    def serving(self, preferred_replicas: Sequence[str], request: Request) -> Iterator[None]:
         yield
 
     @contextlib.contextmanager
@@ -117,7 +119,7 @@ def handoff(request: Request) -> Handoff:
         request_id=request.id,
         nonce="n",
         num_tokens=request.num_tokens,
-        first=Drawn(1, 0.0),
+        first=SampledToken(1, 0.0),
         spans={},
         agents=(),
         target_fingerprint={},

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from cluster.board import FRESH_SECONDS, OLD_SECONDS, LiveBoard
-from cluster.recent import Recent
 from cluster.router import ranked
+from cluster.sliding_window import SlidingWindow
 from engine.config import Config
 from engine.errors import BadRequest, Overloaded, Unavailable
 from engine.facts import ReplicaStats
@@ -79,16 +79,16 @@ def test_a_prompt_goes_where_its_beginning_is_until_that_replica_is_gone() -> No
     async def scenario() -> None:
         room = Room(replica("a", tokens=5, **PACE), replica("b", **PACE))
         await room.later(0.0)
-        with room.board.prefilling(request(160)) as wishes:
-            assert wishes == ("b", "a")
+        with room.board.prefilling(request(160)) as preferred_replicas:
+            assert preferred_replicas == ("b", "a")
         room.answer = lambda: [replica("a", **PACE), replica("b", tokens=900, queued_tokens={0: 100}, **PACE)]
         await room.later(1.0)
-        with room.board.prefilling(request(200)) as wishes:
-            assert wishes == ("b", "a"), "160 tokens are there, 100 wait before it"
+        with room.board.prefilling(request(200)) as preferred_replicas:
+            assert preferred_replicas == ("b", "a"), "160 tokens are there, 100 wait before it"
         room.answer = lambda: [replica("a", **PACE), replica("c", **PACE)]
         await room.later(1.0)
-        with room.board.prefilling(request(200)) as wishes:
-            assert "b" not in wishes
+        with room.board.prefilling(request(200)) as preferred_replicas:
+            assert "b" not in preferred_replicas
 
     asyncio.run(scenario())
 
@@ -97,10 +97,10 @@ def test_pages_that_were_promised_are_not_promised_again() -> None:
     async def scenario() -> None:
         room = Room(decoder("d", free=10, total=10), decoder("e", free=6, total=6, running=3))
         await room.later(0.0)
-        with room.board.decoding("gpu", request(100)) as wishes:
-            assert wishes[0] == "d"
-            with room.board.decoding("gpu", request(80)) as wishes:
-                assert wishes[0] == "e", "3 pages are left of d's 10, and 5 are needed"
+        with room.board.decoding("gpu", request(100)) as preferred_replicas:
+            assert preferred_replicas[0] == "d"
+            with room.board.decoding("gpu", request(80)) as preferred_replicas:
+                assert preferred_replicas[0] == "e", "3 pages are left of d's 10, and 5 are needed"
 
     asyncio.run(scenario())
 
@@ -124,8 +124,8 @@ def test_what_was_known_stays_when_replicas_do_not_answer() -> None:
         await room.later(0.0)
         room.answer = lost
         await room.later(OLD_SECONDS + 1)
-        with room.board.prefilling(request()) as wishes:
-            assert wishes == ("a",)
+        with room.board.prefilling(request()) as preferred_replicas:
+            assert preferred_replicas == ("a",)
 
     asyncio.run(scenario())
 
@@ -133,8 +133,8 @@ def test_what_was_known_stays_when_replicas_do_not_answer() -> None:
 def test_a_board_that_knows_nothing_lets_everybody_in_and_wishes_for_nothing() -> None:
     board = Room().board
     board.admit(request(seconds_left=0.001))
-    with board.prefilling(request()) as wishes:
-        assert wishes == ()
+    with board.prefilling(request()) as preferred_replicas:
+        assert preferred_replicas == ()
     assert board.pool(request()) == "gpu"
 
 
@@ -163,7 +163,7 @@ def test_wishes_come_first_and_whoever_is_gone_is_passed_over() -> None:
 
 def test_recent_values_by_nearest_rank_until_they_are_old() -> None:
     now = 0.0
-    recent = Recent(10.0, lambda: now)
+    recent = SlidingWindow(10.0, lambda: now)
     assert recent.percentile(50) is None
     for value in range(1, 101):
         recent.add(float(value))
@@ -175,11 +175,11 @@ def test_recent_values_by_nearest_rank_until_they_are_old() -> None:
 
 
 def test_a_short_prompt_stays_in_decode_where_a_handoff_would_cost_more() -> None:
-    def joint(name: str, **changes: object) -> ReplicaStats:
+    def colocated(name: str, **changes: object) -> ReplicaStats:
         return decoder(name, tokens_per_second=1000.0, least_seconds=0.001, **changes)
 
     async def scenario() -> None:
-        room = Room(replica("p", **{**PACE, "tokens_per_second": 10_000.0}), joint("d", running=1), joint("e"))
+        room = Room(replica("p", **{**PACE, "tokens_per_second": 10_000.0}), colocated("d", running=1), colocated("e"))
         await room.later(0.0)
         assert room.board.local("gpu", request(20)) == (), "nobody knows yet what a handoff costs"
         room.board.handed_over(0.03)

@@ -61,7 +61,7 @@ def test_each_leg_goes_where_the_board_says() -> None:
 
     travel(Gateway(pools, Somewhere(), GatewayConfig()), Journey(REQUEST, arrived=time.monotonic(), pool=""))
 
-    assert pools.wishes == [("p2", "p1"), ("default-d1", "d2")] * 2
+    assert pools.preferred_replicas == [("p2", "p1"), ("default-d1", "d2")] * 2
 
 
 def test_the_front_tells_what_answers_of_late_were_like() -> None:
@@ -97,7 +97,7 @@ def test_a_request_may_be_prefilled_where_it_is_decoded() -> None:
 
     assert travel(Gateway(pools, places, GatewayConfig()), journey) == [1, 2]
 
-    assert (pools.wishes, len(pools.streams), pools.decoded) == ([("d1",)], 1, [])
+    assert (pools.preferred_replicas, len(pools.streams), pools.decoded) == ([("d1",)], 1, [])
     assert journey.handoff is not None and pools.streams[0].cancelled
     assert places.seconds == [], "nothing was handed over"
 

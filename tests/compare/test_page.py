@@ -9,8 +9,8 @@ import pytest
 
 from compare.report.document import Axis, Basis, Document, Name, Plot, Section, Table
 from compare.report.files import as_json, write
-from compare.report.looks import COLOURS, NOTHING, edges, log_ticks, look, looks, tick
 from compare.report.page import LABELS, _lines, page
+from compare.report.style import COLOURS, NOTHING, edges, log_ticks, look, looks, tick
 from tests.compare.sample import document
 from tests.compare.walk import walk
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import compare.front
 import compare.replica
 import compare.scaling
+import compare.simulated_gateway
 import decode.decoder
 import decode.plan
-import local.joint
+import local.colocated
 import policy.board
 import policy.scale
 import prefill.prefiller
@@ -34,9 +34,9 @@ def burst(count: int = 60, tokens: int = 200, answer: int = 40) -> Workload:
 def test_the_code_that_runs_is_the_clusters_own() -> None:
     assert compare.replica.Decoder is decode.decoder.Decoder
     assert compare.replica.Prefiller is prefill.prefiller.Prefiller
-    assert compare.replica.Joint is local.joint.Joint
+    assert compare.replica.ColocatedEngine is local.colocated.ColocatedEngine
     assert compare.replica.planner_of is decode.plan.planner_of
-    assert compare.front.Board is policy.board.Board
+    assert compare.simulated_gateway.Board is policy.board.Board
     assert compare.scaling.decide is policy.scale.decide
 
 

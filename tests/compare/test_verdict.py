@@ -13,7 +13,7 @@ from compare.breakeven import Side, break_even
 from compare.scenario import Scenario
 from compare.study import Rivals, Study, dollars, joules
 from compare.unknowns import span, unknowns
-from compare.verdict import Says, Verdict, verdict
+from compare.verdict import Verdict, VerdictKind, verdict
 from tests.compare.made_up import figure, gpu, scenario
 
 
@@ -30,14 +30,14 @@ def decided(one: Study) -> Verdict:
 def test_what_is_better_at_the_same_cost_pays(tmp_path: Path) -> None:
     one = decided(study(tmp_path, {"bandwidth": figure(8, "TB/s")}))
 
-    assert one.says is Says.PAYS
+    assert one.says is VerdictKind.PAYS
     assert one.ratio[0] < 1
 
 
 def test_what_costs_more_and_is_no_better_does_not(tmp_path: Path) -> None:
     one = decided(study(tmp_path, {"cost": figure(3, "$/h")}))
 
-    assert one.says is Says.NOT
+    assert one.says is VerdictKind.NOT
     assert one.ratio[0] > 1
     assert one.share[0] is None
 
@@ -48,12 +48,12 @@ def test_the_verdict_turns_where_a_price_that_nobody_knows_passes_it(tmp_path: P
     one = study(tmp_path, changed)
     found = decided(one)
 
-    assert found.says is Says.OPEN
+    assert found.says is VerdictKind.OPEN
     (condition,) = found.conditions
     assert condition.unknown.name.endswith(": cost")
     assert condition.below
 
-    for cost, says in ((condition.value / 1.1, Says.PAYS), (condition.value * 1.1, Says.NOT)):
+    for cost, says in ((condition.value / 1.1, VerdictKind.PAYS), (condition.value * 1.1, VerdictKind.NOT)):
         assert decided(study(tmp_path, {**changed, "cost": figure(cost, "$/h")})).says is says
 
 
@@ -62,10 +62,10 @@ def test_only_what_gets_there_is_alone(tmp_path: Path) -> None:
     base = study(tmp_path, {"bandwidth": figure(400, "TB/s"), "cost": figure(50, "$/h")})
     fast = max(one.at(1).user_rate for one in base.steady["DSpark"])
 
-    assert verdict(base, Rivals("special", "DSpark", 1.05 * fast)).says is Says.ALONE
+    assert verdict(base, Rivals("special", "DSpark", 1.05 * fast)).says is VerdictKind.ALONE
     slow = study(tmp_path, {"bandwidth": figure(0.2, "TB/s")})
-    assert verdict(slow, Rivals("special", "DSpark", 0.9 * fast)).says is Says.TOO_SLOW
-    assert verdict(slow, Rivals("special", "DSpark", 10 * fast)).says is Says.NEITHER
+    assert verdict(slow, Rivals("special", "DSpark", 0.9 * fast)).says is VerdictKind.TOO_SLOW
+    assert verdict(slow, Rivals("special", "DSpark", 10 * fast)).says is VerdictKind.NEITHER
 
 
 def test_only_unknown_figures_of_a_systems_own_devices_count(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decode.outlook import Outlook
+from decode.draft_length import DraftLengthController
+from decode.objective import Outcome, StepLoad, StepSeconds, survival, theta, top
 from decode.plan import Causal, Fixed, Lagged
-from decode.theta import Demand, Outcome, StepSeconds, survival, theta, top
 from engine.drafters import DraftBlock
 from engine.steptime import Curve, ProfiledTimes
 
@@ -24,8 +24,8 @@ def block(confidence: list[list[float]]) -> DraftBlock:
     return DraftBlock(torch.zeros(rows.shape, dtype=torch.int64), None, rows)
 
 
-def demand(count: int, most: int = BLOCK) -> Demand:
-    return Demand([f"r{i}" for i in range(count)], [most] * count, 64)
+def demand(count: int, most: int = BLOCK) -> StepLoad:
+    return StepLoad([f"r{i}" for i in range(count)], [most] * count, 64)
 
 
 def algorithm_1(confidence: list[list[float]], seconds: ProfiledTimes) -> list[int]:
@@ -69,7 +69,7 @@ def test_causal_is_algorithm_1(confidence: list[list[float]], per_token: float) 
 )
 def test_nobody_gets_more_than_it_can_use(confidence: list[list[float]], most: list[int], kind: str) -> None:
     planner = {"causal": Causal(times(), BLOCK), "lagged": Lagged(times(), BLOCK), "fixed": Fixed(3)}[kind]
-    wanted = Demand([str(i) for i in range(len(confidence))], most[: len(confidence)], 64)
+    wanted = StepLoad([str(i) for i in range(len(confidence))], most[: len(confidence)], 64)
 
     for _ in range(4):
         planned = planner.plan(block(confidence), wanted)
@@ -114,9 +114,9 @@ def test_the_lagged_budget_comes_from_two_steps_ago_and_its_order_from_now() -> 
 def test_a_new_request_does_not_inherit_anothers_confidence() -> None:
     planner = Lagged(times(per_token=0.5), BLOCK)
     for _ in range(2):
-        planner.plan(block([[0.99] * BLOCK, [0.01] * BLOCK]), Demand(["sure", "unsure"], [BLOCK] * 2, 64))
+        planner.plan(block([[0.99] * BLOCK, [0.01] * BLOCK]), StepLoad(["sure", "unsure"], [BLOCK] * 2, 64))
 
-    one = planner.plan(block([[0.5] * BLOCK]), Demand(["unsure"], [BLOCK], 64))
+    one = planner.plan(block([[0.5] * BLOCK]), StepLoad(["unsure"], [BLOCK], 64))
 
     assert one == [0]
 
@@ -169,7 +169,7 @@ def test_drafting_begins_again_when_drafts_get_better() -> None:
 @given(confidences, st.floats(0.01, 3.0))
 def test_what_pays_is_what_theta_says_of_the_drafts_to_be_expected(confidence: list[list[float]], draft: float) -> None:
     seconds, requests = times(draft=draft), len(confidence)
-    outlook = Outlook(StepSeconds(seconds, BLOCK))
+    outlook = DraftLengthController(StepSeconds(seconds, BLOCK))
     outlook.saw(survival(block(confidence), [BLOCK] * requests))
 
     pays = outlook.drafts(demand(requests)) > 0
@@ -246,8 +246,8 @@ def test_what_a_step_takes_besides_makes_drafting_worth_more() -> None:
     seconds = times(base=1.0, per_token=0.2, draft=1.0)
 
     def pays(besides: float) -> bool:
-        outlook = Outlook(StepSeconds(seconds, BLOCK))
+        outlook = DraftLengthController(StepSeconds(seconds, BLOCK))
         outlook.saw(survival(block([[0.5] * BLOCK]), [BLOCK]))
-        return outlook.drafts(Demand(["r"], [BLOCK], 64, besides)) > 0
+        return outlook.drafts(StepLoad(["r"], [BLOCK], 64, besides)) > 0
 
     assert [pays(besides) for besides in (0.0, 0.1, 5.0, 0.0)] == [False, False, True, False]

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from decode import record
+from decode.objective import StepLoad
 from decode.record import FileRecorder, Header, NoRecorder, StepRecord, read
-from decode.schedule import Laps, Step
-from decode.theta import Demand
+from decode.schedule import Step, StepTimestamps
 from engine.drafters import DraftBlock
 from engine.errors import ConfigError
-from engine.types import Drawn
+from engine.types import SampledToken
 from local import Pair
 from tests.drafters import save_random_drafter
 from tests.local.rig import request
@@ -39,12 +39,12 @@ HEADER = Header(
 def step(began: float = 1.0, confidence: list[list[float]] | None = None) -> Step:
     """Two requests with two drafts each, of which the second can use one."""
     batch: Any = SimpleNamespace(
-        demand=lambda: Demand(["a", "b"], [2, 1], 20), sequences=[SimpleNamespace(num_cached=n) for n in (10, 30)]
+        demand=lambda: StepLoad(["a", "b"], [2, 1], 20), sequences=[SimpleNamespace(num_cached=n) for n in (10, 30)]
     )
     known = None if confidence is None else torch.tensor(confidence)
     block = DraftBlock(torch.zeros(2, 2, dtype=torch.int64), None, known)
-    drawn = [[Drawn(1, 0.0), Drawn(2, 0.0)], [Drawn(3, 0.0)]]
-    return Step(batch, block, [2, 1], drawn, Laps(began, began + 0.25, began + 0.5, began + 1.5))
+    drawn = [[SampledToken(1, 0.0), SampledToken(2, 0.0)], [SampledToken(3, 0.0)]]
+    return Step(batch, block, [2, 1], drawn, StepTimestamps(began, began + 0.25, began + 0.5, began + 1.5))
 
 
 def test_a_step_is_read_back_as_it_was_recorded(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from decode.objective import Outcome, StepLoad, StepSeconds, theta, top
 from decode.plan import Causal, Fixed, Lagged, Planner
-from decode.theta import Demand, Outcome, StepSeconds, theta, top
 from decode.verify import Exact, Synthetic
 from engine.drafters import DraftBlock
 from engine.drafters.dspark import drafted
-from engine.edits import Draw, Edits
+from engine.logits_processors import Draw, LogitsProcessors
 from engine.sampling import NO_TOKEN, SamplingBatch, sample
 from engine.types import Request, Sampling, StopRules
 from tests.formulas import processed
@@ -97,12 +97,12 @@ class Game:
                 places.append((request.sampling, len(history)))
                 draws.append(Draw(request, history))
                 rows.append(history[-1])
-        edits = Edits.of(draws, (), CPU)
-        accepted = Exact()(self.target_VV[rows], block, lengths, SamplingBatch.of(places, CPU), edits)
+        logits_processors = LogitsProcessors.of(draws, (), CPU)
+        accepted = Exact()(self.target_VV[rows], block, lengths, SamplingBatch.of(places, CPU), logits_processors)
         return [[draw.token for draw in drawn] for drawn in accepted.drawn()]
 
     def play(self, requests: list[Request], make: Callable[[], Planner]) -> list[list[int]]:
-        """Rounds until every request has said SAID tokens; each request is a batch of its own to its planner."""
+        """StepRunner until every request has said SAID tokens; each request is a batch of its own to its planner."""
         planners = [make() for _ in requests]
         said: list[list[int]] = [[] for _ in requests]
         while running := [r for r, tokens in enumerate(said) if len(tokens) < SAID]:
@@ -110,7 +110,7 @@ class Game:
             block = self.block(now, had)
             confidence = block.confidence_RK
             assert confidence is not None
-            demand, lengths, asked = Demand(["r"], [BLOCK], 0), [0] * len(running), set()
+            demand, lengths, asked = StepLoad(["r"], [BLOCK], 0), [0] * len(running), set()
             for i, r in enumerate(running):
                 if planners[r].drafts(demand):
                     own = DraftBlock(block.token_RK[i : i + 1], None, confidence[i : i + 1])
@@ -189,14 +189,16 @@ class Appendix:
 
 
 def causal(block: DraftBlock) -> int:
-    return Causal(Appendix.TIMES, 2).plan(block, Demand(["r"], [2], 0))[0]
+    return Causal(Appendix.TIMES, 2).plan(block, StepLoad(["r"], [2], 0))[0]
 
 
 def retrospective(block: DraftBlock) -> int:
     """The global search that the paper warns of: how many are verified depends on what was drafted."""
     assert block.confidence_RK is not None
     survival_RK = block.confidence_RK.double().cumprod(dim=1)
-    return top(survival_RK, int(theta(survival_RK, StepSeconds(Appendix.TIMES, 2), Demand(["r"], [2], 0)).argmax()))[0]
+    return top(survival_RK, int(theta(survival_RK, StepSeconds(Appendix.TIMES, 2), StepLoad(["r"], [2], 0)).argmax()))[
+        0
+    ]
 
 
 def test_stopping_at_the_first_fall_is_lossless_and_a_global_search_is_not() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.edits import Draw, Edits
+from engine.logits_processors import Draw, LogitsProcessors
 from engine.sampling import SamplingBatch, sample
 from engine.types import Request
 from tests.formulas import EVERY_OPTION, Options, processed
@@ -20,11 +20,13 @@ def counts(request: Request, generated: tuple[int, ...], seeds: torch.Tensor, po
     alone = SamplingBatch.of([(request.sampling, 0)], CPU)
     many = {name: value.expand(DRAWS) for name, value in vars(alone).items() if isinstance(value, torch.Tensor)}
     batch = SamplingBatch(**{**vars(alone), **many, "seed_R": seeds, "position_R": positions})
-    edits = Edits.of([Draw(request, request.prompt + generated)], (EOS,), CPU)
-    if edits is not None:
-        rows, repeated = torch.arange(DRAWS), {n: v.repeat(DRAWS) for n, v in vars(edits).items()}
-        edits = Edits(**{**repeated, "row_E": rows.repeat_interleave(len(edits.row_E))})
-    return sample(logits().expand(DRAWS, VOCAB), batch, edits).token_R.bincount(minlength=VOCAB)
+    logits_processors = LogitsProcessors.of([Draw(request, request.prompt + generated)], (EOS,), CPU)
+    if logits_processors is not None:
+        rows, repeated = torch.arange(DRAWS), {n: v.repeat(DRAWS) for n, v in vars(logits_processors).items()}
+        logits_processors = LogitsProcessors(
+            **{**repeated, "row_E": rows.repeat_interleave(len(logits_processors.row_E))}
+        )
+    return sample(logits().expand(DRAWS, VOCAB), batch, logits_processors).token_R.bincount(minlength=VOCAB)
 
 
 def logits() -> torch.Tensor:

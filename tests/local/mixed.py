@@ -6,7 +6,7 @@ from engine.config import Config
 from engine.errors import SparkpoolError
 from engine.transfer import new_agent_name
 from engine.types import Event, Handoff, Request
-from local import Joint, Pair
+from local import ColocatedEngine, Pair
 from tests.local.rig import Rig
 
 
@@ -17,8 +17,10 @@ class MixedPair(Pair):
 
     def __init__(self, config: Config, *arguments: Any, **named: Any) -> None:
         super().__init__(config, *arguments, **named)
-        self.joint: Joint = self.builder.joint(new_agent_name("decode"), self._join, self.text, self.clock)
-        self.decoder = self.joint
+        self.colocated: ColocatedEngine = self.builder.colocated(
+            new_agent_name("decode"), self._join, self.text, self.clock
+        )
+        self.decoder = self.colocated
         self.served: set[str] = set()
         self.handoffs: dict[str, Handoff] = {}
 
@@ -26,7 +28,7 @@ class MixedPair(Pair):
         """Check a request, and let decode prefill it."""
         request.check(self.builder.facts)
         self.served.add(request.id)
-        self.joint.serve(request)
+        self.colocated.serve(request)
         self.requests[request.id] = request
 
     def generate(self, requests: list[Request], served: bool = True) -> dict[str, list[int]]:
@@ -61,20 +63,20 @@ class MixedRig(Rig, MixedPair):
     """The same, with time and the wire in the test's hand."""
 
     def phases(self) -> dict[str, str]:
-        return {i.sequence.id: str(i.phase) for i in self.joint.decoder._inbox._incoming.values()}
+        return {i.sequence.id: str(i.phase) for i in self.colocated.decoder._inbox._incoming.values()}
 
     def decoding(self, name: str) -> bool:
-        return name in self.joint.decoder._schedule.running
+        return name in self.colocated.decoder._schedule.running
 
     def prefilling(self, name: str) -> bool:
         """Whether decode has begun with its prompt."""
-        return any(p.request.id == name for p in self.joint.prefiller._schedule.running)
+        return any(p.request.id == name for p in self.colocated.prefiller._schedule.running)
 
     def waiting(self, name: str) -> bool:
         """Whether its prompt waits in decode."""
-        return any(p.request.id == name for p in self.joint.prefiller._schedule.waiting)
+        return any(p.request.id == name for p in self.colocated.prefiller._schedule.waiting)
 
     @property
     def total(self) -> int:
         """Pages of the whole context in decode."""
-        return self.joint.stats().pages["full"].total
+        return self.colocated.stats().pages["full"].total

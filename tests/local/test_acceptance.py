@@ -271,7 +271,7 @@ def test_what_steps_take_besides_is_the_time_between_them_while_somebody_waits(q
             clock.advance(seconds)
 
     answer_in_steps_of(0.5, "r")
-    assert decoder._besides_seconds == pytest.approx(0.5, rel=0.05)
+    assert decoder._overhead_seconds == pytest.approx(0.5, rel=0.05)
     clock.advance(1000.0)
     answer_in_steps_of(0.5, "later")
-    assert decoder._besides_seconds == pytest.approx(0.5, rel=0.05)
+    assert decoder._overhead_seconds == pytest.approx(0.5, rel=0.05)

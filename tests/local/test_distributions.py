@@ -27,7 +27,7 @@ SMALL = Qwen3Config.from_dict(
 LEVEL = FAMILY_LEVEL / (2 * len(EVERY_OPTION))
 
 
-class Drawn(NamedTuple):
+class SampledToken(NamedTuple):
     chunks: dict[str, list[Chunk]]
     logits: dict[tuple[int, ...], torch.Tensor]  # transformers', after the prompt and these tokens
 
@@ -38,7 +38,7 @@ def request(one: Options, seed: int) -> Request:
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> SampledToken:
     path = save_random(SMALL, tmp_path_factory.mktemp("small"), seed=5)
     engine = {"cache_bytes": 32 * MIB, "max_requests": 128, "max_waiting": 10**6}
     model = {"path": path, "page_tokens": 16}
@@ -52,11 +52,11 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     oracle = Oracle(path)._model
     with torch.inference_mode():
         logits = {end: oracle(torch.tensor([[*PROMPT, *end]])).logits[0, -1] for end in ends}
-    return Drawn(pair.chunks, logits)
+    return SampledToken(pair.chunks, logits)
 
 
 @pytest.mark.parametrize("one", EVERY_OPTION, ids=lambda one: one.name)
-def test_both_engines_draw_from_the_distribution_of_the_formulas(drawn: Drawn, one: Options) -> None:
+def test_both_engines_draw_from_the_distribution_of_the_formulas(drawn: SampledToken, one: Options) -> None:
     counts_VV = torch.zeros(VOCAB, VOCAB, dtype=torch.int64)
     for seed in range(SEEDS):
         (third,), (fourth,) = (chunk.tokens for chunk in drawn.chunks[f"{one.name} {seed}"])
@@ -73,7 +73,7 @@ def test_both_engines_draw_from_the_distribution_of_the_formulas(drawn: Drawn, o
     assert chi_square_p(counts_VV.flatten(), both_VV.flatten()) > LEVEL
 
 
-def test_every_token_is_told_with_the_log_softmax_of_the_models_own_logits(drawn: Drawn) -> None:
+def test_every_token_is_told_with_the_log_softmax_of_the_models_own_logits(drawn: SampledToken) -> None:
     """Whatever the options; all tokens are told, in the order of what the model itself thinks of them."""
     told, expected = [], []
     for chunks in drawn.chunks.values():

@@ -12,7 +12,7 @@ from engine.local_transfer import LocalTransfer, LocalWire
 from engine.models import LoadedModel
 from engine.text import Text
 from engine.types import Ended
-from local import Builder, Joint
+from local import Builder, ColocatedEngine
 from tests.local.conftest import MakeMixed, TakesTime
 from tests.local.mixed import MixedRig
 from tests.local.rig import config, request
@@ -82,7 +82,7 @@ def test_a_warm_up_ends_where_a_chunk_would_fill_all_pages(make_mixed: MakeMixed
     rig.assert_consistent()
 
 
-@pytest.mark.parametrize(("chunk_tokens", "kind"), [(0, Decoder), (16, Joint)])
+@pytest.mark.parametrize(("chunk_tokens", "kind"), [(0, Decoder), (16, ColocatedEngine)])
 def test_a_pool_prefills_if_it_has_a_chunk_for_it(
     qwen3_sliding: Path, sliding_model: LoadedModel, chunk_tokens: int, kind: type
 ) -> None:

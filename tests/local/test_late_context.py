@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from decode import round as rounds
+from decode import step_runner
 from decode.plan import Fixed
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL, Config
 from engine.types import Request, Sampling, StopRules
@@ -31,7 +31,7 @@ class NowAndThen(Fixed):
 def answered(monkeypatch: pytest.MonkeyPatch, late_steps: int, pages_mib: float) -> tuple[Pair, list[Tensor], int]:
     """Requests that come one after the other, with too few pages for all of them: the pair, the confidences of every
     block, and how many steps at most were put off."""
-    monkeypatch.setattr(rounds, "LATE_STEPS", late_steps)
+    monkeypatch.setattr(step_runner, "LATE_STEPS", late_steps)
     engine = {"cache_bytes": 64 * MIB, "threads": 1}
     decode = engine | {"cache_bytes": int(pages_mib * MIB), "max_requests": 8}
     model = {"path": SHIPPED_MODEL, "drafter": SHIPPED_DRAFTER, "page_tokens": 16}

@@ -166,17 +166,17 @@ def test_the_index_stays_bounded_and_keeps_what_is_used() -> None:
     assert index.known_tokens((9, 9, 8, 8, 0)) == {}
 
 
-def joint(name: str, **changes: object):  # type: ignore[no-untyped-def]
+def colocated(name: str, **changes: object):  # type: ignore[no-untyped-def]
     return decode(name, **{"tokens_per_second": 100.0, "least_seconds": 0.01, **changes})
 
 
 def test_prefilling_in_decode_costs_this_request_its_wait_and_the_others_theirs() -> None:
     pool = [
-        joint("busy", running=3),
-        joint("idle"),
-        joint("knows it", running=3),
+        colocated("busy", running=3),
+        colocated("idle"),
+        colocated("knows it", running=3),
         decode("cannot"),
-        joint("full", free=0),
+        colocated("full", free=0),
     ]
 
     ranked = rank_local(pool, 50, {"knows it": 48}, page_tokens=16)

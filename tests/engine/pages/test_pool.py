@@ -82,9 +82,9 @@ class PoolAgainstModel(RuleBasedStateMachine):
 
     @precondition(lambda self: self.quarantined)
     @rule(data=st.data())
-    def settle(self, data: st.DataObject) -> None:
+    def release_quarantine(self, data: st.DataObject) -> None:
         pages = data.draw(st.lists(st.sampled_from(sorted(self.quarantined)), unique=True))
-        self.pool.settle(pages)
+        self.pool.release_quarantine(pages)
         self.quarantined -= set(pages)
 
     @invariant()

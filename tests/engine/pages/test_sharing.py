@@ -140,9 +140,9 @@ def test_an_image_needs_room_for_more_than_it_holds() -> None:
     pages = some_pages(full=4)
     before = available(pages)
 
-    assert pages.image(pages.open("a"), [1] * 12, num_tokens=12, most=17) is None
+    assert pages.match_or_allocate(pages.open("a"), [1] * 12, num_tokens=12, most=17) is None
     assert available(pages) == before
-    assert pages.image(pages.open("b"), [1] * 12, num_tokens=12, most=16) == 0
+    assert pages.match_or_allocate(pages.open("b"), [1] * 12, num_tokens=12, most=16) == 0
     assert available(pages)[FULL] == 1
 
 

@@ -40,7 +40,7 @@ class PagesAgainstContents(RuleBasedStateMachine):
         self.pages.trim(old.tables, old.committed)
         before = available(self.pages)
         tables = self.pages.open(next(self.names), old.salt)
-        known = self.pages.image(tables, old.tokens, old.committed, old.committed + spare)
+        known = self.pages.match_or_allocate(tables, old.tokens, old.committed, old.committed + spare)
         if known is None:
             assert available(self.pages) == before
             return
@@ -86,9 +86,9 @@ class PagesAgainstContents(RuleBasedStateMachine):
 
     @precondition(lambda self: self.quarantined)
     @rule(data=st.data())
-    def settle(self, data: st.DataObject) -> None:
+    def release_quarantine(self, data: st.DataObject) -> None:
         holder = data.draw(st.sampled_from(sorted(self.quarantined)))
-        self.pages.settle(holder)
+        self.pages.release_quarantine(holder)
         self.quarantined.remove(holder)
 
     @rule()
@@ -106,7 +106,7 @@ class PagesAgainstContents(RuleBasedStateMachine):
         for live in self.live.values():
             self.pages.release(live.tables)
         for holder in self.quarantined:
-            self.pages.settle(holder)
+            self.pages.release_quarantine(holder)
         self.pages.assert_idle()
 
     def _any(self, data: st.DataObject) -> Live:

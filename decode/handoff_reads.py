@@ -14,8 +14,8 @@
     releasing   not_held     lost        give pages back: what was read may be another's
     releasing   timeout      lost        give pages back
     releasing   cancel       cancelled   give pages back
-    draining    read_done    gone        settle pages
-    draining    read_failed  gone        settle pages
+    draining    read_done    gone        release_quarantine pages
+    draining    read_failed  gone        release_quarantine pages
 
 `lost` is prefilled again by whoever owns the request. Every other event leaves a state as it is: an answer to a
 renewal may come late, and a request can be cancelled twice.

@@ -2,27 +2,27 @@
 
 from dataclasses import dataclass, field
 
+from decode.objective import Outcome, StepLoad
 from decode.plan import Planner
-from decode.theta import Demand, Outcome
 from engine.facts import Expected, expected_rate
 
 
 @dataclass
-class Prospects:
+class RateForecast:
     """By the planner's own view of step times and drafts, and by the steps that were taken lately."""
 
     planner: Planner
     max_requests: int
-    demand: Demand = field(default_factory=lambda: Demand((), (), 0))
+    demand: StepLoad = field(default_factory=lambda: StepLoad((), (), 0))
     accepted_length: float = 0.0
     budget: float = 0.0
 
-    NEWEST = 0.1  # the share of the newest step in a mean
+    EMA_WEIGHT = 0.1  # the share of the newest step in a mean
 
-    def observe(self, demand: Demand, outcome: Outcome) -> None:
+    def observe(self, demand: StepLoad, outcome: Outcome) -> None:
         """A step was taken."""
         first, self.demand = not self.accepted_length, demand
-        share = 1.0 if first else self.NEWEST
+        share = 1.0 if first else self.EMA_WEIGHT
         self.accepted_length += share * (1 + sum(outcome.accepted) / len(outcome.accepted) - self.accepted_length)
         self.budget += share * (sum(outcome.lengths) - self.budget)
 
@@ -43,5 +43,5 @@ class Prospects:
         if planner.seconds is None:
             return None
         return expected_rate(
-            planner.seconds, planner.survival, requests, demand.context, demand.besides_seconds, planner.fixed
+            planner.seconds, planner.survival, requests, demand.context, demand.overhead_seconds, planner.fixed
         )

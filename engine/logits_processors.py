@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.machine import sent
+from engine.device import to_device
 from engine.types import Request
 
 FORBIDDEN = float("-inf")
@@ -63,7 +63,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Edits:
+class LogitsProcessors:
     """The changes of a whole batch, on the device."""
 
     row_E: Tensor
@@ -72,7 +72,9 @@ class Edits:
     offset_E: Tensor
 
     @classmethod
-    def of(cls, draws: Sequence[Draw | None], eos_token_ids: Iterable[int], device: torch.device) -> "Edits | None":
+    def of(
+        cls, draws: Sequence[Draw | None], eos_token_ids: Iterable[int], device: torch.device
+    ) -> "LogitsProcessors | None":
         """None if nobody wants anything changed, which is the usual case. A row without a draw is left as it is."""
         changed = [
             (row, token, *change)
@@ -84,10 +86,10 @@ class Edits:
             return None
         rows, tokens, factors, offsets = zip(*changed, strict=True)
         return cls(
-            sent(rows, torch.int64, device),
-            sent(tokens, torch.int64, device),
-            sent(factors, torch.float32, device),
-            sent(offsets, torch.float32, device),
+            to_device(rows, torch.int64, device),
+            to_device(tokens, torch.int64, device),
+            to_device(factors, torch.float32, device),
+            to_device(offsets, torch.float32, device),
         )
 
     def applied(self, logits_RV: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def test_prompts_and_answers_share_the_seats(make_mixed: MakeMixed, way: str) ->
     most = 0
     while not rig.idle:
         rig.step()
-        most = max(most, rig.joint.stats().running + rig.joint.decoder._inbox.seated)
+        most = max(most, rig.joint.stats().running + rig.joint.decoder._inbox.holding)
 
     assert most == 2
     assert [len(rig.tokens(f"r{i}")) for i in range(6)] == [10] * 6

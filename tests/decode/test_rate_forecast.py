@@ -2,9 +2,9 @@
 
 import pytest
 
+from decode.objective import Outcome, StepLoad, StepSeconds
 from decode.plan import Fixed
-from decode.prospects import Prospects
-from decode.theta import Demand, Outcome, StepSeconds
+from decode.rate_forecast import RateForecast
 from engine.facts import Survival, expected_rate
 from engine.steptime import Curve, ProfiledTimes
 
@@ -30,7 +30,7 @@ def test_expected_rate_is_what_comes_over_what_it_takes() -> None:
     assert best == max(by_count, key=lambda found: found.rate)
     assert best.drafts == 2
     assert best.marginal_rate == pytest.approx(by_count[3].rate - by_count[2].rate) and best.marginal_rate < 0
-    assert expected_rate(times(), survival, 2, 0, besides_seconds=1.0, drafts=0).rate == pytest.approx(1 / 2.2)
+    assert expected_rate(times(), survival, 2, 0, overhead_seconds=1.0, drafts=0).rate == pytest.approx(1 / 2.2)
 
 
 def test_nothing_is_drafted_where_drafts_are_not_worth_their_time() -> None:
@@ -40,11 +40,11 @@ def test_nothing_is_drafted_where_drafts_are_not_worth_their_time() -> None:
 
 def test_rates_follow_what_becomes_of_drafts_and_what_steps_take() -> None:
     planner = Fixed(2, StepSeconds(times(), 4))
-    prospects = Prospects(planner, max_requests=6)
+    prospects = RateForecast(planner, max_requests=6)
     assert sorted(prospects.rates()) == [1, 2, 4, 6]
     assert prospects.rates()[1] == pytest.approx(1 / (BASE + TOKEN)), "no draft has been seen yet"
 
-    demand = Demand(["a", "b"], [2, 2], 100)
+    demand = StepLoad(["a", "b"], [2, 2], 100)
     as_the_table_says = DRAFT + BASE + 6 * TOKEN
     for _ in range(100):  # of two drafts of each, all first ones are accepted and half of the second ones
         outcome = Outcome([2, 2], [2, 1], True, 2 * as_the_table_says)
@@ -59,6 +59,6 @@ def test_rates_follow_what_becomes_of_drafts_and_what_steps_take() -> None:
 
 
 def test_what_was_not_measured_is_not_said() -> None:
-    prospects = Prospects(Fixed(0), max_requests=4)
+    prospects = RateForecast(Fixed(0), max_requests=4)
 
     assert (prospects.rates(), prospects.marginal_rate()) == ({}, 0.0)

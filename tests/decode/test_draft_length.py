@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decode.outlook import Calibration
+from decode.draft_length import Calibration
 
 BLOCK = 3
 

@@ -10,11 +10,11 @@ from typing import Protocol
 Precedence = tuple[int, float]
 
 
-class Tenant(Protocol):
+class PageUser(Protocol):
     """Requests that hold pages or wait for some, as far as others have to know of them."""
 
     @property
-    def seated(self) -> int:
+    def holding(self) -> int:
         """How many have pages."""
         ...
 
@@ -24,7 +24,7 @@ class Tenant(Protocol):
         ...
 
     @property
-    def last_seated(self) -> Precedence | None:
+    def last_holding(self) -> Precedence | None:
         """The last of those that could give up their pages at once."""
         ...
 
@@ -33,32 +33,32 @@ class Tenant(Protocol):
         ...
 
 
-class Line:
+class PageQueue:
     """All tenants of one replica's pages."""
 
     def __init__(self) -> None:
-        self._tenants: list[Tenant] = []
+        self._tenants: list[PageUser] = []
 
-    def join(self, tenant: Tenant) -> None:
+    def join(self, tenant: PageUser) -> None:
         self._tenants.append(tenant)
 
     @property
-    def seated(self) -> int:
+    def holding(self) -> int:
         """Requests that have pages."""
-        return sum(tenant.seated for tenant in self._tenants)
+        return sum(tenant.holding for tenant in self._tenants)
 
     def is_next(self, precedence: Precedence) -> bool:
         """Whether nobody who waits for pages stands before one of this precedence."""
         waiting = (tenant.first_waiting for tenant in self._tenants)
         return all(first is None or precedence <= first for first in waiting)
 
-    def last(self) -> Tenant:
+    def last(self) -> PageUser:
         """The tenant whose request has to leave first when pages run out; of equals, that of who joined last.
-        Somebody must be seated."""
+        Somebody must be holding."""
         return max(self._evictable(), key=lambda pair: pair[0])[1]
 
-    def _evictable(self) -> Iterator[tuple[Precedence, Tenant]]:
+    def _evictable(self) -> Iterator[tuple[Precedence, PageUser]]:
         for tenant in reversed(self._tenants):
-            last = tenant.last_seated
+            last = tenant.last_holding
             if last is not None:
                 yield last, tenant

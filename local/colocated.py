@@ -3,8 +3,8 @@
     serve(request)           prefiller: chunk, chunk, Handoff ── pages change hands as they are ──┐
     add(request, handoff)    decoder: pages read over the transfer ───────────────────────────────┴── Chunk, Chunk, ...
 
-Both keep one line (engine/pages/line.py): whichever engine a request is in, its precedence says when it gets pages and
-a seat among the `max_requests`, and who leaves when pages run out.
+Both keep one line (engine/pages/page_queue.py): whichever engine a request is in, its precedence says when it gets
+pages and a seat among the `max_requests`, and who leaves when pages run out.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from engine.types import Event, Handoff, Request
 from prefill import Prefiller
 
 
-class Joint:
+class ColocatedEngine:
     """A Decoder and a Prefiller over one `Pages`. Not thread-safe: one thread calls everything."""
 
     def __init__(self, pages: Pages, prefiller: Prefiller, decoder: Decoder) -> None:
@@ -55,7 +55,7 @@ class Joint:
             if isinstance(event, Handoff):
                 self._pass_on(request, event)
             events.append(event)
-        return events + self.decoder.news()
+        return events + self.decoder.pending_events()
 
     def warm_up(self) -> None:
         """Steps of both engines, so that no request pays for first times."""

@@ -57,7 +57,7 @@ class Journey:
         )
 
 
-class Front:
+class SimulatedGateway:
     """All of one simulation."""
 
     def __init__(self, system: System, workload: Workload, seed: int, concurrency: int | None) -> None:
@@ -196,18 +196,18 @@ class Front:
         self._refresh()
         request = journey.attempt(self.now)
         self._journeys[request.id] = journey
-        wishes = self._board.local(journey.pool, request)
-        journey.local = bool(wishes)
-        if wishes:
-            journey.counted.enter_context(self._board.serving(wishes, request))
-            self._send(wishes, journey.pool, request, methodcaller("serve", request))
+        preferred_replicas = self._board.local(journey.pool, request)
+        journey.local = bool(preferred_replicas)
+        if preferred_replicas:
+            journey.counted.enter_context(self._board.serving(preferred_replicas, request))
+            self._send(preferred_replicas, journey.pool, request, methodcaller("serve", request))
         else:
-            wishes = journey.counted.enter_context(self._board.prefilling(request))
-            self._send(wishes, PREFILL, request, methodcaller("add", request))
+            preferred_replicas = journey.counted.enter_context(self._board.prefilling(request))
+            self._send(preferred_replicas, PREFILL, request, methodcaller("add", request))
 
-    def _send(self, wishes: Sequence[str], pool: str, request: Request, call: Callable[..., None]) -> None:
+    def _send(self, preferred_replicas: Sequence[str], pool: str, request: Request, call: Callable[..., None]) -> None:
         """To the first wish that is still there, or else to the replica with least to do."""
-        wished = (self._replicas[name] for name in wishes if name in self._replicas)
+        wished = (self._replicas[name] for name in preferred_replicas if name in self._replicas)
         replica = next((one for one in wished if not one.draining), None)
         if replica is None:
             alive = self.replicas(pool)
@@ -250,8 +250,8 @@ class Front:
             return
         journey.counted.close()
         request = journey.attempt(self.now)
-        wishes = journey.counted.enter_context(self._board.decoding(journey.pool, request))
-        self._send(wishes, journey.pool, request, methodcaller("add", request, handoff))
+        preferred_replicas = journey.counted.enter_context(self._board.decoding(journey.pool, request))
+        self._send(preferred_replicas, journey.pool, request, methodcaller("add", request, handoff))
 
     def _lost(self, journey: Journey, error: SparkpoolError) -> None:
         """Preempted requests go round again, lost ones a few times; what cannot be served fails."""

@@ -1,6 +1,6 @@
 from dataclasses import dataclass, field
 
-from engine.pages import Line, Precedence
+from engine.pages import PageQueue, Precedence
 
 
 @dataclass
@@ -11,7 +11,7 @@ class Kept:
     sits: list[Precedence] = field(default_factory=list)
 
     @property
-    def seated(self) -> int:
+    def holding(self) -> int:
         return len(self.sits)
 
     @property
@@ -19,22 +19,22 @@ class Kept:
         return min(self.waits, default=None)
 
     @property
-    def last_seated(self) -> Precedence | None:
+    def last_holding(self) -> Precedence | None:
         return max(self.sits, default=None)
 
     def evict_last(self) -> None:
         self.sits.remove(max(self.sits))
 
 
-def line(*tenants: Kept) -> Line:
-    joined = Line()
+def line(*tenants: Kept) -> PageQueue:
+    joined = PageQueue()
     for tenant in tenants:
         joined.join(tenant)
     return joined
 
 
 def test_seats_are_counted_over_all_tenants() -> None:
-    assert line(Kept(sits=[(0, 1.0), (0, 2.0)]), Kept(), Kept(sits=[(0, 3.0)])).seated == 3
+    assert line(Kept(sits=[(0, 1.0), (0, 2.0)]), Kept(), Kept(sits=[(0, 3.0)])).holding == 3
 
 
 def test_next_is_whoever_nobody_stands_before() -> None:
@@ -54,7 +54,7 @@ def test_the_last_leaves_first_whoever_keeps_it() -> None:
     for _ in range(4):
         last = both.last()
         assert isinstance(last, Kept)
-        left.append(last.last_seated)
+        left.append(last.last_holding)
         last.evict_last()
 
     assert left == [(0, 6.0), (0, 4.0), (0, 3.0), (0, 1.0)]

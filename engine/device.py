@@ -32,7 +32,7 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def sent(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+def to_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers as a tensor on the device. The host does not wait for what runs there: memory that is not pinned is
     copied aside before the call returns."""
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)

@@ -11,7 +11,7 @@ Fingerprint = dict[str, str]
 
 
 @dataclass
-class Peers:
+class HandoffCompatibility:
     """`target` is this replica's model, `drafter` its drafter, None if it does not draft."""
 
     target: Fingerprint

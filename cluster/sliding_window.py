@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 
-class Recent:
+class SlidingWindow:
     """Values that were seen within `seconds`."""
 
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:

@@ -12,13 +12,13 @@ from engine.backend import Backend
 from engine.batch import Batch
 from engine.clock import Stopwatch
 from engine.drafters import DraftBlock, Drafter
-from engine.types import Drawn
+from engine.types import SampledToken
 
 Taps = dict[int, Tensor]
 LATE_STEPS = 32
 
 
-class Rounds(Protocol):
+class StepRunner(Protocol):
     """What the decoder asks of a step: real, or with a simulator's drafts (compare/virtual.py)."""
 
     @property
@@ -40,13 +40,13 @@ class Rounds(Protocol):
         """At most so many drafts for each request. With 0, the drafter has nothing to do."""
         ...
 
-    def verify(self, batch: DecodeBatch, block: DraftBlock, lengths: list[int]) -> list[list[Drawn]]:
+    def verify(self, batch: DecodeBatch, block: DraftBlock, lengths: list[int]) -> list[list[SampledToken]]:
         """The tokens of each request, never none, of which the first `lengths` drafts are put before the target."""
         ...
 
 
 @dataclass(frozen=True)
-class Round:
+class ModelStepRunner:
     """Draft, verify: everything on the device, until the tokens are copied to the host.
 
     While nothing is drafted, the drafter's context is written for several steps at once: it is only needed when
@@ -71,28 +71,28 @@ class Round:
         if not most:
             return DraftBlock.empty(len(batch))
         with self.computing:
-            self.settle()
+            self.flush_context()
             return self.drafter.propose(batch.anchors, most)
 
-    def verify(self, batch: DecodeBatch, block: DraftBlock, lengths: list[int]) -> list[list[Drawn]]:
+    def verify(self, batch: DecodeBatch, block: DraftBlock, lengths: list[int]) -> list[list[SampledToken]]:
         trial = batch.trial(block, lengths)
         target = trial.target
         with self.computing:
             output = self.backend.forward(target)
-        accepted = self.acceptor(output.logits, block, lengths, trial.options, trial.edits)
+        accepted = self.acceptor(output.logits, block, lengths, trial.options, trial.logits_processors)
         with self.computing:
             if any(lengths) or self.drafter.keeps_rows:
-                self.settle()
+                self.flush_context()
                 last_R = target.logits_index[accepted.last_row_R]
                 batch.keep(self.drafter.absorb(target, output.taps, batch.rows, last_R))
             elif self.drafter.tap_layers:
                 self._late.append((target, output.taps))
-                batch.pages.written_late(self.settle)
+                batch.pages.defer_writes(self.flush_context)
                 if len(self._late) >= LATE_STEPS:
-                    self.settle()
+                    self.flush_context()
             return accepted.drawn()
 
-    def settle(self) -> None:
+    def flush_context(self) -> None:
         """Write the drafter's context of the steps for which that was put off."""
         if self._late:
             batches, taps = zip(*self._late, strict=True)

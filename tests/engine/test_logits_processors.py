@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.edits import Draw, Edits
+from engine.logits_processors import Draw, LogitsProcessors
 from engine.sampling import NO_TOKEN, SamplingBatch, log_probs, sample
 from engine.types import Request, Sampling, StopRules
 
@@ -24,8 +24,8 @@ def draw(prompt: list[int], generated: list[int], min_tokens: int = 0, **samplin
 
 
 def edited(logits_RV: torch.Tensor, *draws: Draw) -> torch.Tensor:
-    edits = Edits.of(draws, (0,), CPU)
-    return logits_RV if edits is None else edits.applied(logits_RV)
+    logits_processors = LogitsProcessors.of(draws, (0,), CPU)
+    return logits_RV if logits_processors is None else logits_processors.applied(logits_RV)
 
 
 @given(tokens, tokens, st.floats(0.5, 2.0), st.floats(-2, 2), st.floats(-2, 2), st.integers(0, 2**30))
@@ -78,7 +78,7 @@ def test_no_end_can_be_drawn_before_min_tokens(count: int) -> None:
     logits[0, [0, 2]] = 50.0
     one = draw([1], [5] * count, min_tokens=3)
 
-    draws = sample(logits, SamplingBatch.of([(one.request.sampling, 0)], CPU), Edits.of([one], (0,), CPU))
+    draws = sample(logits, SamplingBatch.of([(one.request.sampling, 0)], CPU), LogitsProcessors.of([one], (0,), CPU))
 
     assert (draws.token_R.item() in (0, 2)) == (count >= 3)
 
@@ -87,7 +87,7 @@ def test_log_probabilities_are_those_before_any_edit() -> None:
     logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(0))
     one = draw([1], [], logit_bias=((6, 100.0),))
 
-    draws = sample(logits, SamplingBatch.of([(one.request.sampling, 0)], CPU), Edits.of([one], (), CPU))
+    draws = sample(logits, SamplingBatch.of([(one.request.sampling, 0)], CPU), LogitsProcessors.of([one], (), CPU))
 
     assert draws.token_R.item() == 6
     assert draws.logprob_R.item() == pytest.approx(logits.log_softmax(-1)[0, 6].item(), abs=1e-6)
@@ -123,4 +123,4 @@ def test_a_row_that_is_not_finite_gives_no_token_and_harms_no_other(bad: float) 
 def test_requests_without_options_need_no_edits() -> None:
     plain = draw([1], [2])
 
-    assert Edits.of([plain, replace(plain, tokens=[1])], (0,), CPU) is None
+    assert LogitsProcessors.of([plain, replace(plain, tokens=[1])], (0,), CPU) is None

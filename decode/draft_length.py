@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from decode.theta import Demand, StepSeconds, limited, theta, top
+from decode.objective import StepLoad, StepSeconds, limited, theta, top
 from engine.facts import Survival
 
 
@@ -45,7 +45,7 @@ class Calibration:
             sums_K.copy_(faded_K)
 
 
-class Outlook:
+class DraftLengthController:
     """What drafting will be worth, by the mean survival at each place in steps past.
 
     While it is not worth its time, a step drafts now and then all the same, to see whether that has changed: after
@@ -54,7 +54,7 @@ class Outlook:
     """
 
     FEWEST, MOST = 8, 256
-    NEWEST = 0.2  # the share of the newest step in the mean
+    EMA_WEIGHT = 0.2  # the share of the newest step in the mean
     KEPT = 32  # steps for which an answer holds while no drafts are made: a step may take less time than the answer
 
     def __init__(self, seconds: StepSeconds) -> None:
@@ -66,7 +66,7 @@ class Outlook:
         self._answers: dict[tuple[object, ...], int] = {}
         self._asked = 0
 
-    def drafts(self, demand: Demand) -> int:
+    def drafts(self, demand: StepLoad) -> int:
         """How many drafts of each request to make now."""
         if not any(demand.most):
             return 0
@@ -88,12 +88,12 @@ class Outlook:
         """Drafts were made, and these are their chances, before any limit of the requests."""
         mean_K = survival_RK.mean(dim=0).cpu()
         known, seen = self._seen, len(mean_K)
-        self._mean_K[:known][:seen] = self._mean_K[:known][:seen].lerp(mean_K[:known], self.NEWEST)
+        self._mean_K[:known][:seen] = self._mean_K[:known][:seen].lerp(mean_K[:known], self.EMA_WEIGHT)
         self._mean_K[known:seen] = mean_K[known:]
         self._seen = max(known, seen)
         self._answers = {}
 
-    def _known_useful(self, demand: Demand) -> int:
+    def _known_useful(self, demand: StepLoad) -> int:
         """`_useful`, computed anew every KEPT steps, after drafts were seen and for other requests."""
         self._asked += 1
         if self._asked % self.KEPT == 0:
@@ -104,7 +104,7 @@ class Outlook:
             self._answers[key] = self._useful(demand)
         return self._answers[key]
 
-    def _useful(self, demand: Demand) -> int:
+    def _useful(self, demand: StepLoad) -> int:
         """How many drafts the request that gets most would get of drafts as they have been; 0 if none is worth it."""
         requests = len(demand.most)
         expected_RK = limited(self._mean_K.cummin(0).values.expand(requests, -1), demand.most)

@@ -5,13 +5,13 @@ import re
 
 import pytest
 
-import decode.reads
-from decode.reads import LIVE, TRANSITIONS, Incoming, ReadEvent, ReadPhase
+import decode.handoff_reads
+from decode.handoff_reads import LIVE, TRANSITIONS, Incoming, ReadEvent, ReadPhase
 
 
 def documented() -> dict[tuple[str, str], str]:
     """The rows of the docstring: state, event, next."""
-    rows = re.findall(r"^    (\w+) +(\w+) +(\w+)  +\S", decode.reads.__doc__ or "", re.MULTILINE)
+    rows = re.findall(r"^    (\w+) +(\w+) +(\w+)  +\S", decode.handoff_reads.__doc__ or "", re.MULTILINE)
     return {(state, event): after for state, event, after in rows if state != "state"}
 
 

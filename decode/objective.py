@@ -22,15 +22,15 @@ from engine.steptime import StepTimes
 
 
 @dataclass(frozen=True)
-class Demand:
+class StepLoad:
     """The requests of a step: names that tell them apart from step to step, the most drafts that each can use, and
-    how many tokens they have in pages, on average. Beside drafting and verifying, steps take `besides_seconds` of
+    how many tokens they have in pages, on average. Beside drafting and verifying, steps take `overhead_seconds` of
     late: all that the engine and those around it do for a step."""
 
     names: Sequence[str]
     most: Sequence[int]
     context: int
-    besides_seconds: float = 0.0
+    overhead_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class StepSeconds:
     """
 
     NEAR = 256  # contexts that differ by less are one
-    NEWEST = 0.1  # the share of the newest step in a correction
+    EMA_WEIGHT = 0.1  # the share of the newest step in a correction
     WIDEST = 4.0  # a step that took more than so many times as long was held up
 
     def __init__(self, times: StepTimes, block_length: int) -> None:
@@ -63,12 +63,12 @@ class StepSeconds:
         self._known_without: dict[tuple[int, int], float] = {}
         self._correction = {True: 1.0, False: 1.0}  # of steps that draft, and that do not
 
-    def observe(self, demand: Demand, outcome: Outcome) -> None:
+    def observe(self, demand: StepLoad, outcome: Outcome) -> None:
         """A step took so long."""
         requests, verified = len(outcome.lengths), sum(outcome.lengths)
         table = self._drafting(requests, demand)[verified] if outcome.drafted else self._without(requests, demand)
         ratio = min(max(outcome.seconds / float(table), 1 / self.WIDEST), self.WIDEST)
-        self._correction[outcome.drafted] += self.NEWEST * (ratio - self._correction[outcome.drafted])
+        self._correction[outcome.drafted] += self.EMA_WEIGHT * (ratio - self._correction[outcome.drafted])
 
     def draft_seconds(self, requests: int, context: int) -> float:
         return self._times.draft_seconds(requests, context) * self._correction[True]
@@ -76,15 +76,15 @@ class StepSeconds:
     def verify_seconds(self, requests: int, tokens: int, context: int) -> float:
         return self._times.verify_seconds(requests, tokens, context) * self._correction[tokens > requests]
 
-    def drafting(self, requests: int, demand: Demand) -> Tensor:
+    def drafting(self, requests: int, demand: StepLoad) -> Tensor:
         """Of a step that drafts and then verifies 0, 1, 2, ... drafts, up to all."""
-        return self._drafting(requests, demand) * self._correction[True] + demand.besides_seconds
+        return self._drafting(requests, demand) * self._correction[True] + demand.overhead_seconds
 
-    def without(self, requests: int, demand: Demand) -> float:
+    def without(self, requests: int, demand: StepLoad) -> float:
         """Of a step that drafts nothing."""
-        return self._without(requests, demand) * self._correction[False] + demand.besides_seconds
+        return self._without(requests, demand) * self._correction[False] + demand.overhead_seconds
 
-    def _drafting(self, requests: int, demand: Demand) -> Tensor:
+    def _drafting(self, requests: int, demand: StepLoad) -> Tensor:
         context = demand.context // self.NEAR * self.NEAR
         if (requests, context) not in self._known:
             draft = self._times.draft_seconds(requests, context)
@@ -93,7 +93,7 @@ class StepSeconds:
             self._known[requests, context] = draft + torch.tensor(verify, dtype=torch.float64)
         return self._known[requests, context]
 
-    def _without(self, requests: int, demand: Demand) -> float:
+    def _without(self, requests: int, demand: StepLoad) -> float:
         context = demand.context // self.NEAR * self.NEAR
         if (requests, context) not in self._known_without:
             self._known_without[requests, context] = self._times.verify_seconds(requests, requests, context)
@@ -113,7 +113,7 @@ def limited(survival_RK: Tensor, most: Sequence[int]) -> Tensor:
     return survival_RK.double().masked_fill(place_K >= limit_R1, 0.0)
 
 
-def theta(survival_RK: Tensor, seconds: StepSeconds, demand: Demand) -> Tensor:
+def theta(survival_RK: Tensor, seconds: StepSeconds, demand: StepLoad) -> Tensor:
     """Expected tokens per second with the best 0, 1, 2, ... drafts verified; those that cannot survive are left out."""
     requests = len(survival_RK)
     best = survival_RK.flatten().sort(descending=True).values

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from decode.reads import Incoming
+from decode.handoff_reads import Incoming
 from engine.types import DecodeTimings
 
 NO_TIME = DecodeTimings(wait_seconds=0.0, transfer_seconds=0.0, decode_seconds=0.0, moved_bytes=0, moved_pages=0)
 
 
 @dataclass
-class Arrival:
+class RequestTimings:
     """When the stations of a running request were passed, on the engine's clock; and its steps that took longer than
     they would on the device that is emulated."""
 
