@@ -1,6 +1,6 @@
 """The shipped drafter's card, written from its own files and the benchmark's result, so that they cannot differ.
 
-`python -m bench.summary` writes it.
+`make docs` writes it.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ without drafts and therefore accept less.
 
 It knows Python source and little else, as its target does; sequences of {length} tokens are the longest it has seen.
 On a CPU drafting pays for a request that runs alone, and little or not at all beside others: a step that verifies 8
-tokens of each costs far more than one that decodes a token (README, speculation). For the licence of what it has
-learnt from, see the target's card.
+tokens of each costs far more than one that decodes a token (docs/benchmarks.md, speculation). For the licence of what
+it has learnt from, see the target's card.
 
 Versions: {versions}
 """
