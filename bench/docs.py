@@ -205,7 +205,7 @@ def statistics(declared: type, prefix: str = "") -> Iterator[Statistic]:
     for field in dataclasses.fields(declared):
         help_ = field.metadata.get("help") or helps.get(field.name) or INTERIM.get(field.name, "")
         kind, arguments = types[field.name], get_args(types[field.name])
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__"):
             yield from statistics(kind, f"{prefix}{field.name}.")
         elif get_origin(kind) is dict and dataclasses.is_dataclass(arguments[1]):
             yield from statistics(arguments[1], f"{prefix}{field.name}.GROUP.")

@@ -101,9 +101,9 @@ def _local(result: Result) -> Iterator[str]:
     keys = ("prompt", "local_first_ms", "handoff_first_ms", "local_second_ms", "handoff_second_ms")
     columns = ["prompt tokens", "first token, local, ms", "by handoff, ms", "second token, local, ms", "by handoff, ms"]
     yield _table(columns, _columns(alone, *keys))
-    keys = ("prompt", "alone_tok_s", "local_tok_s", "handoff_tok_s", "local_prompts_s", "handoff_prompts_s")
-    rates = ["tok/s alone", "tok/s, local", "tok/s, by handoff", "prompts/s, local", "prompts/s, by handoff"]
-    yield _table(["8 answers beside prompts of", *rates], _columns(beside, *keys))
+    rates = ("alone_tok_s", "local_tok_s", "handoff_tok_s", "local_prompts_s", "handoff_prompts_s")
+    columns = ["tok/s alone", "tok/s, local", "tok/s, by handoff", "prompts/s, local", "prompts/s, by handoff"]
+    yield _table(["8 answers beside prompts of", *columns], _columns(beside, "prompt", *rates))
 
 
 def _whole(result: Result) -> Iterator[str]:
