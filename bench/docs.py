@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ByteSize
@@ -205,12 +205,16 @@ def statistics(declared: type, prefix: str = "") -> Iterator[Statistic]:
     for field in dataclasses.fields(declared):
         help_ = field.metadata.get("help") or helps.get(field.name) or INTERIM.get(field.name, "")
         kind, arguments = types[field.name], get_args(types[field.name])
-        if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__"):
+        if _is_dataclass(kind):
             yield from statistics(kind, f"{prefix}{field.name}.")
-        elif get_origin(kind) is dict and dataclasses.is_dataclass(arguments[1]):
+        elif get_origin(kind) is dict and _is_dataclass(arguments[1]):
             yield from statistics(arguments[1], f"{prefix}{field.name}.GROUP.")
         else:
             yield Statistic(prefix + field.name, _one_line(help_), _one_line(inspect.getdoc(declared)))
+
+
+def _is_dataclass(kind: Any) -> TypeGuard[type]:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
 def statistics_tables() -> str:
