@@ -26,6 +26,7 @@ check: $(READY) $(STUBS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.house
 
 sanitize: $(READY)  ## the kernels' tests, built with AddressSanitizer and UndefinedBehaviorSanitizer
 	mkdir -p build/sanitize
