@@ -13,8 +13,8 @@ install: $(READY) $(STUBS)  ## all that the other targets need
 demo: $(READY) $(STUBS)
 	$(BIN)/python -m cluster.demo
 
-test: $(READY) $(STUBS)
-	$(BIN)/python -m pytest
+test: $(READY) $(STUBS)  ## all tests; those that start Ray run in one process, beside the others
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 ray-up-test: $(READY) $(STUBS)  ## `ray up` over SSH to three hosts that it makes itself; part of `make test`
 	$(BIN)/python -m pytest tests/deploy/test_ray_up.py
@@ -29,6 +29,7 @@ check: $(READY) $(STUBS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.house
 
 sanitize: $(READY)  ## the kernels' tests, built with AddressSanitizer and UndefinedBehaviorSanitizer
 	mkdir -p build/sanitize
