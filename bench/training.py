@@ -25,15 +25,15 @@ from transformers import AutoModelForCausalLM
 from bench.ceiling import Rates
 from bench.shape import Options, Report, seconds_of
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL
-from train.blocks import Blocks, ContextEntries, block_mask
-from train.drafter_config import TrainConfig, TrainingSection
-from train.drafter_loss import Losses
-from train.drafter_shape import drafter_config
-from train.drafter_trainer import DrafterTrainer, Picked
-from train.features import Cached, Online
-from train.sequences import Sequences
-from train.target import Target
-from train.workers import ALONE
+from train.drafter.blocks import Blocks, ContextEntries, block_mask
+from train.drafter.config import TrainConfig, TrainingSection
+from train.drafter.features import CachedFeatures, OnlineFeatures
+from train.drafter.loss import DraftLosses
+from train.drafter.sequences import Sequences
+from train.drafter.shape import drafter_config
+from train.drafter.target import FrozenTarget
+from train.drafter.trainer import DrafterTrainer, StepSample
+from train.drafter.workers import ALONE
 
 SHAPES = ((8, 320, 32), (2, 2048, 128))  # sequences of a step, tokens and anchors of each
 ROUNDS = 4
@@ -45,7 +45,7 @@ class PlainTrainer(DrafterTrainer):
 
     plain: Any
 
-    def _losses(self, picked: Picked, mine: list[int]) -> Losses:
+    def _losses(self, picked: StepSample, mine: list[int]) -> DraftLosses:
         section, size = self.section, self.model.config.block_size
         model: Any = self.model
         numbers = [picked.numbers[i] for i in mine]
@@ -69,15 +69,17 @@ class PlainTrainer(DrafterTrainer):
         said_R = functional.binary_cross_entropy_with_logits(confidence_R.float(), acceptance_R, reduction="none")
         shares, l1, confidence = section.losses, (weight_R * l1_R).sum(), (weight_R * said_R).sum()
         total = shares.cross_entropy * cross_entropy + shares.l1 * l1 + shares.confidence * confidence
-        return Losses(total, cross_entropy.detach(), l1.detach(), confidence.detach(), acceptance_R)
+        return DraftLosses(total, cross_entropy.detach(), l1.detach(), confidence.detach(), acceptance_R)
 
     def _hidden(self, context_BTD: Tensor, blocks: Blocks) -> Tensor:
-        model, place_BNK = self.model, blocks.place_BNK
-        ids_BNK = torch.full_like(place_BNK, model.config.mask_token_id)
+        model, position_BNK = self.model, blocks.position_BNK
+        ids_BNK = torch.full_like(position_BNK, model.config.mask_token_id)
         ids_BNK[..., 0] = blocks.token_BT.gather(1, blocks.anchor_BN)
         hidden_BSD = self.plain.get_input_embeddings()(ids_BNK.flatten(1))
-        positions = torch.arange(blocks.token_BT.shape[1], device=place_BNK.device)[None].expand(len(place_BNK), -1)
-        ropes = [model.rotary_emb(context_BTD, positions), model.rotary_emb(hidden_BSD, place_BNK.flatten(1))]
+        positions = torch.arange(blocks.token_BT.shape[1], device=position_BNK.device)[None].expand(
+            len(position_BNK), -1
+        )
+        ropes = [model.rotary_emb(context_BTD, positions), model.rotary_emb(hidden_BSD, position_BNK.flatten(1))]
         mask = block_mask(blocks.anchor_BN, blocks.block_size, blocks.token_BT.shape[1])
         for layer in model.layers:
             entries = ContextEntries.of(layer.self_attn, context_BTD, ropes[0])
@@ -120,10 +122,10 @@ def _sides(shape: tuple[int, int, int], options: Options, scratch: Path) -> dict
     text = Sequences(
         generator.integers(2, 4096, (count, length)).astype(np.uint32), np.zeros(count, int), np.full(count, length)
     )
-    target = Target.load(SHIPPED_MODEL, config.drafter.target_layer_ids, torch.float32, options.device)
-    cached = Cached(target, text, scratch, torch.bfloat16)
+    target = FrozenTarget.load(SHIPPED_MODEL, config.drafter.target_layer_ids, torch.float32, options.device)
+    cached = CachedFeatures(target, text, scratch, torch.bfloat16)
     cached.prepare(lambda done, total: None)
-    online = Online(target, text)
+    online = OnlineFeatures(target, text)
     sides: dict[str, DrafterTrainer] = {
         "plain": PlainTrainer(section, raw, target, text, online, ALONE),
         "ours, online": DrafterTrainer(section, raw, target, text, online, ALONE),
