@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.shape import RESULTS
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL
-from train.drafter_card import drafter_card
+from train.drafter.card import drafter_card
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- figures: python -m bench.summary -->", "<!-- end of figures -->"
