@@ -15,10 +15,10 @@ from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL
 from engine.drafters.load import load_dspark
 from engine.models import load_model
 from tests.train.test_tiny_mla import HELD_OUT, library_text
-from train.drafter_card import numbers_per_token
-from train.drafter_config import TrainConfig
-from train.drafter_evaluation import Evaluation, Setting
-from train.drafter_shape import drafter_config
+from train.drafter.card import numbers_per_token
+from train.drafter.config import TrainConfig
+from train.drafter.evaluation import Evaluation, Setting
+from train.drafter.shape import drafter_config
 from train.tokenizer import PAD
 
 MAX_BYTES = 12_000_000

@@ -1,6 +1,4 @@
-"""A drafter's config.json, made from its target's; and its folder, written as the published ones are."""
-
-from __future__ import annotations
+"""A drafter's config.json, made from its target's, and its folder, written in the published format."""
 
 import json
 from pathlib import Path
@@ -17,8 +15,8 @@ from engine.drafters.config import DrafterConfig
 from engine.drafters.dspark import DSparkModel
 from engine.errors import ConfigError
 from engine.files import replaced
-from train.drafter_config import DrafterSection
-from train.target import Target
+from train.drafter.config import DrafterSection
+from train.drafter.target import FrozenTarget
 
 FORMS = {"mla": ("DeepseekV3DSparkModel", "deepseek_v3"), "gqa": ("Qwen3DSparkModel", "qwen3")}
 MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
@@ -26,7 +24,7 @@ NOT_INHERITED = (*MTP_KEYS, "quantization_config", "auto_map", "sliding_window",
 
 
 def drafter_config(target: Path, section: DrafterSection, anchors: int) -> dict[str, Any]:
-    """A copy of the target's config.json with DSpark's own keys. Raises ConfigError that names the key."""
+    """Copy the target's config.json and add DSpark's own keys. Raises ConfigError that names the key."""
     theirs = json.loads((target / "config.json").read_text())
     form = section.form or ("mla" if "kv_lora_rank" in theirs else "gqa")
     architecture, model_type = FORMS[form]
@@ -60,10 +58,12 @@ def drafter_config(target: Path, section: DrafterSection, anchors: int) -> dict[
     return raw
 
 
-def export_drafter(model: DSparkModel, raw: dict[str, Any], folder: Path, copies_of: Target | None = None) -> None:
-    """config.json and bfloat16 weights; with copies of a target's embedding and head, if one is given.
+def export_drafter(
+    model: DSparkModel, raw: dict[str, Any], folder: Path, copies_of: FrozenTarget | None = None
+) -> None:
+    """Write config.json and bfloat16 weights; with copies of a target's embedding and head, if one is given.
 
-    A calibration that lies there was fitted for other weights and is removed.
+    A calibration in the folder was fitted for other weights and is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: _stored(tensor.to(torch.bfloat16)) for name, tensor in model.state_dict().items()}
@@ -79,7 +79,7 @@ def export_drafter(model: DSparkModel, raw: dict[str, Any], folder: Path, copies
 
 
 def _exactly(matrix: Tensor) -> Tensor:
-    """In bfloat16 if that changes nothing: whoever loads a copy checks that it is the target's own."""
+    """Convert to bfloat16 if that loses nothing: the loader checks that a copy equals the target's matrix."""
     short = matrix.to(torch.bfloat16)
     return short if torch.equal(short.to(matrix.dtype), matrix) else matrix
 

@@ -3,8 +3,6 @@
 The layer itself is the drafter's (engine/drafters/mtp.py). B rows, T tokens, D hidden size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch
@@ -16,14 +14,14 @@ from engine.drafters.mtp import MTPLayer
 
 
 def initialise(mtp: MTPLayer, std: float) -> None:
-    """Normal weights in every matrix; norms stay one, the router's bias stays zero."""
+    """Draw every matrix from a normal distribution; norms stay one, the router's bias stays zero."""
     for parameter in mtp.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=std)
 
 
 def mtp_states(model: DeepseekV3ForCausalLM, mtp: MTPLayer, tokens_BT: Tensor, hidden_BTD: Tensor) -> Tensor:
-    """States `[B, T-1, D]`: row i, under the main model's head, predicts token i+2.
+    """Return states `[B, T-1, D]`: row i, under the main model's head, predicts token i+2.
 
     `hidden_BTD` is the main model's `last_hidden_state` (after its final norm). No gradient reaches the main model.
     """
@@ -35,7 +33,7 @@ def mtp_states(model: DeepseekV3ForCausalLM, mtp: MTPLayer, tokens_BT: Tensor, h
 
 
 def published_names(mtp: MTPLayer) -> Iterator[tuple[str, Tensor]]:
-    """The layer's tensors as a DeepSeek-V3 checkpoint names them, one matrix per expert."""
+    """Yield the layer's tensors under the names of a DeepSeek-V3 checkpoint, one matrix per expert."""
     prefix = f"model.layers.{mtp.self_attn.layer_idx}."
     for name, tensor in mtp.state_dict().items():
         if name == "mlp.experts.gate_up_proj":
@@ -51,7 +49,7 @@ def published_names(mtp: MTPLayer) -> Iterator[tuple[str, Tensor]]:
 
 
 def load_mtp(config: DeepseekV3Config, tensors: dict[str, Tensor]) -> MTPLayer:
-    """The layer from a checkpoint's tensors, in float32; every one of its weights must be there."""
+    """Build the layer from a checkpoint's tensors, in float32; all of its weights must be there."""
     mtp = MTPLayer(config, config.num_hidden_layers)
     prefix = f"model.layers.{config.num_hidden_layers}."
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,6 +1,4 @@
-"""Writes a model, its MTP layer and its tokenizer as an ordinary DeepSeek-V3 checkpoint folder."""
-
-from __future__ import annotations
+"""Write a model, its MTP layer and its tokenizer as an ordinary DeepSeek-V3 checkpoint folder."""
 
 import json
 import os
@@ -13,14 +11,14 @@ from torch import Tensor
 from transformers import DeepseekV3ForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from engine.drafters.mtp import MTPLayer
-from train.mtp import published_names
+from train.model.mtp import published_names
 
 LOCAL_KEYS = ("is_local", "local_files_only")
 ROUTER_BIAS = "e_score_correction_bias"
 
 
 def export(model: DeepseekV3ForCausalLM, mtp: MTPLayer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Replaces the files in `folder` one by one, so that a reader sees each file old or new, never half.
+    """Replace the files in `folder` one by one, so that a reader sees each file old or new, never half-written.
 
     Weights are bfloat16; the routers' selection bias stays float32, as in the published checkpoint. Embedding and
     head are written once: the MTP layer uses the main model's.

@@ -1,6 +1,4 @@
-"""What counting alone achieves on the same tokens: unigram and bigram models."""
-
-from __future__ import annotations
+"""Baselines that only count tokens: unigram and bigram models."""
 
 import numpy as np
 
@@ -15,11 +13,11 @@ class Unigram:
         self.probabilities = counts / counts.sum()
 
     def loss(self, tokens: np.ndarray) -> float:
-        """Nats per token on `tokens[1:]`, the tokens that a model predicts."""
+        """Return the nats per token on `tokens[1:]`, the tokens that a model predicts."""
         return float(-np.log(self.probabilities[tokens[1:]]).mean())
 
     def top1(self, tokens: np.ndarray) -> float:
-        """Share of `tokens` that are the most frequent token."""
+        """Return the share of `tokens` that are the most frequent token."""
         return float((tokens == self.probabilities.argmax()).mean())
 
 
@@ -39,7 +37,7 @@ class Bigram:
         self.continuation = predecessors / predecessors.sum()
 
     def loss(self, tokens: np.ndarray) -> float:
-        """Nats per token on `tokens[1:]`, each given the token before it."""
+        """Return the nats per token on `tokens[1:]`, each given the token before it."""
         before, after = tokens[:-1].astype(np.int64), tokens[1:].astype(np.int64)
         totals = np.maximum(self.totals[before], 1)
         seen = np.maximum(self.counts[before, after] - DISCOUNT, 0) / totals

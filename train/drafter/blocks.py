@@ -1,24 +1,22 @@
 """The training forward of a DSpark drafter: many blocks of every sequence at once.
 
-The modules are those that the engine drafts with (engine/drafters/dspark.py), with transformers' own attention
-instead of pages. Every block begins at an anchor: its rows see the context strictly before it, and each other.
+The modules are those of the engine's drafter (engine/drafters/dspark.py), with transformers' own attention instead of
+pages. Every block begins at an anchor: its rows attend to the context strictly before it, and to each other.
 
-    context    keys and values (or latents) made from `DSparkModel.context` as it is, without the layer's input norm
+    context    keys and values (or latents) made from `DSparkModel.context` directly, without the layer's input norm
     block      the anchor's token and block_size - 1 mask tokens, at its position and the next ones
-    row k      drafts the token k + 1 places behind the anchor, told (teacher forcing) the sequence's token before
+    row k      drafts the token at anchor + k + 1; its Markov input is the sequence's token before (teacher forcing)
 
-Blocks are attended to in packs of neighbours. A pack sees the context up to its last anchor and its own rows, so its
-mask is as small as it is, and nothing of the size (all rows x all places) is ever made.
+Attention is computed in packs of neighbouring blocks. A pack attends to the context up to its last anchor and to its
+own rows, so its mask stays small, and nothing of the size (all rows x all positions) is ever made.
 
 B = sequences, T = tokens of a sequence, N = anchors of a sequence, K = rows of a block, R = B * N * K, D = hidden size,
 V = vocabulary, M = rank of the Markov head, P = rope size, H = heads
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +25,14 @@ from transformers import AttentionInterface, AutoConfig
 
 from engine.drafters.config import DrafterConfig
 from engine.drafters.dspark import DSparkModel
-from train.target import Target
+from train.drafter.target import FrozenTarget
 
 BLOCK_ATTENTION = "packed_blocks"
 PACK_ANCHORS = 8
 
 
 def block_mask(anchor_BN: Tensor, block_size: int, num_context: int) -> Tensor:
-    """Which keys (the context's, then all blocks' rows) each block row sees. bool[B, 1, N * K, T + N * K]"""
+    """Return which keys (context, then all blocks' rows) each block row attends to: bool[B, 1, N * K, T + N * K]."""
     anchor_BS = anchor_BN.repeat_interleave(block_size, dim=1)
     context_BST = torch.arange(num_context, device=anchor_BN.device) < anchor_BS[..., None]
     block_S = torch.arange(anchor_BN.shape[1], device=anchor_BN.device).repeat_interleave(block_size)
@@ -44,18 +42,18 @@ def block_mask(anchor_BN: Tensor, block_size: int, num_context: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Pack:
-    """Neighbouring blocks: `rows` of all block rows, which see the first `reach` places of the context."""
+    """Neighbouring blocks: `rows` of all block rows; they attend to at most the first `reach` context positions."""
 
     rows: slice
     reach: int
     mask_B1SJ: Tensor
 
 
-def packs(anchor_BN: Tensor, block_size: int, at_once: int = PACK_ANCHORS) -> list[Pack]:
-    """Of anchors that ascend in every sequence."""
+def packs(anchor_BN: Tensor, block_size: int, pack_anchors: int = PACK_ANCHORS) -> list[Pack]:
+    """Divide blocks, whose anchors ascend in every sequence, into packs."""
     found = []
-    for first in range(0, anchor_BN.shape[1], at_once):
-        some_BN = anchor_BN[:, first : first + at_once]
+    for first in range(0, anchor_BN.shape[1], pack_anchors):
+        some_BN = anchor_BN[:, first : first + pack_anchors]
         reach = int(some_BN.max())
         rows = slice(first * block_size, (first + some_BN.shape[1]) * block_size)
         found.append(Pack(rows, reach, block_mask(some_BN, block_size, reach)))
@@ -72,7 +70,7 @@ def packed_blocks(
     packs: list[Pack],
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of block rows to the context's keys, which come first, and to their own block's: `[B, S, H, E]`.
+    """Return the attention of block rows to the context's keys, which come first, and their own block: [B, S, H, E].
 
     Values are padded to the keys' size, and key heads repeated, for PyTorch's fused CPU kernel.
     """
@@ -95,14 +93,14 @@ AttentionInterface.register(BLOCK_ATTENTION, packed_blocks)  # type: ignore[arg-
 
 @dataclass
 class ContextEntries:
-    """One layer's keys and values of the context, in the place of a cache: the block's are put behind them."""
+    """One layer's keys and values of the context, given to transformers as its cache: the block's are appended."""
 
     first: Tensor
     second: Tensor
 
     @classmethod
-    def of(cls, attention: Any, context_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> ContextEntries:
-        """What `attention` would cache of the context: latents and rope keys (MLA), or keys and values."""
+    def of(cls, attention: Any, context_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Self:
+        """Compute what `attention` would cache of the context: latents and rope keys (MLA), or keys and values."""
         model = import_module(type(attention).__module__)
         if hasattr(attention, "kv_lora_rank"):
             sizes = [attention.kv_lora_rank, attention.qk_rope_head_dim]
@@ -119,12 +117,12 @@ class ContextEntries:
         return cls(model.apply_rotary_pos_emb(key_BGTD, key_BGTD, *rope)[1], value_BTGD.transpose(1, 2))
 
     def update(self, first: Tensor, second: Tensor, layer: int, **_: Any) -> tuple[Tensor, Tensor]:
-        """transformers' cache protocol."""
+        """Append a block's entries (transformers' cache protocol)."""
         return torch.cat([self.first, first], dim=2), torch.cat([self.second, second], dim=2)
 
 
 def new_drafter(raw: dict[str, Any], config: DrafterConfig, std: float) -> DSparkModel:
-    """A drafter to be trained: normal matrices; a Markov head that adds nothing yet; norms one."""
+    """Return an untrained drafter: matrices normal, norms one, a Markov head that adds zero."""
     backbone = AutoConfig.for_model(config.model_type, **{key: raw[key] for key in raw if key != "model_type"})
     backbone._attn_implementation = BLOCK_ATTENTION
     model = DSparkModel(config, backbone).float()
@@ -138,33 +136,33 @@ def new_drafter(raw: dict[str, Any], config: DrafterConfig, std: float) -> DSpar
 
 @dataclass(frozen=True)
 class Blocks:
-    """Where the blocks of a batch are. `token_BT` is padded behind each sequence's end; anchors ascend."""
+    """The positions of a batch's blocks. `token_BT` is padded behind each sequence's end; anchors ascend."""
 
     token_BT: Tensor
     anchor_BN: Tensor
     block_size: int
 
     @property
-    def place_BNK(self) -> Tensor:
+    def position_BNK(self) -> Tensor:
         """The positions of the blocks' rows."""
         return self.anchor_BN[..., None] + torch.arange(self.block_size, device=self.anchor_BN.device)
 
     def at(self, values_BT: Tensor, ahead: int = 0) -> Tensor:
-        """`[B, T, ...] -> [R, ...]`: what is at the blocks' places, or `ahead` of them; the last one past the end."""
-        place_BS = (self.place_BNK + ahead).clamp(max=values_BT.shape[1] - 1).flatten(1)
-        sequence_B1 = torch.arange(len(place_BS), device=place_BS.device)[:, None]
-        return values_BT[sequence_B1, place_BS].flatten(0, 1)
+        """Gather values at the blocks' positions, or `ahead` of them (at most the last): [B, T, ...] -> [R, ...]."""
+        position_BS = (self.position_BNK + ahead).clamp(max=values_BT.shape[1] - 1).flatten(1)
+        sequence_B1 = torch.arange(len(position_BS), device=position_BS.device)[:, None]
+        return values_BT[sequence_B1, position_BS].flatten(0, 1)
 
 
-def block_hidden(model: DSparkModel, target: Target, context_BTD: Tensor, blocks: Blocks) -> Tensor:
-    """The backbone's states after the final norm. [R, D]"""
-    place_BNK = blocks.place_BNK
-    ids_BNK = torch.full_like(place_BNK, model.config.mask_token_id)
+def block_hidden(model: DSparkModel, target: FrozenTarget, context_BTD: Tensor, blocks: Blocks) -> Tensor:
+    """Return the backbone's states after the final norm, [R, D]."""
+    position_BNK = blocks.position_BNK
+    ids_BNK = torch.full_like(position_BNK, model.config.mask_token_id)
     ids_BNK[..., 0] = blocks.token_BT.gather(1, blocks.anchor_BN)
     hidden_BSD = target.embed(ids_BNK.flatten(1))
-    positions = torch.arange(blocks.token_BT.shape[1], device=place_BNK.device)[None]
-    context_rope = model.rotary_emb(context_BTD, positions.expand(len(place_BNK), -1))
-    block_rope = model.rotary_emb(hidden_BSD, place_BNK.flatten(1))
+    positions = torch.arange(blocks.token_BT.shape[1], device=position_BNK.device)[None]
+    context_rope = model.rotary_emb(context_BTD, positions.expand(len(position_BNK), -1))
+    block_rope = model.rotary_emb(hidden_BSD, position_BNK.flatten(1))
     packed = packs(blocks.anchor_BN, blocks.block_size)
     for layer in model.layers:
         entries = ContextEntries.of(layer.self_attn, context_BTD, context_rope)
@@ -174,18 +172,19 @@ def block_hidden(model: DSparkModel, target: Target, context_BTD: Tensor, blocks
 
 
 @dataclass(frozen=True)
-class Drafted:
-    """What a drafter says in its blocks, before anything of the size of the vocabulary: `markov_RM` goes through the
-    Markov head's W2 (None: no such head), `confidence_R` are logits (None: no such head)."""
+class DraftOutput:
+    """A drafter's output before the projection to the vocabulary.
+
+    `markov_RM` is the input of the Markov head's W2, `confidence_R` are logits; None without that head.
+    """
 
     hidden_RD: Tensor
     markov_RM: Tensor | None
     confidence_R: Tensor | None
 
 
-def draft(model: DSparkModel, target: Target, state_BTF: Tensor, blocks: Blocks) -> Drafted:
-    """The blocks, told the sequences' own tokens. `state_BTF`: Target.states; what is behind a block's end is not
-    seen."""
+def draft(model: DSparkModel, target: FrozenTarget, state_BTF: Tensor, blocks: Blocks) -> DraftOutput:
+    """Run the drafter over all blocks. `state_BTF` are FrozenTarget.states; no block attends to its anchor or later."""
     taps_BTF = state_BTF[..., : -target.hidden_size]
     hidden_RD = block_hidden(model, target, model.hidden_norm(model.fc(taps_BTF)), blocks)
     head, features_RD = model.markov_head, hidden_RD
@@ -201,11 +200,13 @@ def draft(model: DSparkModel, target: Target, state_BTF: Tensor, blocks: Blocks)
         markov_RM = torch.stack(entered, dim=1).flatten(0, 1)
         if model.config.confidence_head_with_markov:
             features_RD = torch.cat([hidden_RD, before_RM], dim=-1)
-    return Drafted(hidden_RD, markov_RM, None if model.confidence_head is None else model.confidence_head(features_RD))
+    return DraftOutput(
+        hidden_RD, markov_RM, None if model.confidence_head is None else model.confidence_head(features_RD)
+    )
 
 
-def draft_logits(model: DSparkModel, target: Target, drafted: Drafted) -> Tensor:
-    """`[R, V]`, for looking at; training never has them all at once (drafter_loss.py)."""
+def draft_logits(model: DSparkModel, target: FrozenTarget, drafted: DraftOutput) -> Tensor:
+    """Return all logits `[R, V]`, for tests; training only ever holds a chunk of them (loss.py)."""
     logits_RV = drafted.hidden_RD.float() @ target.head_VD.T
     if model.markov_head is not None:
         logits_RV = logits_RV + model.markov_head.markov_w2(drafted.markov_RM)

@@ -1,6 +1,4 @@
-"""What a drafter is measured on: prompts by domain. No training has seen those of the corpus."""
-
-from __future__ import annotations
+"""The prompts that a drafter is measured on, by domain. Those of the corpus are held out from all training."""
 
 from pathlib import Path
 
@@ -8,19 +6,23 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from train.corpus import Corpus, digest
-from train.sequences import prompt_lines
+from train.drafter.sequences import prompt_lines
 
 Prompt = tuple[int, ...]
 DEFAULT_DOMAIN = "prompts"
 
 
 def corpus_prompts(target: Path, count: int, tokens: int, skip: int = 0) -> dict[str, list[Prompt]]:
-    """Of held-out Python files: `source` is cut in the middle of one, `function` ends with a docstring, `chat` asks for
-    a function. At most `tokens` each; `count` of each domain behind the first `skip`."""
+    """Make prompts from held-out Python files, of at most `tokens` each: `count` per domain, after the first `skip`.
+
+    `source` is cut from the middle of a file, `function` ends with a docstring, `chat` asks for a function.
+    """
     tokenizer = AutoTokenizer.from_pretrained(target, local_files_only=True)
-    documents = Corpus.collect().held_out
-    functions = sorted((f for d in documents for f in d.functions()), key=lambda f: digest(f.path + f.name))
-    encoded = [ids for d in documents if len(ids := tokenizer(d.text)["input_ids"]) > 2 * tokens]
+    files = Corpus.collect().held_out
+    functions = sorted(
+        (function for file in files for function in file.functions()), key=lambda f: digest(f.path + f.name)
+    )
+    encoded = [ids for file in files if len(ids := tokenizer(file.text)["input_ids"]) > 2 * tokens]
     picked = np.random.default_rng(0).permutation(len(encoded))
     found = {
         "source": [tuple(encoded[i][len(encoded[i]) // 2 - tokens :][:tokens]) for i in picked],
@@ -36,7 +38,7 @@ def corpus_prompts(target: Path, count: int, tokens: int, skip: int = 0) -> dict
 
 
 def file_prompts(file: Path, target: Path, count: int, skip: int = 0) -> dict[str, list[Prompt]]:
-    """Of a JSON Lines file; a line's `domain` says where it belongs. Raises ConfigError."""
+    """Read prompts from a JSON Lines file, by the `domain` of each line. Raises ConfigError."""
     tokenizer = AutoTokenizer.from_pretrained(target, local_files_only=True)
     found: dict[str, list[Prompt]] = {}
     for content, tokens in prompt_lines(file, tokenizer, str(file)):

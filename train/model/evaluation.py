@@ -1,16 +1,14 @@
-"""Measures an exported checkpoint on held-out files: loss, baselines, positions, MTP agreement, samples.
+"""Measure an exported checkpoint on held-out files: loss, baselines, positions, MTP agreement, samples.
 
 B rows, T tokens, D hidden size, V vocabulary.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,11 +18,11 @@ from torch.nn import functional
 from transformers import AutoTokenizer, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 
 from engine.drafters.mtp import MTPLayer
-from train.attention import ATTENTION
-from train.baselines import Bigram, Unigram
 from train.batches import packed
-from train.corpus import Corpus, Document, digest
-from train.mtp import load_mtp, mtp_states
+from train.corpus import Corpus, SourceFile, digest
+from train.model.attention import ATTENTION
+from train.model.baselines import Bigram, Unigram
+from train.model.mtp import load_mtp, mtp_states
 from train.tokenizer import END, VOCAB_SIZE, encode
 
 BUCKETS = (0, 64, 256, 512, 1024, 2048, 4096, 8192)
@@ -44,7 +42,7 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerFast
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> Checkpoint:
+    def load(cls, folder: Path, device: str = "cpu") -> Self:
         model = DeepseekV3ForCausalLM.from_pretrained(
             folder, use_safetensors=True, dtype=torch.float32, attn_implementation=ATTENTION
         )
@@ -52,19 +50,19 @@ class Checkpoint:
         return cls(model.to(device).eval(), mtp.to(device), AutoTokenizer.from_pretrained(folder))
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
-        """States after the final norm, `[B, T, D]`."""
+        """Return the states after the final norm, `[B, T, D]`."""
         hidden_BTD: Tensor = self.model.model(input_ids=tokens_BT, use_cache=False).last_hidden_state
         return hidden_BTD
 
     def mtp_logits(self, tokens_BT: Tensor, hidden_BTD: Tensor) -> Tensor:
-        """`[B, T-1, V]`: row i is for token i+2."""
+        """Return logits `[B, T-1, V]`: row i predicts token i+2."""
         logits_BTV: Tensor = self.model.lm_head(mtp_states(self.model, self.mtp, tokens_BT, hidden_BTD))
         return logits_BTV
 
     def generate(self, prompt_BT: Tensor, num_tokens: int, stop: bool) -> Tensor:
-        """Greedy continuation, the prompt included; with `stop` it may end at the end token (one row only).
+        """Return prompt and greedy continuation; with `stop` it may end at the end token (one row only).
 
-        Every token is computed from the whole row again: slow, and with nothing that could go stale.
+        Every token is computed from the whole row again: slow, but without a cache that could be wrong.
         """
         tokens_BT = prompt_BT
         for _ in range(num_tokens):
@@ -76,13 +74,13 @@ class Checkpoint:
 
 
 def rows(tokens: np.ndarray, length: int) -> Iterator[Tensor]:
-    """`int64[1, length + 1]`, overlapping by one token; the last row may be shorter."""
+    """Yield rows `int64[1, length + 1]` that overlap by one token; the last may be shorter."""
     for start in range(0, len(tokens) - 1, length):
         yield torch.from_numpy(tokens[start : start + length + 1].astype(np.int64))[None]
 
 
 def token_losses(checkpoint: Checkpoint, tokens: np.ndarray, length: int) -> np.ndarray:
-    """Nats for each of `tokens[1:]`, in rows of `length` tokens."""
+    """Return the nats of each of `tokens[1:]`, computed in rows of `length` tokens."""
     losses = []
     for row_BT in rows(tokens, length):
         hidden_BTD = checkpoint.hidden(row_BT[:, :-1])
@@ -93,42 +91,37 @@ def token_losses(checkpoint: Checkpoint, tokens: np.ndarray, length: int) -> np.
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """Bytes that each token stands for (in byte-level BPE one character each); special tokens stand for none."""
+    """Return the bytes that each token encodes (one per character in byte-level BPE; special tokens encode none)."""
     sizes = np.array([len(token) for token in tokenizer.convert_ids_to_tokens(range(VOCAB_SIZE))])
     sizes[tokenizer.all_special_ids] = 0
     return sizes
 
 
 def by_position(checkpoint: Checkpoint, tokens: np.ndarray) -> dict[str, float]:
-    """Mean loss of the positions in each bucket, over the first 20 full rows of the longest context."""
+    """Return the mean loss of the positions in each bucket, over the first 20 full rows of the longest context."""
     length = BUCKETS[-1]
     full = tokens[: min(POSITION_ROWS, (len(tokens) - 1) // length) * length + 1]
     losses = token_losses(checkpoint, full, length).reshape(-1, length)
     return {f"{start}-{end}": float(losses[:, start:end].mean()) for start, end in pairwise(BUCKETS)}
 
 
-def by_package(documents: tuple[Document, ...], sizes: list[int], losses: np.ndarray) -> dict[str, float]:
-    """Mean loss over each package's tokens; document k has `sizes[k]` tokens (the very first is not predicted)."""
+def by_package(files: tuple[SourceFile, ...], sizes: list[int], losses: np.ndarray) -> dict[str, float]:
+    """Return the mean loss of each package's tokens; file k has `sizes[k]` tokens (the very first is not predicted)."""
     parts = np.split(losses, np.cumsum(sizes)[:-1] - 1)
-    packages = sorted({document.package for document in documents})
-    return {
-        package: float(
-            np.concatenate([part for part, d in zip(parts, documents, strict=True) if d.package == package]).mean()
-        )
-        for package in packages
-    }
+    found: dict[str, list[np.ndarray]] = {}
+    for file, part in zip(files, parts, strict=True):
+        found.setdefault(file.package, []).append(part)
+    return {package: float(np.concatenate(found[package]).mean()) for package in sorted(found)}
 
 
-def held_out_loss(
-    checkpoint: Checkpoint, documents: tuple[Document, ...], training_tokens: np.ndarray
-) -> dict[str, Any]:
-    """Loss of the model and of the counting baselines on the same held-out tokens."""
-    encoded = encode(checkpoint.tokenizer, [document.text + END for document in documents])
+def held_out_loss(checkpoint: Checkpoint, files: tuple[SourceFile, ...], training_tokens: np.ndarray) -> dict[str, Any]:
+    """Measure the loss of the model and of the counting baselines on the same held-out tokens."""
+    encoded = encode(checkpoint.tokenizer, [file.text + END for file in files])
     tokens = np.concatenate(encoded)
     losses = token_losses(checkpoint, tokens, ROW_TOKENS)
     num_bytes = token_bytes(checkpoint.tokenizer)[tokens[1:]].sum()
     return {
-        "files": len(documents),
+        "files": len(files),
         "tokens": len(losses),
         "row_tokens": ROW_TOKENS,
         "loss": float(losses.mean()),
@@ -136,13 +129,13 @@ def held_out_loss(
         "bits_per_byte": float(losses.sum() / math.log(2) / num_bytes),
         "unigram_loss": Unigram(training_tokens, VOCAB_SIZE).loss(tokens),
         "bigram_loss": Bigram(training_tokens, VOCAB_SIZE).loss(tokens),
-        "loss_by_package": by_package(documents, [len(part) for part in encoded], losses),
+        "loss_by_package": by_package(files, [len(part) for part in encoded], losses),
         "loss_by_position": by_position(checkpoint, tokens),
     }
 
 
 def mtp_agreement(checkpoint: Checkpoint, tokens: np.ndarray, length: int = ROW_TOKENS) -> dict[str, float]:
-    """How often the MTP layer's best token is the text's, and the main model's own, two tokens ahead."""
+    """Count how often the MTP layer's best token is the text's, and the main model's own, two tokens ahead."""
     right = agreed = total = 0
     loss = 0.0
     for row_BT in rows(tokens, length):
@@ -160,7 +153,7 @@ def mtp_agreement(checkpoint: Checkpoint, tokens: np.ndarray, length: int = ROW_
 
 
 def greedy_acceptance(checkpoint: Checkpoint, tokens: np.ndarray) -> float:
-    """Share of the main model's greedy tokens that the MTP layer drafts right, given the token before."""
+    """Return the share of the main model's greedy tokens that the MTP layer predicts, given the token before."""
     starts = np.linspace(0, len(tokens) - ACCEPTANCE_PROMPT_TOKENS, ACCEPTANCE_PROMPTS).astype(int)
     prompts = np.stack([tokens[start : start + ACCEPTANCE_PROMPT_TOKENS] for start in starts])
     text_BT = checkpoint.generate(torch.from_numpy(prompts.astype(np.int64)), ACCEPTANCE_TOKENS, stop=False)
@@ -169,12 +162,10 @@ def greedy_acceptance(checkpoint: Checkpoint, tokens: np.ndarray) -> float:
     return float((drafts_BT[:, first:-1] == text_BT[:, first + 2 :]).float().mean())
 
 
-def samples(checkpoint: Checkpoint, documents: tuple[Document, ...], count: int = 3) -> list[dict[str, str]]:
-    """Greedy completions of held-out functions: as source, and as chats."""
-    functions = sorted(
-        (function for document in documents for function in document.functions()),
-        key=lambda function: digest("sample " + function.path + function.name),
-    )[: 2 * count]
+def samples(checkpoint: Checkpoint, files: tuple[SourceFile, ...], count: int = 3) -> list[dict[str, str]]:
+    """Complete held-out functions greedily: as source, and as chats."""
+    functions = [function for file in files for function in file.functions()]
+    functions = sorted(functions, key=lambda f: digest("sample " + f.path + f.name))[: 2 * count]
     found = []
     for index, function in enumerate(functions):
         kind = "source" if index < count else "chat"
@@ -188,7 +179,7 @@ def samples(checkpoint: Checkpoint, documents: tuple[Document, ...], count: int 
 
 @torch.inference_mode()
 def evaluate(folder: Path, corpus: Corpus, training_tokens: np.ndarray) -> dict[str, Any]:
-    """Everything that the model card reports about quality. `training_tokens` feed the counting baselines."""
+    """Measure all that the model card reports about quality. The baselines count `training_tokens`."""
     checkpoint = Checkpoint.load(folder)
     tokens = packed(checkpoint.tokenizer, corpus.held_out)
     mtp = mtp_agreement(checkpoint, tokens[:MTP_TOKENS])

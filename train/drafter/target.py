@@ -1,13 +1,11 @@
-"""The frozen target of a drafter, as the engine runs it: what it shows of itself is what it shows when it serves.
+"""The frozen target of a drafter, run by the engine, so that its hidden states are those it has when it serves.
 
 T = tokens of a sequence, D = hidden size, V = vocabulary, F = tapped layers and the final states, side by side
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,11 +17,11 @@ from engine.models import LoadedModel, load_model
 from engine.pages import CacheLayout, Pages, PageStore
 
 PAGE_TOKENS = 64
-STEP_POSITIONS = 2048  # of every sequence, that one forward computes
+STEP_POSITIONS = 2048  # positions of each sequence that one forward computes
 
 
-class Target:
-    """Any checkpoint that the engine loads, frozen. `tap_layers` as in a drafter's `target_layer_ids`."""
+class FrozenTarget:
+    """A checkpoint that the engine loads, frozen. `tap_layers` are a drafter's `target_layer_ids`."""
 
     def __init__(self, model: LoadedModel, tap_layers: Sequence[int]) -> None:
         self.model, self.tap_layers = model, tuple(tap_layers)
@@ -35,8 +33,8 @@ class Target:
         self._pages: Pages | None = None
 
     @classmethod
-    def load(cls, path: Path, tap_layers: Sequence[int], dtype: torch.dtype, device: torch.device) -> Target:
-        """Raises CheckpointRefused."""
+    def load(cls, path: Path, tap_layers: Sequence[int], dtype: torch.dtype, device: torch.device) -> Self:
+        """Load a checkpoint. Raises CheckpointRefused."""
         return cls(load_model(path, dtype, device), tap_layers)
 
     @property
@@ -51,12 +49,12 @@ class Target:
 
     @property
     def state_size(self) -> int:
-        """Numbers that `states` gives of each token."""
+        """How many numbers `states` returns per token."""
         return (len(self.tap_layers) + 1) * self.hidden_size
 
     @torch.no_grad()
     def states(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-        """For each sequence [T, F * D]: hidden states after the tapped layers, then those after the final norm."""
+        """Return [T, F * D] per sequence: hidden states after the tapped layers, then those after the final norm."""
         pages = self._pages_for(sequences)
         tables = [pages.open(f"sequence {i}") for i in range(len(sequences))]
         parts: list[list[Tensor]] = [[] for _ in sequences]
@@ -75,12 +73,12 @@ class Target:
         return [torch.cat(part) for part in parts]
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """`int64[...] -> float32[..., D]`."""
+        """Embed tokens: `int64[...] -> float32[..., D]`."""
         embedded: Tensor = self._embedding(tokens).float()
         return embedded
 
     def _pages_for(self, sequences: Sequence[Sequence[int]]) -> Pages:
-        """Pages for so many sequences, kept from call to call."""
+        """Return pages with room for `sequences`; they are kept from call to call."""
         needed = sum(-(-len(tokens) // PAGE_TOKENS) for tokens in sequences)
         if self._pages is None or min(self._pages.store.num_pages.values()) < needed:
             counts = dict.fromkeys(self._layout.groups, needed)

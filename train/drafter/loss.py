@@ -1,17 +1,14 @@
-"""DSpark's training objective, and how much of a draft would be accepted.
+"""DSpark's training objective, and the expected acceptance of each draft.
 
 Per row: 0.1 cross-entropy + 0.9 L1 + 1.0 binary cross-entropy of the confidence, weighted by exp(-(k - 1) / 4) for
 draft k and divided by the sum of all weights (DeepSpec, loss.py). L1 is the full sum |p - q|, twice the total
 variation. The confidence's label is the analytic acceptance 1 - 0.5 * L1, not differentiated. Cross-entropy is with the
-text's tokens, as published, or with the target's distribution p at their places, which says more.
+text's tokens, as published, or with the target's distribution p at their positions, which carries more information.
 
-Logits are made, used and forgotten in chunks of rows, gradients with them: of the size (rows x vocabulary) nothing
-outlives its chunk.
+Logits and their gradients are computed chunk by chunk: no tensor of the size (rows x vocabulary) exists.
 
 R = rows of all blocks, D = hidden size, M = rank of the Markov head, V = vocabulary, C = rows of a chunk
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +22,9 @@ CHUNK_ROWS = 256
 
 @dataclass(frozen=True)
 class Labels:
-    """What the drafts are compared with. `final_RD` are the target's states (after the final norm) at their places,
-    from which its distribution follows; `token_R` are the tokens that the sequence goes on with. `weight_R` is 0 where
-    there is none; all weights of a step, over all workers, add up to 1."""
+    """What the drafts should be. `final_RD` are the target's states (after the final norm) at their positions, from
+    which its distributions follow; `token_R` are the sequence's tokens. `weight_R` is 0 where the sequence has ended;
+    all weights of a step, over all workers, add up to 1."""
 
     final_RD: Tensor
     token_R: Tensor
@@ -35,8 +32,8 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Shares:
-    """How much of each loss goes into the total. `soft`: cross-entropy with distributions, not with tokens."""
+class LossWeights:
+    """The weight of each loss in the total. `soft`: cross-entropy with distributions, not with tokens."""
 
     cross_entropy: float
     l1: float
@@ -45,8 +42,8 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Losses:
-    """`total` is what is minimised; the other losses are weighted by position alone. `acceptance_R` is 1 - TV."""
+class DraftLosses:
+    """The `total` is minimised; the other losses are weighted by position alone. `acceptance_R` is 1 - TV."""
 
     total: Tensor
     cross_entropy: Tensor
@@ -57,8 +54,8 @@ class Losses:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The way from states to logits: the target's frozen head [V, D], with its cap if it has one, for both; and the
-    Markov head's W2 [V, M] for the drafter. `dtype` is that of the drafter's matrix products."""
+    """The projections from states to logits: the target's frozen head [V, D] for target and drafter, and the Markov
+    head's W2 [V, M] for the drafter. The drafter's matrix products are computed in `dtype`."""
 
     head_VD: Tensor
     markov_VM: Tensor | None
@@ -71,11 +68,11 @@ def losses(
     confidence_R: Tensor | None,
     labels: Labels,
     vocabulary: Vocabulary,
-    shares: Shares,
-) -> Losses:
-    """Of the drafts that follow from `hidden_RD` and `markov_RM`."""
-    drafts, cross_entropy_R, l1_R = _DraftLosses.apply(  # type: ignore[no-untyped-call]
-        hidden_RD, markov_RM, vocabulary.markov_VM, labels, vocabulary, shares
+    weights: LossWeights,
+) -> DraftLosses:
+    """Compute the losses of the drafts whose logits follow from `hidden_RD` and `markov_RM`."""
+    drafts, cross_entropy_R, l1_R = _FusedDraftLoss.apply(  # type: ignore[no-untyped-call]
+        hidden_RD, markov_RM, vocabulary.markov_VM, labels, vocabulary, weights
     )
     acceptance_R = 1 - 0.5 * l1_R
     confidence = drafts.new_zeros(())
@@ -84,8 +81,8 @@ def losses(
             confidence_R.float(), acceptance_R.clamp(0, 1), reduction="none"
         )
         confidence = (labels.weight_R * confidence_loss_R).sum()
-    return Losses(
-        total=drafts + shares.confidence * confidence,
+    return DraftLosses(
+        total=drafts + weights.confidence * confidence,
         cross_entropy=(labels.weight_R * cross_entropy_R).sum(),
         l1=(labels.weight_R * l1_R).sum(),
         confidence=confidence.detach(),
@@ -93,9 +90,9 @@ def losses(
     )
 
 
-class _DraftLosses(torch.autograd.Function):
-    """Sum of weighted cross-entropy and L1 over all rows. Its gradients are made in the forward pass, where the logits
-    are: with q = softmax(z), d CE / dz = q - p (or q - onehot), d L1 / dz = q (s - s.q), s = sign(q - p)."""
+class _FusedDraftLoss(torch.autograd.Function):
+    """The sum of weighted cross-entropy and L1 over all rows. The forward pass, which has the logits, also computes the
+    gradients: with q = softmax(z), d CE / dz = q - p (or q - onehot), d L1 / dz = q (s - s.q), s = sign(q - p)."""
 
     @staticmethod
     def forward(
@@ -105,7 +102,7 @@ class _DraftLosses(torch.autograd.Function):
         markov_VM: Tensor | None,
         labels: Labels,
         vocabulary: Vocabulary,
-        shares: Shares,
+        weights: LossWeights,
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype, size = vocabulary.dtype, hidden_RD.shape[1]
         input_RD, head_VD = hidden_RD.detach().to(dtype), vocabulary.head_VD.to(dtype)
@@ -119,7 +116,7 @@ class _DraftLosses(torch.autograd.Function):
             rows = slice(first, first + CHUNK_ROWS)
             p_CV = (labels.final_RD[rows].float() @ vocabulary.head_VD.T).softmax(dim=-1)
             log_q_CV = (input_RD[rows] @ head_VD.T).float().log_softmax(dim=-1)
-            if not shares.soft:
+            if not weights.soft:
                 token_C1 = labels.token_R[rows, None]
                 text_CV = torch.zeros_like(p_CV).scatter_(-1, token_C1, 1.0)
                 cross_entropy_R[rows] = -log_q_CV.gather(-1, token_C1)[:, 0]
@@ -131,8 +128,8 @@ class _DraftLosses(torch.autograd.Function):
             l1_R[rows] = torch.linalg.vector_norm(gap_CV, ord=1, dim=-1)
             sign_CV = gap_CV.sign_()
             mean_C1 = torch.linalg.vecdot(sign_CV, q_CV)[:, None]
-            slope_CV = sign_CV.sub_(mean_C1).mul_(shares.l1).add_(shares.cross_entropy).mul_(q_CV)
-            slope_CV.sub_(text_CV, alpha=shares.cross_entropy)
+            slope_CV = sign_CV.sub_(mean_C1).mul_(weights.l1).add_(weights.cross_entropy).mul_(q_CV)
+            slope_CV.sub_(text_CV, alpha=weights.cross_entropy)
             slope_CV = slope_CV.mul_(labels.weight_R[rows, None]).to(dtype)
             grad_RD[rows] = (slope_CV @ head_VD).float()
             if grad_VM is not None:
@@ -140,7 +137,7 @@ class _DraftLosses(torch.autograd.Function):
         ctx.grads = (grad_RD[:, :size], None if grad_VM is None else grad_RD[:, size:], grad_VM)
         ctx.dtypes = (hidden_RD.dtype, None if markov_RM is None else markov_RM.dtype)
         ctx.mark_non_differentiable(cross_entropy_R, l1_R)
-        total = (labels.weight_R * (shares.cross_entropy * cross_entropy_R + shares.l1 * l1_R)).sum()
+        total = (labels.weight_R * (weights.cross_entropy * cross_entropy_R + weights.l1 * l1_R)).sum()
         return total, cross_entropy_R, l1_R
 
     @staticmethod

@@ -1,6 +1,4 @@
-"""What `sparkpool train` reads: one YAML file. Relative paths in it start at the file's own directory."""
-
-from __future__ import annotations
+"""The YAML file that `sparkpool train` reads. Relative paths in it start at the file's own folder."""
 
 import math
 from pathlib import Path
@@ -18,12 +16,12 @@ Share = Annotated[float, Field(ge=0)]
 
 
 class TargetSection(Section):
-    """The model to draft for, as the engine runs it."""
+    """The target: the model that the drafter drafts for, as the engine runs it."""
 
     path: Path
-    """Any checkpoint that the engine loads."""
+    """A checkpoint folder that the engine loads."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Its weights, arithmetic and cache: what it shall be served with."""
+    """The type of its weights, arithmetic and cache; the one that it will be served with."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -32,108 +30,108 @@ class TargetSection(Section):
 
 
 class DrafterSection(Section):
-    """The drafter's shape, in DeepSpec's own terms. What is not here follows from the target."""
+    """The drafter's shape, in DeepSpec's terms. All other values follow from the target."""
 
     form: Literal["mla", "gqa"] | None = None
-    """Attention: `gqa` writes Qwen3DSparkModel, as published; `mla` DeepseekV3DSparkModel, whose pages are as small as
-    a DeepSeek target's. None: as the target's."""
+    """The kind of attention: `gqa` makes a Qwen3DSparkModel, as published; `mla` a DeepseekV3DSparkModel, whose pages
+    are as small as a DeepSeek target's. None: the target's kind."""
     num_layers: Positive = 2
-    """Layers of the backbone (published drafters: 5)."""
+    """The number of layers of the backbone (published drafters: 5)."""
     target_layer_ids: Annotated[tuple[int, ...], Field(min_length=1)]
-    """Layers of the target, from 0, whose output is the drafter's context. The last one cannot be among them."""
+    """Target layers, counted from 0, whose output is the drafter's context. The last layer cannot be one of them."""
     block_size: Annotated[int, Field(ge=1, le=64)] = 7
-    """Drafts of a block."""
+    """The number of drafts of a block."""
     mask_token_id: Annotated[int, Field(ge=0)]
-    """A token that no text contains; it stands for each draft but the first on the way in."""
+    """A token that no text contains; it is the drafter's input at every position of a block but the first."""
     markov_rank: Annotated[int, Field(ge=0)] = 256
-    """Rank of the sequential head; 0 for none (DFlash)."""
+    """The rank of the Markov head; 0: no Markov head (DFlash)."""
     markov_head_type: Literal["vanilla", "gated", "rnn"] = "vanilla"
-    """The kind of sequential head."""
+    """The kind of Markov head."""
     confidence_head: bool = True
-    """Whether the drafter says how likely each draft is to survive."""
+    """Whether the drafter predicts how likely each draft is to be accepted."""
     backbone: dict[str, Any] = Field(default_factory=dict)
-    """Keys of config.json that go over those taken from the target."""
+    """Keys of config.json that replace those taken from the target."""
     copies: bool = False
     """Write copies of the target's embedding and head into the drafter's file, as published ones have them."""
 
 
 class TextSection(Section):
-    """What the drafter learns from: prompts with what the target says after them."""
+    """The training text: prompts and the target's continuations of them."""
 
     prompts: Literal["corpus"] | Path = "corpus"
-    """`corpus`: Python source of packages installed here. Or a JSON Lines file; a line has `prompt` (text),
-    `messages` (for the chat template) or `prompt_token_ids`."""
+    """`corpus`: Python source of the installed packages. Or a JSON Lines file; a line has `prompt` (text), `messages`
+    (for the chat template) or `prompt_token_ids`."""
     sequences: Positive = 2048
-    """How many the target writes; a file's prompts are used again, in turn, with other seeds."""
+    """The number of sequences that the target writes; a file's prompts are reused in turn, with other seeds."""
     plain: Annotated[int, Field(ge=0)] = 0
-    """How many more sequences are the corpus itself, as people wrote it."""
+    """The number of further sequences, taken from the corpus as it is."""
     tokens: Annotated[int, Field(ge=8)] = 2048
-    """Of a sequence at most, prompt included. A prompt that leaves no room for a block is an error."""
+    """The maximum tokens of a sequence, prompt included. A prompt that leaves no room for a block is an error."""
     temperatures: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (0.0, 0.8, 1.0, 1.0)
-    """Of the target, in turn."""
+    """The target's sampling temperatures, used in turn."""
     ignore_eos: bool = False
-    """Go on behind the target's end token, up to `tokens`."""
+    """Continue after the target's end token, up to `tokens`."""
     seed: int = 0
-    """Of what the target says."""
+    """The seed of the target's sampling."""
 
 
 class FeatureSection(Section):
-    """The target's hidden states, which are the drafter's input."""
+    """The features: the target's hidden states, which are the drafter's input."""
 
     cache: bool = True
-    """Compute them once and keep them on disk; false: again in every step, which takes time instead of space."""
+    """Compute them once and keep them on disk; false: compute them in every step, which takes time, not space."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of what is kept."""
+    """The type in which they are kept."""
 
 
 class LossSection(Section):
-    """Weights of the three losses, and of a block's places (DSpark paper; DeepSpec, loss.py)."""
+    """The weights of the three losses and of a block's positions (DSpark paper; DeepSpec, loss.py)."""
 
     cross_entropy: Share = 0.1
-    """Of the drafts, with `labels`."""
+    """The weight of the cross-entropy of the drafts with `labels`."""
     labels: Literal["tokens", "distribution"] = "tokens"
-    """The tokens that the sequence goes on with, as published; or what the target expects in their places, from which a
-    small drafter learns faster."""
+    """`tokens`: the sequence's next tokens, as published. `distribution`: the target's distributions, from which small
+    drafters learn faster."""
     l1: Share = 0.9
-    """Between the distributions of draft and target: twice the total variation."""
+    """The weight of the L1 distance between the distributions of draft and target: twice the total variation."""
     confidence: Share = 1.0
-    """Binary cross-entropy with the analytic acceptance 1 - 0.5 L1."""
+    """The weight of the confidence's binary cross-entropy with the analytic acceptance, 1 - 0.5 L1."""
     position_decay: Rate = 4.0
-    """Draft k counts exp(-(k - 1) / position_decay)."""
+    """Draft k has weight exp(-(k - 1) / position_decay)."""
 
 
 class TrainingSection(Section):
-    """The loop. A step is `sequences` x `anchors` blocks, over all workers."""
+    """The training loop. A step learns from `sequences` x `anchors` blocks, over all workers."""
 
     steps: Positive
-    """Updates."""
+    """The number of updates."""
     sequences: Positive = 12
-    """Of a step."""
+    """The sequences of a step."""
     anchors: Positive = 40
-    """Blocks of a sequence, at most (published: 512)."""
+    """The maximum blocks of a sequence (published: 512)."""
     losses: LossSection = LossSection()
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon`: for the backbone's matrices; all else is AdamW's in any case."""
+    """The optimizer of the backbone's matrices; AdamW updates all other parameters in any case."""
     rate: Rate = 6e-4
-    """The backbone's highest learning rate; 0.02 is a good one for Muon."""
+    """The peak learning rate of the backbone's matrices; 0.02 is a good one for Muon."""
     markov_rate: Rate = 6e-4
-    """That of the sequential head: a table of pairs of tokens, which are rare, and wants a high one."""
+    """The peak rate of the Markov head; its rows are pairs of tokens, updated rarely, so it needs a high one."""
     vector_rate: Rate = 6e-4
-    """That of norms and the confidence head."""
+    """The peak rate of the norms and the confidence head."""
     warm_up: Annotated[float, Field(ge=0, lt=1)] = 0.04
-    """Share of the steps in which rates rise."""
+    """The share of the steps in which the rates rise."""
     final_rate: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """Share of the highest rate that half a cosine falls to."""
+    """The share of the peak rates that remains at the end of a half cosine."""
     clip: Rate = 1.0
-    """Largest norm of all gradients together."""
+    """The maximum norm of all gradients together."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Arithmetic of the drafter; its weights are float32 while it learns."""
+    """The type of the drafter's arithmetic; its weights are float32 during training."""
     device: str = "cpu"
     """A torch device."""
     checkpoint_steps: Positive = 100
-    """How often everything that a resumed run needs is written."""
+    """The steps between two checkpoints, from which a later run continues."""
     seed: int = 0
-    """Of weights, text order and anchors."""
+    """The seed of initial weights, order of the text and anchors."""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -141,22 +139,22 @@ class TrainingSection(Section):
         return dtype
 
     def rate_at(self, step: int) -> float:
-        """Factor on every learning rate in `step`, from 0: a straight rise, then half a cosine to `final_rate`."""
+        """Return the factor on every learning rate in `step` (from 0): a linear rise, a half cosine to `final_rate`."""
         rise = min(1.0, (step + 1) / max(1.0, self.warm_up * self.steps))
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return rise * (self.final_rate + (1 - self.final_rate) * cosine)
 
 
 class TrainConfig(Section):
-    """The whole file."""
+    """The whole YAML file."""
 
     target: TargetSection
     out: Path
     """The drafter's folder: config.json and model.safetensors."""
     work: Path
-    """Text, features, checkpoint and metrics of this run: what an interrupted one goes on from."""
+    """The folder of text, features, checkpoint and metrics, from which an interrupted run continues."""
     shared: Path | None = None
-    """Text and features in another folder, for several drafters of one target. None: in `work`."""
+    """Another folder for text and features, shared by several drafters of one target. None: `work`."""
     drafter: DrafterSection
     text: TextSection = TextSection()
     features: FeatureSection = FeatureSection()
@@ -173,12 +171,12 @@ class TrainConfig(Section):
         return self.shared or self.work
 
     def on(self, device: str) -> Self:
-        """The same, computed on `device`."""
+        """Return the same configuration, computed on `device`."""
         return self.model_copy(update={"training": self.training.model_copy(update={"device": device})})
 
     @classmethod
     def load(cls, file: Path) -> Self:
-        """Raises ConfigError that names the file and the key."""
+        """Read a file. Raises ConfigError that names the file and the key."""
         try:
             content = yaml.safe_load(file.read_text())
         except OSError as error:

@@ -1,9 +1,8 @@
-"""How far a run is, on a terminal as a bar, elsewhere as a line now and then."""
-
-from __future__ import annotations
+"""Reports of progress: a progress bar on a terminal, elsewhere a line every LINE_SECONDS."""
 
 import time
 from types import TracebackType
+from typing import Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -11,17 +10,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 LINE_SECONDS = 20.0
 
 
-class Bars:
-    """One bar for each stage of a run; a `drafter_run.Report`."""
+class ProgressReport(Protocol):
+    """Is called with a stage's name, how much of it is done, of how much."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None: ...
+
+
+def no_progress(stage: str, done: int, total: int, note: str = "") -> None:
+    """Report nothing."""
+
+
+class ProgressBars:
+    """One bar for each stage of a run."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         columns = (TextColumn("{task.description:9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, TextColumn("{task.fields[note]}"), console=console)
         self._tasks: dict[str, TaskID] = {}
-        self._told = 0.0
+        self._printed = 0.0
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._progress.start()
         return self
@@ -34,6 +43,6 @@ class Bars:
             if stage not in self._tasks:
                 self._tasks[stage] = self._progress.add_task(stage, total=total, note=note)
             self._progress.update(self._tasks[stage], completed=done, note=note)
-        elif done == total or time.monotonic() - self._told > LINE_SECONDS:
-            self._told = time.monotonic()
+        elif done == total or time.monotonic() - self._printed > LINE_SECONDS:
+            self._printed = time.monotonic()
             self._console.print(f"{stage} {done}/{total} {note}", highlight=False)

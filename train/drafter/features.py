@@ -1,19 +1,17 @@
-"""The target's hidden states for every token of the text: computed again in each step, or once and kept on disk.
+"""Features: the target's hidden states for every token of the text, computed in each step or kept on disk.
 
-A folder of kept ones has `features.json`, which says whose they are, and shards of SHARD_SEQUENCES sequences each:
-plain numbers, token after token, [tokens, F * D] as `Target.states` gives them. A shard is written whole or not at all.
+A folder of kept features has `features.json`, which names their target and text, and shards of SHARD_SEQUENCES
+sequences each: plain numbers, token after token, [tokens, F * D] as `FrozenTarget.states` returns them. A shard is
+written whole or not at all.
 """
 
-from __future__ import annotations
-
 import errno
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,27 +19,28 @@ from torch import Tensor
 from engine.errors import ConfigError
 from engine.files import replaced
 from engine.models.preflight import gib
-from train.sequences import Sequences
-from train.target import Target
+from train.drafter.identity import claim
+from train.drafter.sequences import Sequences
+from train.drafter.target import FrozenTarget
 
 SHARD_SEQUENCES = 64
-AT_ONCE = 16
-SPARE_BYTES = 2**30  # of the disk that stays free
-
-Report = Callable[[int, int], None]
+BATCH_SEQUENCES = 16
+SPARE_BYTES = 2**30  # stay free on the disk
 
 
 class Features(Protocol):
+    """A source of hidden states."""
+
     def states(self, numbers: Sequence[int]) -> list[Tensor]:
-        """Of these sequences of the text, [T, F * D] each."""
+        """Return the states of these sequences of the text, [T, F * D] each."""
         ...
 
 
 @dataclass(frozen=True)
-class Online:
-    """Nothing is kept."""
+class OnlineFeatures:
+    """Features that are computed again for every step."""
 
-    target: Target
+    target: FrozenTarget
     text: Sequences
 
     def states(self, numbers: Sequence[int]) -> list[Tensor]:
@@ -49,24 +48,34 @@ class Online:
 
 
 @dataclass(frozen=True)
-class Cached:
-    """Kept in `folder`."""
+class CachedFeatures:
+    """Features that are computed once and kept in `folder`."""
 
-    target: Target
+    target: FrozenTarget
     text: Sequences
     folder: Path
     dtype: torch.dtype
 
     @property
     def num_bytes(self) -> int:
-        """What all of them take."""
+        """The bytes that all features take."""
         return self.text.num_tokens * self.target.state_size * self.dtype.itemsize
 
-    def prepare(self, report: Report) -> None:
-        """Compute what is not there yet; `report(done, of)` counts sequences. Raises ConfigError if the folder has
-        another target's, or if the disk has no room for what is missing; what has been computed stays."""
+    def prepare(self, report: Callable[[int, int], None]) -> None:
+        """Compute the shards that are missing; `report(done, total)` counts sequences.
+
+        Raises ConfigError if the folder holds features of another target or text, or if the disk has no room for those
+        that are missing; finished shards stay.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._check_identity()
+        own = {
+            "target": self.target.model.fingerprint,
+            "drafter.target_layer_ids": list(self.target.tap_layers),
+            "features.dtype": str(self.dtype).removeprefix("torch."),
+            "text": self.text.digest,
+        }
+        remedy = f"name another folder, or delete {self.folder}"
+        claim(self.folder / "features.json", own, "these features were computed", remedy)
         missing = [shard for shard in range(self._num_shards) if self._size(shard) != self._bytes(shard)]
         self._check_room(sum(self._bytes(shard) for shard in missing))
         for done, shard in enumerate(missing, start=self._num_shards - len(missing)):
@@ -75,9 +84,9 @@ class Cached:
         report(len(self.text), len(self.text))
 
     def states(self, numbers: Sequence[int]) -> list[Tensor]:
-        return [self._rows(number) for number in numbers]
+        return [self._states(number) for number in numbers]
 
-    def _rows(self, number: int) -> Tensor:
+    def _states(self, number: int) -> Tensor:
         shard, first = number // SHARD_SEQUENCES, number // SHARD_SEQUENCES * SHARD_SEQUENCES
         begin = int(self.text.end_N[first:number].sum())
         return self._shards[shard][begin : begin + int(self.text.end_N[number])].float()
@@ -99,8 +108,8 @@ class Cached:
         numbers = range(shard * SHARD_SEQUENCES, min((shard + 1) * SHARD_SEQUENCES, len(self.text)))
         try:
             with replaced(file) as partial, partial.open("wb") as output:
-                for first in range(0, len(numbers), AT_ONCE):
-                    some = [self.text.tokens(number) for number in numbers[first : first + AT_ONCE]]
+                for first in range(0, len(numbers), BATCH_SEQUENCES):
+                    some = [self.text.tokens(number) for number in numbers[first : first + BATCH_SEQUENCES]]
                     for state_TF in self.target.states(some):
                         kept = state_TF.to("cpu", self.dtype).contiguous()
                         output.write(kept.view(torch.uint8).numpy().tobytes())
@@ -108,27 +117,9 @@ class Cached:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise ConfigError(
-                f"{file}: {error.strerror}; {shard} of {self._num_shards} shards stay, and a run with more room goes "
-                "on from there (or set features.cache: false)"
+                f"{file}: {error.strerror}; {shard} of {self._num_shards} shards stay, and a run with more room "
+                "continues from there (or set features.cache: false)"
             ) from None
-
-    def _check_identity(self) -> None:
-        own = {
-            **{f"target.{name}": value for name, value in self.target.model.fingerprint.items()},
-            "drafter.target_layer_ids": list(self.target.tap_layers),
-            "features.dtype": str(self.dtype).removeprefix("torch."),
-            "text": self.text.digest,
-        }
-        file = self.folder / "features.json"
-        if not file.exists():
-            file.write_text(json.dumps(own, indent=1) + "\n")
-        found: dict[str, Any] = json.loads(file.read_text())
-        for name, mine in own.items():
-            if found.get(name) != mine:
-                raise ConfigError(
-                    f"{file}: {name} was {found.get(name)!r} when these features were computed, now it is {mine!r}; "
-                    f"name another folder, or delete {self.folder}"
-                )
 
     def _check_room(self, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free

@@ -1,17 +1,14 @@
 """The tiny DeepSeek-V3 model: its configuration and its training loop.
 
-The model is transformers' own; ours are the attention kernel's choice, the experts' balance and the optimiser.
+The model is transformers' own; the attention kernel, the experts' balance and the optimizers are ours.
 B rows, T tokens, D hidden size, V vocabulary.
 """
-
-from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +16,17 @@ from torch.nn import functional
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from engine.drafters.mtp import MTPLayer
-from train.attention import ATTENTION
-from train.balance import ExpertBalance
+from engine.files import replaced
 from train.batches import Batches
-from train.mtp import initialise, mtp_states
-from train.muon import Muon
+from train.model.attention import ATTENTION
+from train.model.balance import ExpertBalance
+from train.model.mtp import initialise, mtp_states
+from train.optimizers import Muon, ParameterGroup, ScheduledOptimizers
 from train.tokenizer import VOCAB_SIZE
 
 
 def tiny_config() -> DeepseekV3Config:
-    """DeepSeek-V3's architecture at 9 million parameters (10.8 with the MTP layer)."""
+    """Return DeepSeek-V3's architecture at 9 million parameters (10.8 with the MTP layer)."""
     return DeepseekV3Config(
         vocab_size=VOCAB_SIZE,
         hidden_size=256,
@@ -60,7 +58,7 @@ def tiny_config() -> DeepseekV3Config:
 
 @dataclass(frozen=True)
 class Stage:
-    """Rows of one length, up to a share of the budget."""
+    """A part of the training with rows of one length; it ends at the share `until` of the budget."""
 
     until: float
     length: int
@@ -69,7 +67,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run does. The budget is wall-clock minutes or, where `tokens` is given, tokens."""
+    """The hyperparameters of a run. Its budget is wall-clock minutes or, if `tokens` is given, tokens."""
 
     minutes: float = 80.0
     tokens: int | None = None
@@ -94,18 +92,18 @@ class Recipe:
     checkpoint_seconds: float = 240.0
     seed: int = 0
 
-    def stage(self, progress: float) -> Stage:
-        return next(stage for stage in self.stages if progress < stage.until)
+    def stage(self, done: float) -> Stage:
+        return next(stage for stage in self.stages if done < stage.until)
 
-    def rate(self, progress: float, step: int) -> float:
-        """Factor on every learning rate: warm-up, stable, linear decay."""
-        decay = (1 - progress) / (1 - self.decay_from)
+    def rate(self, done: float, step: int) -> float:
+        """Return the factor on every learning rate: warm-up, constant, linear decay."""
+        decay = (1 - done) / (1 - self.decay_from)
         return min(1.0, (step + 1) / self.warm_up_steps) * max(self.final_rate, min(1.0, decay))
 
 
 @dataclass
-class Tally:
-    """What a run has done so far."""
+class TrainingProgress:
+    """What a run has done so far; checkpoints keep it."""
 
     steps: int = 0
     tokens: int = 0
@@ -114,51 +112,48 @@ class Tally:
     tokens_by_length: dict[int, int] = field(default_factory=dict)
     budgets: list[float] = field(default_factory=list)  # minutes or tokens; more than one if the run was extended
 
-    def progress(self, recipe: Recipe) -> float:
+    def share_of(self, recipe: Recipe) -> float:
+        """Return the share of the recipe's budget that is spent."""
         if recipe.tokens is not None:
             return self.tokens / recipe.tokens
         return self.seconds / (60 * recipe.minutes)
 
+    def count(self, stage: Stage, num_tokens: int, with_mtp: bool) -> None:
+        """Add one step."""
+        self.steps += 1
+        self.tokens += num_tokens
+        self.mtp_tokens += num_tokens if with_mtp else 0
+        self.tokens_by_length[stage.length] = self.tokens_by_length.get(stage.length, 0) + num_tokens
 
-def optimizers(modules: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices; AdamW for embedding, head, routers and norms."""
+
+def optimizers(modules: nn.Module, recipe: Recipe) -> ScheduledOptimizers:
+    """Give the layers' matrices to Muon; embedding, head, routers and norms to AdamW."""
     matrices: list[nn.Parameter] = []
-    embeddings: list[nn.Parameter] = []
-    vectors: list[nn.Parameter] = []
-    routers: list[nn.Parameter] = []
+    embeddings = ParameterGroup([], recipe.embedding_rate, recipe.weight_decay)
+    vectors, routers = ParameterGroup([], recipe.vector_rate), ParameterGroup([], recipe.router_rate)
     halves: set[int] = set()
     for name, parameter in modules.named_parameters():
         if "embed_tokens" in name or "lm_head" in name:
-            embeddings.append(parameter)
+            embeddings.parameters.append(parameter)
         elif name.endswith("gate.weight"):
-            routers.append(parameter)
+            routers.parameters.append(parameter)
         elif parameter.ndim == 1:
-            vectors.append(parameter)
+            vectors.parameters.append(parameter)
         else:
             matrices.append(parameter)
             if name.endswith("gate_up_proj"):
                 halves.add(id(parameter))
-    groups: list[dict[str, Any]] = [
-        {"params": embeddings, "lr": recipe.embedding_rate, "weight_decay": recipe.weight_decay},
-        {"params": vectors, "lr": recipe.vector_rate, "weight_decay": 0.0},
-        {"params": routers, "lr": recipe.router_rate, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
     muon = Muon(matrices, recipe.matrix_rate, weight_decay=recipe.weight_decay, halves=frozenset(halves))
-    adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
-    for optimizer in (muon, adam):
-        for group in optimizer.param_groups:
-            group["peak"] = group["lr"]
-    return [muon, adam]
+    return ScheduledOptimizers(muon, [embeddings, vectors, routers])
 
 
 class Trainer:
-    """One run: `train()` until the budget is spent, with checkpoints from which it goes on."""
+    """One run: `train()` until the budget is spent, with checkpoints from which a later run continues."""
 
     def __init__(self, recipe: Recipe, batches: Batches, folder: Path, device: str = "cpu") -> None:
-        self.recipe, self.batches, self.folder = recipe, batches, folder
+        self.recipe, self.batches, self.checkpoint = recipe, batches, folder / "checkpoint.pt"
         self.device = torch.device(device)
-        self.tally = Tally()
+        self.progress = TrainingProgress()
         torch.manual_seed(recipe.seed)
         config = tiny_config()
         self.model = DeepseekV3ForCausalLM._from_config(
@@ -169,60 +164,49 @@ class Trainer:
         self.mtp.to(self.device)
         self.modules = nn.ModuleDict({"model": self.model, "mtp": self.mtp}).train()
         self.balance = ExpertBalance(self.modules)
-        self.optimizers = [*optimizers(self.model, recipe), *optimizers(self.mtp, recipe)]
-
-    @property
-    def progress(self) -> float:
-        return self.tally.progress(self.recipe)
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
+        self.optimizers = optimizers(self.modules, recipe)
 
     def train(self, report: Callable[[dict[str, float]], None]) -> None:
-        """Steps until the budget is spent, going on from the checkpoint where there is one."""
+        """Run steps until the budget is spent, from the checkpoint if there is one."""
         self.restore()
-        budget = self.recipe.tokens or self.recipe.minutes
-        if budget not in self.tally.budgets:
-            self.tally.budgets.append(budget)
-        started, saved = time.monotonic() - self.tally.seconds, time.monotonic()
-        while self.progress < 1:
+        progress, budget = self.progress, self.recipe.tokens or self.recipe.minutes
+        if budget not in progress.budgets:
+            progress.budgets.append(budget)
+        started, saved = time.monotonic() - progress.seconds, time.monotonic()
+        while progress.share_of(self.recipe) < 1:
             figures = self.step()
-            self.tally.seconds = time.monotonic() - started
-            report(figures | {"step": self.tally.steps, "tokens": self.tally.tokens, "progress": self.progress})
+            progress.seconds = time.monotonic() - started
+            done = progress.share_of(self.recipe)
+            report(figures | {"step": progress.steps, "tokens": progress.tokens, "progress": done})
             if time.monotonic() - saved > self.recipe.checkpoint_seconds:
                 self.save()
                 saved = time.monotonic()
         self.save()
 
     def step(self) -> dict[str, float]:
-        """One batch, one update. Losses are nats per token; `load` is the busiest expert over the mean."""
-        progress = self.progress
-        stage = self.recipe.stage(progress)
-        rate = self._set_rates(progress)
+        """Update the weights with one batch.
+
+        Losses are in nats per token; `load` is the load of the busiest expert over the mean.
+        """
+        done = self.progress.share_of(self.recipe)
+        stage, rate = self.recipe.stage(done), self.recipe.rate(done, self.progress.steps)
+        self.optimizers.set_rates(rate)
         tokens_BT = self.batches.next(stage.rows, stage.length + 1).to(self.device)
         parts = torch.split(tokens_BT, max(1, self.recipe.part_tokens // stage.length))  # type: ignore[no-untyped-call]
-        with_mtp = progress >= self.recipe.mtp_from
+        with_mtp = done >= self.recipe.mtp_from
         losses = torch.stack([self._learn(part_BT, len(part_BT) / len(tokens_BT), with_mtp) for part_BT in parts])
         loss, mtp_loss = losses.sum(0).tolist()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         nn.utils.clip_grad_norm_(self.mtp.parameters(), self.recipe.clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        self._count(stage, tokens_BT[:, 1:].numel(), with_mtp)
-        figures = {
-            "loss": loss,
-            "norm": float(norm),
-            "load": self.balance.step(rate * self.recipe.balance_rate),
-            "progress": progress,
-        }
+        self.optimizers.step()
+        self.progress.count(stage, tokens_BT[:, 1:].numel(), with_mtp)
+        figures = {"loss": loss, "norm": float(norm), "load": self.balance.step(rate * self.recipe.balance_rate)}
         return figures | ({"mtp_loss": mtp_loss} if with_mtp else {})
 
     def _learn(self, tokens_BT: Tensor, share: float, with_mtp: bool) -> Tensor:
-        """Adds the gradients of one part of a batch; its share of both losses, `[2]`.
+        """Add the gradients of one part of a batch and return its share of both losses, `[2]`.
 
-        The MTP layer learns beside the main model, which feels nothing of it.
+        The MTP layer learns beside the main model and sends no gradient into it.
         """
         hidden_BTD = self.model.model(input_ids=tokens_BT[:, :-1], use_cache=False).last_hidden_state
         loss = (
@@ -237,44 +221,29 @@ class Trainer:
         torch.autograd.backward(mtp_loss)
         return torch.stack([loss.detach(), mtp_loss.detach()])
 
-    def _set_rates(self, progress: float) -> float:
-        rate = self.recipe.rate(progress, self.tally.steps)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate
-        return rate
-
-    def _count(self, stage: Stage, num_tokens: int, with_mtp: bool) -> None:
-        self.tally.steps += 1
-        self.tally.tokens += num_tokens
-        self.tally.mtp_tokens += num_tokens if with_mtp else 0
-        by_length = self.tally.tokens_by_length
-        by_length[stage.length] = by_length.get(stage.length, 0) + num_tokens
-
     def save(self) -> None:
-        """Writes everything a resumed run needs, atomically."""
+        """Write all that a resumed run needs, atomically."""
         state = {
             "modules": self.modules.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "tally": self.tally,
+            "optimizers": self.optimizers.state(),
+            "progress": asdict(self.progress),
             "batches": self.batches.state(),
         }
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
+        with replaced(self.checkpoint) as partial:
+            torch.save(state, partial)
 
     def restore(self) -> None:
+        """Continue from the checkpoint, if there is one."""
         if not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=False)
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         self.modules.load_state_dict(state["modules"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.tally = state["tally"]
+        self.optimizers.restore(state["optimizers"])
+        self.progress = TrainingProgress(**state["progress"])
         self.batches.restore(state["batches"])
 
 
 def parameter_counts(trainer: Trainer) -> Iterator[tuple[str, int]]:
-    """Name and number of parameters of the main model and of the MTP layer."""
+    """Yield the name and the number of parameters of the main model and of the MTP layer."""
     yield "main model", sum(parameter.numel() for parameter in trainer.model.parameters())
     yield "MTP layer", sum(parameter.numel() for parameter in trainer.mtp.parameters())

@@ -1,9 +1,5 @@
 """DeepSeek-V3's expert balance without an auxiliary loss (arXiv 2412.19437, section 2.1.2)."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +13,7 @@ class ExpertBalance:
             if hasattr(module, "e_score_correction_bias"):
                 module.register_forward_hook(self._count)
 
-    def _count(self, router: nn.Module, inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def _count(self, router: nn.Module, inputs: object, output: tuple[Tensor, Tensor, Tensor]) -> None:
         if router.training:
             bias = router.e_score_correction_bias
             assert isinstance(bias, Tensor)
@@ -25,7 +21,7 @@ class ExpertBalance:
             self.load[router] = self.load.get(router, torch.zeros_like(bias)) + counted
 
     def step(self, rate: float) -> float:
-        """Moves every bias by `rate`; the busiest expert's load over the mean load, at its worst."""
+        """Move every bias by `rate` and return the highest ratio of a router's busiest expert to its mean load."""
         worst = 0.0
         for router, load in self.load.items():
             assert isinstance(router.e_score_correction_bias, Tensor)
