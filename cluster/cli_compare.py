@@ -65,10 +65,10 @@ def _validate(folder: Path) -> None:
 
     from compare.published.checks import checks
     from compare.report.document import Document
-    from compare.report.files import check_libraries, write
+    from compare.report.files import check_library, write
     from compare.report.validation import section
 
-    check_libraries()
+    check_library()
     table = Table("group", "what", "predicted", "published", "off")
     for check in checks():
         off = f"{100 * check.error:+.1f}%" + (" (fitted)" if check.fitted else "")

@@ -11,7 +11,7 @@ from compare.published.checks import Check
 from compare.published.own import own_checks
 from compare.report import assumptions, attribution, break_even, claims, curves, latency, verdicts
 from compare.report.document import Document, Section
-from compare.report.files import check_libraries, write
+from compare.report.files import check_library, write
 from compare.report.validation import section as validation
 from compare.scenario import Scenario
 from compare.simulated import Seen, served, wanted
@@ -36,7 +36,7 @@ class Comparison:
     @classmethod
     def of(cls, file: Path) -> "Comparison":
         """Raises ConfigError for whatever is wrong before anything is computed."""
-        check_libraries()
+        check_library()
         scenario = Scenario.load(file)
         study = Study.of(scenario)
         for name, choices in study.built.setups.items():

@@ -214,7 +214,8 @@ class Tornado:
         _no_digits((self.title,))
 
 
-Block = Paragraph | Table | Plot | Heat | Waterfall | Tornado
+Chart = Plot | Heat | Waterfall | Tornado
+Block = Paragraph | Table | Chart
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from compare.report.document import (
     Axis,
     Block,
     Cell,
+    Chart,
     Document,
     Heat,
     Link,
@@ -26,27 +27,28 @@ from compare.report.document import (
     Tornado,
     Waterfall,
 )
+from compare.report.style import all_drawn, present, sentence, styles
 from engine.errors import ConfigError
 from engine.files import replaced
 
-LIBRARIES = ("plotly", "matplotlib")
+LIBRARY = "matplotlib"
 KEY = r"[a-z0-9][a-z0-9_-]*"
 NUMBER_COLUMNS = ("value", "unit", "low", "high", "label", "source")
 
 
-def check_libraries() -> None:
+def check_library() -> None:
     """A ConfigError if a report could not be drawn."""
-    missing = [library for library in LIBRARIES if importlib.util.find_spec(library) is None]
-    if missing:
-        raise ConfigError(f"a report needs {' and '.join(missing)}: pip install 'sparkpool[compare]'")
+    if importlib.util.find_spec(LIBRARY) is None:
+        raise ConfigError(f"a report needs {LIBRARY}: pip install 'sparkpool[compare]'")
 
 
 def write(document: Document, folder: Path) -> None:
     """index.html, report.json, tables/KEY.csv, plots/KEY.csv and plots/KEY.png."""
-    check_libraries()
+    check_library()
+    from compare.report.charts import draw
     from compare.report.page import page
-    from compare.report.pictures import draw
 
+    found = styles(document)
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     (folder / "plots").mkdir(exist_ok=True)
     for block in document.blocks:
@@ -54,12 +56,21 @@ def write(document: Document, folder: Path) -> None:
             _write_csv(folder / "tables" / f"{block.key}.csv", _table_rows(block))
         elif not isinstance(block, Paragraph):
             _write_csv(folder / "plots" / f"{block.key}.csv", _plot_rows(block))
-    draw(document, folder / "plots")
+            with replaced(folder / "plots" / f"{block.key}.png") as file:
+                draw(block, found).write_png(file, *_heading(block))
     _clear(document, folder)
     with replaced(folder / "report.json") as file:
         file.write_text(json.dumps(as_json(document), allow_nan=False, ensure_ascii=False, indent=1), encoding="utf-8")
     with replaced(folder / "index.html") as file:
         file.write_text(page(document), encoding="utf-8")
+
+
+def _heading(chart: Chart) -> tuple[str, str]:
+    """Return what a PNG says above the chart: its title, and a note."""
+    title = sentence(f"{chart.subject}: {chart.title}" if chart.subject else chart.title)
+    if isinstance(chart, Heat) and chart.missing and len(present(chart)) < len(chart.x_values) * len(chart.y_values):
+        return title, f"grey: {chart.missing}"
+    return title, "" if all_drawn(chart) else "some values are not drawn"
 
 
 def _clear(document: Document, folder: Path) -> None:
@@ -123,7 +134,7 @@ def _block(block: Block, places: _Places) -> dict[str, Any]:
     return {"kind": kind, "key": block.key, "title": block.title, "subject": block.subject, **_body(block, places)}
 
 
-def _body(block: Table | Plot | Heat | Waterfall | Tornado, places: _Places) -> dict[str, Any]:
+def _body(block: Table | Chart, places: _Places) -> dict[str, Any]:
     match block:
         case Table():
             return {
@@ -200,7 +211,7 @@ def _number_row(number: Number) -> tuple[Any, ...]:
     return number.value, number.unit, low, high, str(number.basis), number.source
 
 
-def _plot_rows(block: Plot | Heat | Waterfall | Tornado) -> Iterator[tuple[Any, ...]]:
+def _plot_rows(block: Chart) -> Iterator[tuple[Any, ...]]:
     match block:
         case Plot():
             yield ("series", "x", "x unit", "y", "y unit", "label", "source", "note")

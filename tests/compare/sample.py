@@ -1,4 +1,4 @@
-"""A made-up report with every kind of block, and with names that are hostile to HTML, to plotly and to matplotlib."""
+"""A made-up report with every kind of block, and with names that are hostile to HTML, to SVG and to matplotlib."""
 
 import math
 

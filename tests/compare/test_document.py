@@ -178,18 +178,18 @@ def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
 
 
 def test_a_missing_library_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    files.check_libraries()
-    monkeypatch.setattr(files, "LIBRARIES", ("plotly", "no_such_library"))
+    files.check_library()
+    monkeypatch.setattr(files, "LIBRARY", "no_such_library")
 
     with pytest.raises(ConfigError, match=r"needs no_such_library: pip install 'sparkpool\[compare\]'"):
         files.write(document(), tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
 
-def test_the_document_and_its_json_need_neither_library() -> None:
+def test_the_document_and_its_json_need_no_matplotlib() -> None:
     program = (
-        "import sys; sys.modules['plotly'] = sys.modules['matplotlib'] = None;"
-        "import compare.report.page, compare.report.pictures; from compare.report.files import as_json;"
+        "import sys; sys.modules['matplotlib'] = None;"
+        "import compare.report.page, compare.report.charts; from compare.report.files import as_json;"
         "from tests.compare.sample import document; as_json(document())"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
