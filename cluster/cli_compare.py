@@ -64,7 +64,7 @@ def _validate(folder: Path) -> None:
     from rich.table import Table
 
     from compare.published.checks import checks
-    from compare.report.document import Document
+    from compare.report.document import ReportDocument
     from compare.report.files import check_library, write
     from compare.report.validation import section
 
@@ -75,7 +75,7 @@ def _validate(folder: Path) -> None:
         published = f"{_digits(check.published)} {check.unit}"
         table.add_row(check.group, check.what, _digits(check.predicted), published, off)
     Console().print(table)
-    write(Document("Predicted against published", {}, (section(),)), folder)
+    write(ReportDocument("Predicted against published", {}, (section(),)), folder)
     Console(stderr=True).print(f"Written: {folder / 'index.html'}", soft_wrap=True)
 
 

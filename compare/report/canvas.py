@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from compare.report.document import Axis
 from compare.report.style import COLOURS, lines, log_ticks, tick, titled
-from compare.report.svg import Target, for_page
+from compare.report.svg import HoverArea, for_page
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis as DrawnAxis
@@ -27,7 +27,7 @@ _NAMES |= {light: f"series-{number}" for number, (light, _) in enumerate(COLOURS
 CSS_VARIABLES = {colour: f"var(--{name})" for colour, name in _NAMES.items()}
 ON_DARK, ON_LIGHT = "#fefefe", "#010101"
 """Colours of the values in a heat map's cells, which are the same on light and dark pages."""
-RC_PARAMS: dict[str, Any] = {
+RC_PARAMS: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.facecolor": "none",
@@ -73,7 +73,7 @@ class Canvas:
 
         self.size, self.row = size, 1.25 * size.font
         self._above = self.row * marks
-        self._targets: list[Target] = []
+        self._targets: list[HoverArea] = []
         with self.style():
             inches = (size.inches, height + self._above / 72)
             self.figure = Figure(figsize=inches, dpi=PNG_DOTS, layout="constrained")
@@ -84,7 +84,7 @@ class Canvas:
         differ from those of other drawings in a page."""
         import matplotlib
 
-        return matplotlib.rc_context({**RC_PARAMS, "font.size": self.size.font, "svg.hashsalt": salt})
+        return matplotlib.rc_context(RC_PARAMS | {"font.size": self.size.font, "svg.hashsalt": salt})
 
     def svg(self, label: str) -> str:
         """Return an SVG element for the page; `label` describes it to readers who cannot see it."""
@@ -112,14 +112,14 @@ class Canvas:
 
     def target(self, text: str, x: tuple[float, float], y: tuple[float, float], series: int = 0) -> None:
         """Show a text over an area, in the axes' units; over a point, if both edges are the same."""
-        self._targets.append(Target(series, text, x, y))
+        self._targets.append(HoverArea(series, text, x, y))
 
-    def _placed(self, target: Target) -> Target:
+    def _placed(self, target: HoverArea) -> HoverArea:
         """Return the target in units of the SVG; the figure has its layout by now."""
         corners = self.axes.transData.transform(list(zip(target.x, target.y, strict=True))) * 72 / PNG_DOTS
         (left, right), (low, high) = (sorted(map(float, ends)) for ends in corners.T)
         height = 72 * self.figure.get_figheight()
-        return Target(target.series, target.text, (left, right), (height - high, height - low))
+        return HoverArea(target.series, target.text, (left, right), (height - high, height - low))
 
     def bar(
         self, row: int, ends: tuple[float, float], colour: str, text: str, series: int = 0, label: str = ""

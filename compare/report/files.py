@@ -14,15 +14,15 @@ from compare.report.document import (
     Block,
     Cell,
     Chart,
-    Document,
     Heat,
-    Link,
     Name,
     Number,
     Paragraph,
     Plot,
-    Section,
+    ReportDocument,
+    ReportSection,
     Series,
+    SourceLink,
     Table,
     Tornado,
     Waterfall,
@@ -42,7 +42,7 @@ def check_library() -> None:
         raise ConfigError(f"a report needs {LIBRARY}: pip install 'sparkpool[compare]'")
 
 
-def write(document: Document, folder: Path) -> None:
+def write(document: ReportDocument, folder: Path) -> None:
     """index.html, report.json, tables/KEY.csv, plots/KEY.csv and plots/KEY.png."""
     check_library()
     from compare.report.charts import draw
@@ -73,7 +73,7 @@ def _heading(chart: Chart) -> tuple[str, str]:
     return title, "" if all_drawn(chart) else "some values are not drawn"
 
 
-def _clear(document: Document, folder: Path) -> None:
+def _clear(document: ReportDocument, folder: Path) -> None:
     """Removes the files of tables and plots that the report in the folder had, and this one has not."""
     try:
         before = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -87,14 +87,14 @@ def _clear(document: Document, folder: Path) -> None:
                 (folder / name).unlink(missing_ok=True)
 
 
-def as_json(document: Document) -> dict[str, Any]:
+def as_json(document: ReportDocument) -> dict[str, Any]:
     """All of it. `numbers` has each number under its ID; text and tables name those IDs."""
     numbers: dict[str, Any] = {}
     sections = [_section(section, numbers) for section in document.sections]
     return {"title": document.title, "about": dict(document.about), "numbers": numbers, "sections": sections}
 
 
-def _section(section: Section, numbers: dict[str, Any]) -> dict[str, Any]:
+def _section(section: ReportSection, numbers: dict[str, Any]) -> dict[str, Any]:
     found = []
     for index, block in enumerate(section.blocks):
         place = str(index) if isinstance(block, Paragraph) else block.key
@@ -119,7 +119,7 @@ class _Places:
                 return self.number(cell, *place)
             case Name():
                 return {"name": cell.text}
-            case Link():
+            case SourceLink():
                 return {"link": cell.text, "url": cell.url}
         return cell
 
@@ -196,7 +196,7 @@ def _table_rows(table: Table) -> Iterator[tuple[Any, ...]]:
             if isinstance(cell, Number):
                 yield (row, column, *_number_row(cell))
             else:
-                source = cell.url if isinstance(cell, Link) else ""
+                source = cell.url if isinstance(cell, SourceLink) else ""
                 yield (row, column, _said(cell), "", "", "", "", source)
 
 

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from compare.report.charts import svgs
-from compare.report.document import Basis, Chart, Document, Heat, Paragraph, Plot, Table, Tornado
+from compare.report.document import Basis, Chart, Heat, Paragraph, Plot, ReportDocument, Table, Tornado
 from compare.report.files import as_json
 from compare.report.style import ABOVE, BELOW, COLOURS, NOTHING, Style, all_drawn, empty, sentence, styles
 
@@ -31,7 +31,7 @@ MAX_OPEN_ROWS = 24
 """Longer tables are folded at first, too."""
 
 
-def page(document: Document) -> str:
+def page(document: ReportDocument) -> str:
     """Return the whole file. Numbers in it are those of `as_json`, by ID."""
     report, found = as_json(document), styles(document)
     charts = [block for block in document.blocks if not isinstance(block, Paragraph | Table)]
@@ -56,7 +56,7 @@ def page(document: Document) -> str:
     )
 
 
-def _labels(document: Document) -> list[str]:
+def _labels(document: ReportDocument) -> list[str]:
     """Those that some number or series has, in the order of `Basis`."""
     found = {number["label"] for number in as_json(document)["numbers"].values()}
     for block in document.blocks:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from compare.report.document import Axis, Basis, Chart, Document, Heat, Number, Plot, Tornado, Waterfall
+from compare.report.document import Axis, Basis, Chart, Heat, Number, Plot, ReportDocument, Tornado, Waterfall
 
 COLOURS = (
     ("#0072b2", "#4aa3e0"),
@@ -50,7 +50,7 @@ def style(index: int) -> Style:
     return Style(index % len(COLOURS), *MARKERS[index % len(MARKERS)])
 
 
-def styles(document: Document) -> dict[str, Style]:
+def styles(document: ReportDocument) -> dict[str, Style]:
     """Return the style of each series by its name: the same in all plots."""
     plots = [block for block in document.blocks if isinstance(block, Plot)]
     names = dict.fromkeys(series.name for plot in plots for series in plot.series)

@@ -11,7 +11,7 @@ POINT_RADIUS = 9.0
 
 
 @dataclass(frozen=True)
-class Target:
+class HoverArea:
     """An area that shows a text: a box of the given edges, or a point if both pairs of edges are the same."""
 
     series: int
@@ -20,7 +20,7 @@ class Target:
     y: tuple[float, float]
 
 
-def for_page(text: str, name: str, label: str, variables: dict[str, str], targets: Iterable[Target]) -> str:
+def for_page(text: str, name: str, label: str, variables: dict[str, str], targets: Iterable[HoverArea]) -> str:
     """Return the SVG as an element of an HTML page, of class `name`.
 
     `variables`: the CSS variable that stands for each colour. A group whose ID is series-N gets data-series="N", as the
@@ -49,7 +49,7 @@ def _style(style: str, variables: dict[str, str]) -> str:
     return re.sub("#[0-9a-f]{6}", lambda found: variables.get(found[0], found[0]), style)
 
 
-def _element(target: Target) -> ElementTree.Element:
+def _element(target: HoverArea) -> ElementTree.Element:
     (left, right), (top, bottom) = target.x, target.y
     if left == right and top == bottom:
         tag, shape = "circle", {"cx": left, "cy": top, "r": POINT_RADIUS}

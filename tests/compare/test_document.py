@@ -11,7 +11,18 @@ from typing import Any
 import pytest
 
 from compare.report import files
-from compare.report.document import Axis, Basis, Document, Heat, Name, Number, Paragraph, Plot, Section, Table
+from compare.report.document import (
+    Axis,
+    Basis,
+    Heat,
+    Name,
+    Number,
+    Paragraph,
+    Plot,
+    ReportDocument,
+    ReportSection,
+    Table,
+)
 from engine.errors import ConfigError
 from tests.compare.sample import HOSTILE, document, number, ranged
 
@@ -64,7 +75,7 @@ def test_digits_need_a_number_or_a_name() -> None:
     for wrong in (
         lambda: Paragraph(("on 8 of them",)),
         lambda: Table("t", "Table", ("a",), (("5 ms",),)),
-        lambda: Section("s", "Table 1", ()),
+        lambda: ReportSection("s", "Table 1", ()),
         lambda: Plot("p", "At 32k", Axis("x", ""), Axis("y", ""), ()),
     ):
         with pytest.raises(ValueError, match="without label and source"):
@@ -76,7 +87,7 @@ def test_keys_are_names_of_files_and_unique(key: str) -> None:
     table, same = (Table(k, "Table", ("a",), ()) for k in ("a", key))
 
     with pytest.raises(ValueError, match="keys are of"):
-        Document("Title", {}, (Section("one", "One", (table,)), Section("two", "Two", (same,))))
+        ReportDocument("Title", {}, (ReportSection("one", "One", (table,)), ReportSection("two", "Two", (same,))))
 
 
 def test_a_heat_map_has_a_value_or_none_for_each_cell() -> None:

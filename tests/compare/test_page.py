@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from compare.report.charts import svgs
-from compare.report.document import Axis, Basis, Chart, Document, Name, Plot, Section, Table
+from compare.report.document import Axis, Basis, Chart, Name, Plot, ReportDocument, ReportSection, Table
 from compare.report.files import as_json, write
 from compare.report.page import LABELS, _lines, page
 from compare.report.style import COLOURS, NOTHING, edges, log_ticks, style, styles, tick
@@ -204,7 +204,7 @@ def test_what_is_long_is_folded_and_still_there() -> None:
     nothing = Plot("nothing", "Nothing", Axis("a", ""), Axis("b", ""), ())
     blocks = (long, short, effects, nothing)
 
-    html = page(Document("Folded", {}, (Section("one", "One", blocks),)))
+    html = page(ReportDocument("Folded", {}, (ReportSection("one", "One", blocks),)))
 
     assert html.count('<details class="fold">') == 2
     assert html.count("row 29") == 1
@@ -215,7 +215,7 @@ def test_files_of_what_is_no_longer_in_the_report_go(tmp_path: Path) -> None:
     def written(*keys: str) -> set[str]:
         tables = tuple(Table(key, "Some", ("a",), (("b",),)) for key in keys)
         plot = Plot(f"plot-{keys[0]}", "Nothing", Axis("a", ""), Axis("b", ""), ())
-        write(Document("Twice", {}, (Section("one", "One", (*tables, plot)),)), tmp_path)
+        write(ReportDocument("Twice", {}, (ReportSection("one", "One", (*tables, plot)),)), tmp_path)
         return {str(file.relative_to(tmp_path)) for file in tmp_path.glob("*/*")}
 
     written("before", "stays")
