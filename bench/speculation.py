@@ -25,7 +25,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from bench.ceiling import ModelCost, Rates
-from bench.chart import Curve, draw
+from bench.chart import draw
 from bench.shape import Options, Report, Samples
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL, Config
 from engine.models import LoadedModel, load_model
@@ -166,7 +166,7 @@ def run(report: Report) -> None:
         rows += _measured(report, sides, prompts, at_once, output_tokens, rounds)
     report.table("decoding", rows)
     _goals(report, rows)
-    curves = [Curve(name, [(row["user_tok_s"], row["tok_s"]) for row in rows if row["side"] == name]) for name in sides]
+    curves = {name: [(row["user_tok_s"], row["tok_s"]) for row in rows if row["side"] == name] for name in sides}
     labels = [str(at_once) for at_once in concurrencies]
     draw(
         options.out / "speculation.png",

@@ -1,6 +1,6 @@
 """The card of the shipped drafter, written from its own files and the benchmark's result, so that they cannot differ.
 
-`python -m bench.summary` writes it.
+`make docs` writes it.
 """
 
 import json

@@ -12,7 +12,7 @@ from itertools import chain, islice, takewhile
 from random import Random
 from typing import Protocol
 
-from compare.workload import Arrival, Segment, Workload
+from compare.simulator.workload import Arrival, PromptSegment, Workload
 from engine.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ class Turn:
 
     input_tokens: int
     output_tokens: int
-    shared: tuple[Segment, ...] = ()
+    shared: tuple[PromptSegment, ...] = ()
     pause: float = 0.0
     """Seconds from here until the next turn comes, at the least; the answer is made meanwhile."""
 
@@ -59,7 +59,7 @@ class Lognormal:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class FixedSize:
     """Requests of one size, which share nothing."""
 
     input_tokens: int
@@ -99,7 +99,7 @@ class Chat:
         said = self.opening.count(rng)
         while True:
             answer = self.answer.count(rng)
-            yield Turn(said, answer, (Segment(f"chat {name}", said),), self.pause.number(rng))
+            yield Turn(said, answer, (PromptSegment(f"chat {name}", said),), self.pause.number(rng))
             said += answer + self.question.count(rng)
 
 
@@ -135,13 +135,13 @@ class CodingAgent:
 
     def session(self, name: str, rng: Random) -> Iterator[Turn]:
         place = rng.randrange(self.repositories)
-        repository = Segment(f"repository {place}", self.repository.count(Random(f"repository {place}")))
-        begin = (Segment("agent", self.system_tokens), repository)
+        repository = PromptSegment(f"repository {place}", self.repository.count(Random(f"repository {place}")))
+        begin = (PromptSegment("agent", self.system_tokens), repository)
         own = self.task.count(rng)
         known = self.system_tokens + repository.tokens
         while True:
             answer = self.answer.count(rng)
-            yield Turn(known + own, answer, (*begin, Segment(f"agent {name}", own)), self.pause.number(rng))
+            yield Turn(known + own, answer, (*begin, PromptSegment(f"agent {name}", own)), self.pause.number(rng))
             own += answer + self.tool.count(rng)
             if known + own > self.most_tokens:
                 return
@@ -170,8 +170,8 @@ MIXES: Mapping[str, Mix] = {
     "chat": Chat(),
     "coding_agent": CodingAgent(),
     "million": Million(),
-    "1k1k": Fixed(1024, 1024),
-    "8k1k": Fixed(8192, 1024),
+    "1k1k": FixedSize(1024, 1024),
+    "8k1k": FixedSize(8192, 1024),
 }
 """By name. The two fixed ones are of sizes at which InferenceX publishes."""
 

@@ -20,7 +20,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal
 
-from compare.workload import LONGEST_PROMPT, Arrival, Segment, Workload
+from compare.simulator.workload import LONGEST_PROMPT, Arrival, PromptSegment, Workload
 from engine.errors import ConfigError
 
 BLOCK_TOKENS = 512
@@ -147,7 +147,7 @@ class _Azure:
         )
 
 
-def _mooncake(blocks: dict[int, Segment], line: str) -> Arrival:
+def _mooncake(blocks: dict[int, PromptSegment], line: str) -> Arrival:
     """`blocks`: full ones that earlier lines named."""
     row = _parsed(line)
     tokens = _counted("input_length", _field(row, "input_length"))
@@ -157,8 +157,8 @@ def _mooncake(blocks: dict[int, Segment], line: str) -> Arrival:
     needed = -(-tokens // BLOCK_TOKENS)
     if len(ids) != needed:
         raise Malformed(f"{len(ids)} hash_ids for input_length {tokens}; should be {needed}, one for {BLOCK_TOKENS}")
-    shared = [blocks.setdefault(block, Segment(str(block), BLOCK_TOKENS)) for block in ids[:-1]]
-    shared.append(Segment(str(ids[-1]), tokens - BLOCK_TOKENS * (needed - 1)))
+    shared = [blocks.setdefault(block, PromptSegment(str(block), BLOCK_TOKENS)) for block in ids[:-1]]
+    shared.append(PromptSegment(str(ids[-1]), tokens - BLOCK_TOKENS * (needed - 1)))
     return Arrival(
         at=_moment(row, "timestamp") / 1000,
         input_tokens=tokens,
@@ -180,7 +180,7 @@ def _ours(line: str) -> Arrival:
     )
     if not row.keys() & {"prefix", "prefix_tokens"}:
         return arrival
-    prefix = Segment(_text(row, "prefix"), _counted("prefix_tokens", _field(row, "prefix_tokens")))
+    prefix = PromptSegment(_text(row, "prefix"), _counted("prefix_tokens", _field(row, "prefix_tokens")))
     if prefix.tokens > arrival.input_tokens:
         raise Malformed(f"prefix_tokens is {prefix.tokens}, more than the {arrival.input_tokens} input_tokens")
     return replace(arrival, shared=(prefix,))

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from compare.scenario import Scenario, middle
-from compare.setups import Part
+from compare.study.scenario import Scenario, middle
+from compare.study.setups import DeviceUnits
 from engine.errors import ConfigError
 from hardware.device import Numbers
 
@@ -21,10 +21,10 @@ class Economics:
     def of(cls, scenario: Scenario) -> "Economics":
         return cls(scenario.power, scenario.energy / 3.6e6, middle(scenario.capital) / 3600 / 1e6)
 
-    def watts(self, parts: Iterable[Part]) -> float:
+    def watts(self, parts: Iterable[DeviceUnits]) -> float:
         return sum(part.units * self._watts(part.numbers) for part in parts)
 
-    def dollars_per_second(self, parts: Iterable[Part]) -> float:
+    def dollars_per_second(self, parts: Iterable[DeviceUnits]) -> float:
         return sum(part.units * self._dollars(part.numbers) for part in parts)
 
     def _watts(self, numbers: Numbers) -> float:

@@ -4,9 +4,9 @@ alone and together."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from compare.scenario import LOSSES, AcceptanceSection, LossesSection, Scenario, WorkloadSection
-from compare.setups import varied
-from compare.study import Measure, Study
+from compare.study.scenario import LOSSES, AcceptanceSection, LossesSection, Scenario, WorkloadSection
+from compare.study.setups import varied
+from compare.study.study import Measure, Study
 
 ENGINES = (
     "engines differ: on eight B200 a token of V4-Flash takes SGLang 1.88 ms with DSpark, one of GLM-5 TileRT 2.9 "
@@ -14,7 +14,7 @@ ENGINES = (
 )
 BETTER, WORSE = 1.1, 0.75  # of what drafts gain: other text, other temperature
 Change = Callable[[Scenario], Scenario]
-Result = Callable[[Study], float]
+StudyValue = Callable[[Study], float]
 """Infinite where a system cannot do what is asked."""
 
 
@@ -94,7 +94,7 @@ class Effect:
         return max(self.low, self.high) / min(self.low, self.high) if min(self.low, self.high) > 0 else float("inf")
 
 
-def effects(study: Study, result: Result, of: Sequence[Unknown]) -> list[Effect]:
+def effects(study: Study, result: StudyValue, of: Sequence[Unknown]) -> list[Effect]:
     """The largest first; what changes nothing is left out."""
     found = [
         Effect(one, result(study.varied(one.low(study.scenario))), result(study.varied(one.high(study.scenario))))
@@ -124,7 +124,7 @@ def span(study: Study, name: str, user_rate: float, measure: Measure) -> tuple[S
     return together(study, effects(study, result, unknowns(study, name)))
 
 
-def threshold(study: Study, result: Result, unknown: Unknown, limit: float) -> float | None:
+def threshold(study: Study, result: StudyValue, unknown: Unknown, limit: float) -> float | None:
     """The value of an unknown at which the result passes `limit`, others in the middle; None if it does not in its
     range."""
     if unknown.at is None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from compare.economics import Economics
-from compare.scenario import MeasuredSection, Scenario, WorkloadSection
-from compare.setups import Part
-from compare.simulated import PERCENTILES
+from compare.study.economics import Economics
+from compare.study.scenario import MeasuredSection, Scenario, WorkloadSection
+from compare.study.setups import DeviceUnits
+from compare.study.simulated import PERCENTILES
 from engine.errors import ConfigError
 from hardware.device import Device, Numbers
 
@@ -21,7 +21,7 @@ SCALED = "time x "  # in the name of an emulated device (local/emulate.py)
 
 
 @dataclass(frozen=True)
-class Run:
+class BenchRun:
     """One file. Latencies in seconds, by percentile."""
 
     concurrency: float
@@ -34,11 +34,11 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSystem:
     """Of one system. `watts` and `dollars_per_second`: of all its units; None if nothing is known of them."""
 
     name: str
-    runs: Sequence[Run]
+    runs: Sequence[BenchRun]
     units: float
     source: str
     watts: float | None
@@ -50,18 +50,18 @@ class Measured:
         return ", ".join(sorted({run.emulated for run in self.runs} - {""}))
 
 
-def read(scenario: Scenario) -> dict[str, Measured]:
+def read(scenario: Scenario) -> dict[str, MeasuredSystem]:
     """Every measured system of a scenario. Raises ConfigError, naming the file and what is wrong, for one that cannot
     be read, in which requests failed, that had another workload than the scenario's, or that is no comparison."""
     economics = Economics.of(scenario)
     return {name: _measured(name, section, scenario, economics) for name, section in scenario.measured.items()}
 
 
-def _measured(name: str, section: MeasuredSection, scenario: Scenario, economics: Economics) -> Measured:
+def _measured(name: str, section: MeasuredSection, scenario: Scenario, economics: Economics) -> MeasuredSystem:
     watts = cost = None
     if section.device:
         try:
-            part = Part(Numbers(Device.load(section.device)), section.units)
+            part = DeviceUnits(Numbers(Device.load(section.device)), section.units)
             watts = economics.watts([part])
             if part.numbers.has("cost") or part.numbers.has("price"):
                 cost = economics.dollars_per_second([part])
@@ -69,16 +69,16 @@ def _measured(name: str, section: MeasuredSection, scenario: Scenario, economics
             raise ConfigError(f"measured.{name}.device: {error}") from None
     runs = sorted((run_of(file, scenario.workload) for file in section.files), key=lambda run: run.concurrency)
     files = ", ".join(file.name for file in section.files)
-    return Measured(name, runs, section.units, f"sparkpool bench: {files}. {section.note}".strip(), watts, cost)
+    return MeasuredSystem(name, runs, section.units, f"sparkpool bench: {files}. {section.note}".strip(), watts, cost)
 
 
-def run_of(file: Path, workload: WorkloadSection) -> Run:
+def run_of(file: Path, workload: WorkloadSection) -> BenchRun:
     try:
         content = json.loads(file.read_text())
         summary = content["summary"]
         _check(file, content, workload)
         first = [next(at for at, tokens in one["messages"] if tokens) - one["sent"] for one in content["requests"]]
-        return Run(
+        return BenchRun(
             concurrency=_concurrency(content),
             throughput=float(summary["output_tokens_per_second"]),
             user_rate=1 / float(summary["latency"]["tpot"]["mean"]),

@@ -34,7 +34,7 @@ PUBLISHED_AUC = (0.81, 0.90)
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """So many requests under way on a GPU, and the tokens per second that it gives them together."""
 
     concurrency: float
@@ -120,7 +120,7 @@ def _auc(survival: "np.ndarray") -> float:
 class StepCurve:
     """Seconds of a step over its token-layers, from points measured with MTP-1 (step 1 above)."""
 
-    def __init__(self, points: Sequence[Point], layers: int, accepted_length: float = PUBLISHED_MTP) -> None:
+    def __init__(self, points: Sequence[CurvePoint], layers: int, accepted_length: float = PUBLISHED_MTP) -> None:
         """`layers`: of the target."""
         if len(points) < 3:
             raise ConfigError(f"{len(points)} points are too few for a curve: at least 3 are needed")
@@ -149,8 +149,8 @@ class StepCurve:
 
 
 def predicted(
-    points: Sequence[Point], layers: int, drafting: Drafting, mtp_accepted_length: float = PUBLISHED_MTP
-) -> list[Point]:
+    points: Sequence[CurvePoint], layers: int, drafting: Drafting, mtp_accepted_length: float = PUBLISHED_MTP
+) -> list[CurvePoint]:
     """With DSpark, at the concurrencies of `points`, which were measured with MTP-1 on a target of so many layers."""
     curve = StepCurve(points, layers, mtp_accepted_length)
     verified = np.arange(len(drafting.gains)) / DRAWS
@@ -161,5 +161,5 @@ def predicted(
         seconds = curve.at(point.concurrency * ((1 + verified) * layers + drafted)) + more_fixed
         rate = point.concurrency * (1 + drafting.gains) / seconds
         best = int(rate.argmax())
-        found.append(Point(point.concurrency, float(rate[best]), 1 + float(verified[best])))
+        found.append(CurvePoint(point.concurrency, float(rate[best]), 1 + float(verified[best])))
     return found

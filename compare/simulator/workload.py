@@ -13,7 +13,7 @@ LONGEST_PROMPT = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class PromptSegment:
     """A stretch of a prompt that other requests may share, known by its name. Of two that have one name, the longer
     begins with the shorter."""
 
@@ -29,7 +29,7 @@ class Arrival:
     """Seconds from the start."""
     input_tokens: int
     output_tokens: int
-    shared: tuple[Segment, ...] = ()
+    shared: tuple[PromptSegment, ...] = ()
     """From the beginning of the prompt, in order. What comes behind is this request's own."""
     domain: str = ""
     """What it is about: decides which acceptance of drafts to expect."""
@@ -78,7 +78,7 @@ class Workload:
     def repeated(self) -> float:
         """Of all prompt tokens, the part that an earlier prompt began with as well: what a cache without end saves."""
         longest: dict[tuple[int, str], int] = {}
-        after: dict[tuple[int, Segment], int] = {}
+        after: dict[tuple[int, PromptSegment], int] = {}
         known = 0
         for arrival in self:
             place = 0

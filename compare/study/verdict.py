@@ -5,9 +5,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compare import breakeven
-from compare.study import Rivals, Study, dollars
-from compare.unknowns import Effect, Result, Unknown, effects, threshold, together, unknowns, uses
+from compare.study import breakeven
+from compare.study.study import Rivals, Study, dollars
+from compare.study.unknowns import Effect, StudyValue, Unknown, effects, threshold, together, unknowns, uses
 
 MOST_CONDITIONS = 3
 
@@ -49,7 +49,7 @@ class Verdict:
     turns: Sequence[Effect]
 
 
-def ratio(rivals: Rivals) -> Result:
+def ratio(rivals: Rivals) -> StudyValue:
     """$ of a million tokens, the contender's over the other's, without regard to how little is asked of a replica.
     Infinite if the contender is too slow, 0 if the other is."""
 
@@ -105,7 +105,7 @@ def _reached(study: Study, name: str, user_rate: float) -> float | None:
     return None if best is None else dollars(best)
 
 
-def _strained(rivals: Rivals) -> Result:
+def _strained(rivals: Rivals) -> StudyValue:
     """As `ratio`, but never 0 or infinite: it says which end of an unknown is the better one where a system is too slow
     at both."""
 

@@ -11,20 +11,20 @@ from engine.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Block:
+class DraftOutcome:
     """Drafts of one request: the drafter's confidence in each if those before it survive, and how many do."""
 
     confidence: tuple[float, ...]
     survives: int
 
 
-class Acceptance(Protocol):
+class AcceptanceModel(Protocol):
     @property
     def block_length(self) -> int:
         """Drafts of a block."""
         ...
 
-    def block(self, domain: str, draw: Random) -> Block:
+    def block(self, domain: str, draw: Random) -> DraftOutcome:
         """The next block of a request of that domain."""
         ...
 
@@ -69,10 +69,10 @@ class Rates:
     def block_length(self) -> int:
         return len(next(iter(self.by_domain.values())))
 
-    def block(self, domain: str, draw: Random) -> Block:
+    def block(self, domain: str, draw: Random) -> DraftOutcome:
         rates = self._rates(domain)
         survives = next((place for place, rate in enumerate(rates) if draw.random() >= rate), len(rates))
-        return Block(rates, survives)
+        return DraftOutcome(rates, survives)
 
     def survival(self, domain: str) -> tuple[float, ...]:
         found, product = [], 1.0
@@ -122,12 +122,14 @@ class Recorded:
             raise ConfigError(f"{', '.join(map(str, files))}: no step with verified drafts and confidences")
         return cls(blocks)
 
-    def block(self, domain: str, draw: Random) -> Block:
+    def block(self, domain: str, draw: Random) -> DraftOutcome:
         confidence, verified, accepted = self._blocks[draw.randrange(len(self._blocks))]
         if accepted < verified:
-            return Block(confidence, accepted)
+            return DraftOutcome(confidence, accepted)
         rest = enumerate(confidence[verified:], start=verified)
-        return Block(confidence, next((place for place, chance in rest if draw.random() >= chance), len(confidence)))
+        return DraftOutcome(
+            confidence, next((place for place, chance in rest if draw.random() >= chance), len(confidence))
+        )
 
     def survival(self, domain: str) -> tuple[float, ...]:
         """In the mean over all blocks; of what was not verified, as expected."""

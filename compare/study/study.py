@@ -7,11 +7,11 @@ from functools import cached_property
 
 import numpy as np
 
-from compare.dspark import Drafting
-from compare.economics import Economics, per_megawatt, per_million
-from compare.scenario import Scenario
-from compare.setups import Built
-from compare.steady import Point, Steady
+from compare.study.dspark import Drafting
+from compare.study.economics import Economics, per_megawatt, per_million
+from compare.study.scenario import Scenario
+from compare.study.setups import BuiltSystems
+from compare.study.steady import OperatingPoint, Steady
 from engine.errors import ConfigError
 from hardware.figure import Figure
 
@@ -23,7 +23,7 @@ STEEP = 4.0
 class Best:
     """A point, and what it comes to."""
 
-    point: Point
+    point: OperatingPoint
     watts: float
     dollars_per_second: float | None
 
@@ -75,8 +75,8 @@ class Study:
         return Study(scenario, self.drafting if same else scenario.acceptance.drafting, self.known)
 
     @cached_property
-    def built(self) -> Built:
-        return Built(self.scenario)
+    def built(self) -> BuiltSystems:
+        return BuiltSystems(self.scenario)
 
     @cached_property
     def economics(self) -> Economics:
@@ -94,7 +94,7 @@ class Study:
             self.valued(one.at(1))
         return self.built.unknown
 
-    def valued(self, point: Point) -> Best:
+    def valued(self, point: OperatingPoint) -> Best:
         parts = point.machines
         known = all(part.numbers.has("cost") or part.numbers.has("price") for part in parts)
         dollars = self.economics.dollars_per_second(parts) if known else None

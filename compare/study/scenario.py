@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from compare.dspark import PUBLISHED_AUC, PUBLISHED_DSPARK, PUBLISHED_MTP, Drafting
+from compare.study.dspark import PUBLISHED_AUC, PUBLISHED_DSPARK, PUBLISHED_MTP, Drafting
 from engine.errors import ConfigError
 from engine.section import Positive, Section
 from hardware.figure import Label

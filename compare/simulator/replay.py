@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from compare.acceptance import Recorded
-from compare.workload import Arrival, Workload
+from compare.simulator.acceptance import Recorded
+from compare.simulator.workload import Arrival, Workload
 from engine.errors import ConfigError
 
 

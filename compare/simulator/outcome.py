@@ -58,7 +58,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Result:
+class SimulationResult:
     """Everything that was asked, and everything that computed, in `seconds`."""
 
     served: Sequence[Served]

@@ -10,19 +10,19 @@ are dearer, none pays.
 
 from dataclasses import dataclass
 
-from compare.study import Best, Rivals, Study
+from compare.study.study import Best, Rivals, Study
 from engine.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Side:
+class ServingOption:
     """One way to serve premium traffic: replicas of so many tokens per second and dollars per second each."""
 
     throughput: float
     dollars_per_second: float
 
     @classmethod
-    def of(cls, best: Best | None) -> "Side | None":
+    def of(cls, best: Best | None) -> "ServingOption | None":
         if best is None:
             return None
         if best.dollars_per_second is None:
@@ -34,7 +34,7 @@ class Side:
         return self.dollars_per_second / self.throughput
 
 
-def break_even(against: Side | None, contender: Side | None, traffic: float) -> float | None:
+def break_even(against: ServingOption | None, contender: ServingOption | None, traffic: float) -> float | None:
     """The smallest share of `traffic` (tokens per second) at which the contender costs no more. None: at none. What is
     too slow has no cost to compare with: then the share is 0."""
     if contender is None:
@@ -47,7 +47,7 @@ def break_even(against: Side | None, contender: Side | None, traffic: float) -> 
 
 def at(study: Study, rivals: Rivals) -> float | None:
     """With the size of the contender's replica that pays first."""
-    against = Side.of(study.best(rivals.against, rivals.user_rate))
+    against = ServingOption.of(study.best(rivals.against, rivals.user_rate))
     ways = study.ways(rivals.contender, rivals.user_rate)
-    shares = [break_even(against, Side.of(way), study.scenario.traffic) for way in ways]
+    shares = [break_even(against, ServingOption.of(way), study.scenario.traffic) for way in ways]
     return min((share for share in shares if share is not None), default=None)

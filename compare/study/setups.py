@@ -5,22 +5,22 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from compare.published.calibration import calibrated
-from compare.scenario import LOSSES, Machines, Scenario, SystemSection, middle
+from compare.study.scenario import LOSSES, Machines, Scenario, SystemSection, middle
 from engine.errors import ConfigError
 from engine.steptime import StepTimes
 from hardware.device import Device, Numbers
 from hardware.figure import Figure
 from hardware.hybrid import Bridge, ExternalDrafter, Hybrid
 from hardware.model import STORED, FeedForward, Model
-from hardware.placement import Fit, Placement, fewest
+from hardware.placement import MemoryFit, Placement, fewest
 from hardware.roofline import DraftShape, Losses, Roofline
 
-MOST_REQUESTS = 1 << 14
+MAX_REQUESTS = 1 << 14
 TAPPED = 3  # layers whose hidden states a DSpark drafter reads (its checkpoints have 3 to 5)
 
 
 @dataclass(frozen=True)
-class Part:
+class DeviceUnits:
     """So many units of a device."""
 
     numbers: Numbers
@@ -34,21 +34,21 @@ class Setup:
 
     name: str
     times: StepTimes
-    decode: Part
-    helper: Part | None
+    decode: DeviceUnits
+    helper: DeviceUnits | None
     prefill: Roofline | None
-    prefill_part: Part | None
+    prefill_part: DeviceUnits | None
     max_requests: int
     drafts: str
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[DeviceUnits, ...]:
         """Of a decode replica."""
         return (self.decode,) if self.helper is None else (self.decode, self.helper)
 
 
 @dataclass
-class Built:
+class BuiltSystems:
     """All systems of a scenario. `model` and every device's figures are read once; `setups` has a system's choices."""
 
     scenario: Scenario
@@ -126,7 +126,7 @@ class Built:
             times = self._roofline(system.decode, units, drafter)
             decode, helper = self._part(times), None
             most = _fit(times).max_requests(self.longest)
-        return Setup(name, times, decode, helper, prefill, prefill_part, min(most, MOST_REQUESTS), system.drafts)
+        return Setup(name, times, decode, helper, prefill, prefill_part, min(most, MAX_REQUESTS), system.drafts)
 
     @property
     def longest(self) -> int:
@@ -148,15 +148,15 @@ class Built:
             place = fewest(model, numbers, machines.attention, machines.stages)
         else:
             place = Placement(units, machines.stages, machines.attention)
-            Fit(model, place, numbers.get("memory")).check(f"{place.all_units} x {numbers.device.name}")
+            MemoryFit(model, place, numbers.get("memory")).check(f"{place.all_units} x {numbers.device.name}")
         return Roofline(model, numbers, place, self.losses(machines.device), drafter)
 
-    def _part(self, roofline: Roofline) -> Part:
-        return Part(roofline.numbers, roofline.placement.all_units)
+    def _part(self, roofline: Roofline) -> DeviceUnits:
+        return DeviceUnits(roofline.numbers, roofline.placement.all_units)
 
     def _pair(
         self, system: SystemSection, units: int | None, drafter: DraftShape | None
-    ) -> tuple[StepTimes, Part, Part, int]:
+    ) -> tuple[StepTimes, DeviceUnits, DeviceUnits, int]:
         """Two devices that make a step together: times, both parts, and requests that there is room for."""
         helper = system.helper
         assert helper is not None
@@ -169,7 +169,7 @@ class Built:
             drafts = Roofline(model, there, Placement(count, 1, helper.attention), self.losses(helper.device), drafter)
             taps = TAPPED * model.hidden * STORED["bf16"]
             times: StepTimes = ExternalDrafter(target, drafts, Bridge.of(there, count), taps)
-            return times, self._part(target), Part(there, count), _fit(target).max_requests(self.longest)
+            return times, self._part(target), DeviceUnits(there, count), _fit(target).max_requests(self.longest)
         if units is None:
             raise ConfigError("units of the device that has attention: none are given")
         stored = _stored(model, helper)
@@ -179,9 +179,9 @@ class Built:
         attention = Roofline(model, here, place, self.losses(system.decode.device), drafter)
         experts = Roofline(stored, there, Placement(count, 1, "tensor"), self.losses(helper.device))
         times = Hybrid(attention, experts, Bridge.of(there, count), helper.micro_batches)
-        fit = Fit(_without_feed_forward(model), place, here.get("memory"))
+        fit = MemoryFit(_without_feed_forward(model), place, here.get("memory"))
         fit.check(f"{units} x {here.device.name} (attention alone)")
-        return times, Part(here, units), Part(there, count), fit.max_requests(self.longest)
+        return times, DeviceUnits(here, units), DeviceUnits(there, count), fit.max_requests(self.longest)
 
 
 def varied(scenario: Scenario, device: str, name: str, value: float) -> Scenario:
@@ -195,8 +195,8 @@ def _stored(model: Model, machines: Machines) -> Model:
     return model if machines.stored is None else replace(model, dense=machines.stored, routed=machines.stored)
 
 
-def _fit(roofline: Roofline) -> Fit:
-    return Fit(roofline.model, roofline.placement, roofline.numbers.get("memory"))
+def _fit(roofline: Roofline) -> MemoryFit:
+    return MemoryFit(roofline.model, roofline.placement, roofline.numbers.get("memory"))
 
 
 def _feed_forward_bytes(model: Model, kind: FeedForward) -> float:
@@ -210,4 +210,4 @@ def _without_feed_forward(model: Model) -> Model:
 def _racks(numbers: Numbers, size: float) -> int:
     """Units that hold so many bytes, in whole racks."""
     rack = int(numbers.get("rack_units")) if numbers.has("rack_units") else 1
-    return rack * -(-int(size / (numbers.get("memory") * (1 - Fit.spare)) + 1) // rack)
+    return rack * -(-int(size / (numbers.get("memory") * (1 - MemoryFit.spare)) + 1) // rack)

@@ -1,21 +1,21 @@
-"""A system in steady state: so many requests, all in the middle of their answers, and prefill that keeps up.
+"""A system in steady state: a fixed number of requests, all in the middle of their answers, and prefill that keeps up.
 
-No queues and no chance: simulation (compare/simulated.py) adds these, and the report shows both beside each other.
+There are no queues and no randomness: simulation (simulated.py) adds these, and the report shows both.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 
-from compare.dspark import Drafting
-from compare.scenario import Scenario, WorkloadSection
-from compare.setups import Part, Setup
+from compare.study.dspark import Drafting
+from compare.study.scenario import Scenario, WorkloadSection
+from compare.study.setups import DeviceUnits, Setup
 
 GRID, COARSE = 32, 4  # numbers of drafts that are tried
 CHUNK = 16_384  # tokens of a step of prefill
 
 
 @dataclass(frozen=True)
-class Point:
+class OperatingPoint:
     """One decode replica with `requests` under way. `machines`: its own, and its share of the prefill pool."""
 
     setup: Setup
@@ -44,12 +44,12 @@ class Point:
         return self.throughput / self.output_tokens
 
     @property
-    def machines(self) -> tuple[Part, ...]:
+    def machines(self) -> tuple[DeviceUnits, ...]:
         own = self.setup.parts
         if self.setup.prefill_part is None:
             return own
         part = self.setup.prefill_part
-        return (*own, Part(part.numbers, part.units * self.prefill_replicas))
+        return (*own, DeviceUnits(part.numbers, part.units * self.prefill_replicas))
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ class Steady:
         """`drafting` is the scenario's: it is shared, because it takes long to make."""
         return cls(setup, scenario.workload, drafting, scenario.acceptance.mtp, scenario.utilisation)
 
-    def at(self, requests: int) -> Point:
+    def at(self, requests: int) -> OperatingPoint:
         """With so many requests under way in a replica."""
         assert 1 <= requests <= self.setup.max_requests
         seconds, tokens, verified = self._best_step(requests)
         rate = requests * tokens / seconds / self.workload.output_tokens
         replicas = rate * self.prefill_seconds / self.utilisation if self.setup.prefill is not None else 0.0
-        return Point(self.setup, requests, seconds, tokens, verified, replicas, self.workload.output_tokens)
+        return OperatingPoint(self.setup, requests, seconds, tokens, verified, replicas, self.workload.output_tokens)
 
-    def most(self, user_rate: float, limit: int) -> Point | None:
+    def most(self, user_rate: float, limit: int) -> OperatingPoint | None:
         """With as many requests as still get so many tokens per second each; None if not even one does."""
         low, high = 1, min(limit, self.setup.max_requests)
         best = self.at(1)

@@ -13,15 +13,15 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from compare.acceptance import Rates
 from compare.fast import FastSystem, simulate_fast
 from compare.fast_replicas import Decoding, Prefilling
-from compare.outcome import Result
-from compare.scenario import WorkloadSection
-from compare.setups import Setup
-from compare.steady import CHUNK, Point
-from compare.study import Study
-from compare.workload import Arrival, Segment, Workload
+from compare.simulator.acceptance import Rates
+from compare.simulator.outcome import SimulationResult
+from compare.simulator.workload import Arrival, PromptSegment, Workload
+from compare.study.scenario import WorkloadSection
+from compare.study.setups import Setup
+from compare.study.steady import CHUNK, OperatingPoint
+from compare.study.study import Study
 from engine.errors import ConfigError
 from engine.files import replaced
 from hardware.link import Link
@@ -36,7 +36,7 @@ PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True)
-class Seen:
+class LoadResult:
     """What users of a system saw at one load. Seconds; times by percentile."""
 
     requests: int
@@ -57,7 +57,7 @@ def wanted(study: Study) -> list[tuple[str, int]]:
     return found
 
 
-def served(study: Study, folder: Path) -> Iterator[tuple[str, int, Seen]]:
+def served(study: Study, folder: Path) -> Iterator[tuple[str, int, LoadResult]]:
     """Of all that is wanted, one after the other. What is in `folder` already is not computed again: a file is named by
     everything that it depends on."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def served(study: Study, folder: Path) -> Iterator[tuple[str, int, Seen]]:
         yield name, load, one
 
 
-def simulated(study: Study, name: str, load: int) -> Seen:
+def simulated(study: Study, name: str, load: int) -> LoadResult:
     point = study.steady[name][0].at(load)
     decode = min(range(1, REPLICAS + 1), key=lambda count: (_rounded_up(point, count) / count, count))
     system = _system(study, point, decode, max(1, _rounded_up(point, decode)))
@@ -80,8 +80,8 @@ def simulated(study: Study, name: str, load: int) -> Seen:
     requests = min(max(WAVES * under_way, LEAST), MOST)
     result = simulate_fast(system, _workload(study, requests, under_way), study.scenario.seed, under_way)
     by_arrival = sorted(result.done, key=lambda one: one.at)
-    kept = Result(by_arrival[int(WARM * len(by_arrival)) : -under_way], result.machines, result.seconds)
-    return Seen(
+    kept = SimulationResult(by_arrival[int(WARM * len(by_arrival)) : -under_way], result.machines, result.seconds)
+    return LoadResult(
         requests=len(kept.served),
         user_rate=1 / kept.mean_tpot,
         ttft={str(percentile): kept.ttft(percentile) for percentile in PERCENTILES},
@@ -90,11 +90,11 @@ def simulated(study: Study, name: str, load: int) -> Seen:
     )
 
 
-def _rounded_up(point: Point, decode: int) -> int:
+def _rounded_up(point: OperatingPoint, decode: int) -> int:
     return math.ceil(point.prefill_replicas * decode)
 
 
-def _system(study: Study, point: Point, decode: int, prefill: int) -> FastSystem:
+def _system(study: Study, point: OperatingPoint, decode: int, prefill: int) -> FastSystem:
     setup, scenario = point.setup, study.scenario
     assert setup.prefill is not None and setup.prefill_part is not None
     context = scenario.workload.input_tokens
@@ -143,7 +143,7 @@ def _workload(study: Study, requests: int, under_way: int) -> Workload:
     after the other, so that those who come after them do not come together."""
     section: WorkloadSection = study.scenario.workload
     known = section.input_tokens - section.new_tokens
-    shared = (Segment("known", known),) if known else ()
+    shared = (PromptSegment("known", known),) if known else ()
     random = Random(f"under way {study.scenario.seed}")
     lengths = [random.randint(1, section.output_tokens) for _ in range(under_way)]
     first = [Arrival(at=0.0, input_tokens=1, output_tokens=length) for length in lengths]
@@ -164,15 +164,16 @@ def _key(study: Study, name: str, load: int) -> str:
 
 @cache
 def _code() -> str:
-    """A hash of all that computes a point: points of an older version are not taken for those of this one."""
-    here = Path(__file__).parent
-    files = [*here.glob("*.py"), *here.glob("published/*"), *(here.parent / "hardware").glob("*.py")]
+    """Return a hash of all code and data that points depend on: points of an older version are computed again."""
+    root = Path(__file__).parents[2]
+    folders = ("compare/study", "compare/simulator", "compare/published", "hardware")
+    files = [file for folder in folders for file in (root / folder).iterdir()]
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files) if file.is_file())).hexdigest()
 
 
-def _read(file: Path) -> Seen:
+def _read(file: Path) -> LoadResult:
     try:
         content = json.loads(file.read_text())
-        return Seen(**{key: value for key, value in content.items() if key not in ("system", "load")})
+        return LoadResult(**{key: value for key, value in content.items() if key not in ("system", "load")})
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: {error}; remove it to have it computed again") from None
