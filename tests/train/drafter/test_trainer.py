@@ -28,7 +28,7 @@ from train.drafter.trainer import DrafterTrainer, sample_step
 from train.drafter.workers import Workers
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHAPE = DrafterSection(num_layers=1, target_layer_ids=(0, 1), block_size=4, mask_token_id=7, markov_rank=8)
 SECTION = TrainingSection(
     steps=6, sequences=4, anchors=8, warm_up=0.0, dtype="float32", seed=3, rate=0.02, markov_rate=0.01, vector_rate=0.01
@@ -195,7 +195,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tests.train.test_drafter_trainer import SECTION, trainer
+from tests.train.drafter.test_trainer import SECTION, trainer
 from train.drafter.workers import joined
 with joined("cpu") as (workers, device):
     for sequences in map(int, sys.argv[3:]):

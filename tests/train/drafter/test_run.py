@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from engine.config import SHIPPED_MODEL
 from engine.errors import ConfigError
 from engine.models import load_model
-from tests.train.test_drafter_trainer import ROOT, environment
+from tests.train.drafter.test_trainer import ROOT, environment
 from train.drafter.config import TrainConfig
 from train.drafter.evaluation import Evaluation, Setting
 from train.drafter.run import DrafterRun, metrics
@@ -129,7 +129,7 @@ def test_a_stopped_run_says_so_and_goes_on(deepseek_v3: Path, tmp_path: Path) ->
     assert trainer.steps == logged
 
 
-def accepted_length(target: Path, drafter: Path, setting: Setting, max_tokens: int = 64) -> float:
+def accepted_length(target: Path, drafter: Path, setting: Setting, max_tokens: int = 32) -> float:
     model = load_model(target, torch.float32, torch.device("cpu"))
     evaluation = Evaluation(model, target, drafter, ignore_eos=True, max_tokens=max_tokens)
     prompts = [tuple((11 * i + j * j) % 250 for j in range(3, 9)) for i in range(16)]
@@ -146,9 +146,9 @@ def trained_and_untrained(config: TrainConfig, target: Path, folder: Path) -> tu
 
 
 def test_a_smoke_trained_drafter_beats_an_untrained_one(tmp_path: Path) -> None:
-    file = config_file(tmp_path, SHIPPED_MODEL, steps=100, dtype="bfloat16")
+    file = config_file(tmp_path, SHIPPED_MODEL, steps=60)
     change(file, "drafter", mask_token_id=1, markov_rank=32)
-    config = change(file, "text", sequences=128, tokens=96)
+    config = change(file, "text", sequences=64, tokens=64)
 
     trained, untrained = trained_and_untrained(config, SHIPPED_MODEL, tmp_path / "untrained")
 
