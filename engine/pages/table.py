@@ -92,13 +92,14 @@ class Pages:
             flush, self._flush = self._flush, None
             flush()
 
-    def demand(self, num_tokens: int, step_tokens: int) -> dict[str, int]:
-        """Pages of each group that a request of at most `num_tokens` ever holds at once, in steps of `step_tokens`."""
+    def peak_pages(self, num_tokens: int, step_tokens: int) -> dict[str, int]:
+        """Return the most pages of each group that a request of `num_tokens` holds at once, in steps of
+        `step_tokens`."""
         return {n: g.peak_pages(num_tokens, step_tokens) for n, g in self.layout.groups.items()}
 
-    def shortfall(self, demand: dict[str, int]) -> str | None:
-        """Why `demand` could never be met, even by empty pools; None if it could."""
-        for name, pages in demand.items():
+    def shortfall(self, needed: dict[str, int]) -> str | None:
+        """Return why even empty pools would not have the pages `needed`; None if they would."""
+        for name, pages in needed.items():
             total = self.pools[name].num_pages
             if pages > total:
                 return f"needs {pages} pages of group {name}; this replica has {total} in all"
@@ -125,11 +126,11 @@ class Pages:
         tables.num_published = count
         return count * self.layout.page_tokens
 
-    def match_or_allocate(self, tables: Tables, tokens: Sequence[int], num_tokens: int, most: int) -> int | None:
-        """Make empty tables the image of a peer's that hold `num_tokens` of `tokens`: the same logical pages, each
-        the very page if it is here already, else a new one for the peer's to be read into.
+    def match_or_allocate(self, tables: Tables, tokens: Sequence[int], num_tokens: int, max_tokens: int) -> int | None:
+        """Fill empty tables with the logical pages that a peer has for `num_tokens` of `tokens`: cached pages where
+        there are any, else new ones for the peer's to be read into.
 
-        Returns how many tokens are here, or None, and nothing changed, if there is no room for `most` tokens.
+        Returns how many tokens are cached, or None, with nothing changed, if there is no room for `max_tokens`.
         """
         names = tables.names.of(tokens, num_tokens) if self._sharing else []
         found: dict[str, list[int | None]] = {}
@@ -138,8 +139,10 @@ class Pages:
             found[name] = [self.pools[name].find(n) for n in names[table.first_page :]]
             table.page_ids = [page for page in found[name] if page is not None]
             self.pools[name].share(table.page_ids, tables.holder)
-        if not self.has_room(self.missing(tables, most)):
+        if not self.has_room(self.missing(tables, max_tokens)):
             self.release(tables)
+            for table in tables.groups.values():
+                table.first_page, table.page_ids = 0, []
             return None
         self._flush_writes()
         for name, table in tables.groups.items():
@@ -161,9 +164,9 @@ class Pages:
         tables.num_published -= 1
         return True
 
-    def has_room(self, demand: dict[str, int]) -> bool:
-        """Whether so many pages of each group could be taken now."""
-        return all(self.pools[name].num_available >= count for name, count in demand.items())
+    def has_room(self, needed: dict[str, int]) -> bool:
+        """Return whether the pages `needed` of each group could be taken now."""
+        return all(self.pools[name].num_available >= count for name, count in needed.items())
 
     def missing(self, tables: Tables, num_tokens: int) -> dict[str, int]:
         """Pages that `extend` would take."""
