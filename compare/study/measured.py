@@ -22,7 +22,7 @@ SCALED = "time x "  # in the name of an emulated device (local/emulate.py)
 
 @dataclass(frozen=True)
 class BenchRun:
-    """What one file of `sparkpool bench` says. Latencies are in seconds, by percentile."""
+    """The figures of one file of `sparkpool bench`. Latencies are in seconds, by percentile."""
 
     concurrency: float
     throughput: float
@@ -107,7 +107,8 @@ def _check(summary: Any, devices: Sequence[str], workload: WorkloadSection) -> N
 
 
 def _concurrency(run: Any) -> float:
-    """Return the concurrency that was asked for; of an open loop, the mean number of requests under way (Little's law)."""
+    """Return the concurrency that was asked for; of an open loop, the mean number of requests under way (Little's
+    law)."""
     asked, summary = run["config"].get("concurrency"), run["summary"]
     if asked is not None:
         return float(asked)
