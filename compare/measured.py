@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from compare.economics import Economics
 from compare.scenario import MeasuredSection, Scenario, WorkloadSection
 from compare.setups import Part
 from compare.simulated import PERCENTILES
 from engine.errors import ConfigError
 from hardware.device import Device, Numbers
+from policy.percentile import percentile
 
 OFF = 0.10
 """By how much a file's mean prompt and answer may differ from the scenario's."""
@@ -123,4 +122,4 @@ def _concurrency(content: Any) -> float:
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:
-    return {str(percentile): float(np.percentile(values, percentile)) for percentile in PERCENTILES}
+    return {str(percent): percentile(values, percent) for percent in PERCENTILES}
