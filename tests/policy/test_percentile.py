@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cluster.bench.report
-import compare.measured
-import compare.outcome
+import compare.simulator.outcome
+import compare.study.measured
 import policy.percentile
 from policy.percentile import SlidingWindow, percentile
 
 
 def test_there_is_one_definition() -> None:
-    for user in (cluster.bench.report, compare.measured, compare.outcome):
+    for user in (cluster.bench.report, compare.study.measured, compare.simulator.outcome):
         assert user.percentile is policy.percentile.percentile
 
 
