@@ -4,7 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from policy.board import PREFILL
-from policy.load import FrontLoad, Load, ReplicaLoad
+from policy.load import Load, ReplicaLoad
 from policy.scale import Bounds, State, Targets, decide
 
 if TYPE_CHECKING:
@@ -56,18 +56,12 @@ class Scale:
             self._front.timeline.at(self._front.now + SCALE_SECONDS, self.tick)
 
     def _load(self) -> Load:
-        recent = self._front.recent()
-        ttft = sorted(one.ttft for one in recent)
-        rates = sorted(1 / one.tpot for one in recent if one.tokens > 1 and one.tpot > 0)
         return Load(
             now=self._front.now,
             replicas=self._wanted,
             prefill=self._loads(PREFILL),
             decode={pool: self._loads(pool) for pool in self._wanted if pool != PREFILL},
-            front=FrontLoad(
-                ttft_seconds=ttft[int(len(ttft) * self._percentile / 100)] if ttft else None,
-                user_rate=rates[len(rates) // 20] if rates else None,
-            ),
+            front=self._front.load(self._percentile),
         )
 
     def _loads(self, pool: str) -> dict[str, ReplicaLoad]:

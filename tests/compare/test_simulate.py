@@ -13,6 +13,7 @@ import decode.decoder
 import decode.plan
 import local.colocated
 import policy.board
+import policy.journey
 import policy.scale
 import prefill.prefiller
 from compare.simulate import simulate
@@ -20,8 +21,10 @@ from compare.simulator.acceptance import Rates, Recorded
 from compare.simulator.mixes import FixedSize, generate
 from compare.simulator.outcome import End, SimulationResult
 from compare.simulator.workload import Arrival, PromptSegment, Workload
-from engine.errors import ConfigError
+from engine.errors import ConfigError, EngineFailure, HandoffLost, SparkpoolError
+from engine.types import Request
 from hardware.link import Link
+from policy.journey import RETRY_SECONDS
 from tests.compare.machines import FLASH_BYTES, GPU, Linear, Steady, kit, system
 
 SMALL = {"max_requests": 8, "max_waiting": 1000}
@@ -38,6 +41,7 @@ def test_the_code_that_runs_is_the_clusters_own() -> None:
     assert compare.replica.planner_of is decode.plan.planner_of
     assert compare.simulated_gateway.Board is policy.board.Board
     assert compare.scaling.decide is policy.scale.decide
+    assert compare.simulated_gateway.advance is policy.journey.advance
 
 
 def test_one_request_alone() -> None:
@@ -140,6 +144,55 @@ def test_accepted_lengths_come_out_as_they_went_in() -> None:
 
     per_request_step = machine.verified / 3
     assert 1 + machine.accepted / per_request_step == pytest.approx(2.49, abs=0.03)
+
+
+@pytest.mark.parametrize("error", [EngineFailure, HandoffLost])
+@pytest.mark.parametrize("losses", [1, 3, 4])
+def test_what_the_gateway_tries_again_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, error: type[SparkpoolError], losses: int
+) -> None:
+    """The simulator once gave up on engine failures, which the gateway does not. By default a request has 3 retries."""
+    arrived = breaks(monkeypatch, losses, error)
+    (one,) = simulate(system(decode=SMALL), Workload((Arrival(at=0.0, input_tokens=64, output_tokens=5),))).served
+
+    tries = min(losses + 1, 4)
+    assert one.end == (End.DONE if losses <= 3 else End.FAILED)
+    assert arrived == [f"0.{attempt}" for attempt in range(1, tries + 1)]
+    waited = sum(RETRY_SECONDS * 2**n for n in range(tries - 1))
+    assert waited <= one.ended <= waited + 0.1
+
+
+def test_when_everything_is_lost_the_shared_budget_ends_the_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulator once had no budget: 20 requests are sent 20 times, and `max_ongoing` times more in all."""
+    arrived = breaks(monkeypatch, 10**6, EngineFailure)
+    rest = {"gateway": {"max_ongoing": 7, "max_queued": 100, "retries": 3}}
+    run = simulate(system(decode=SMALL, rest=rest), burst(20))
+
+    assert len(run.of(End.FAILED)) == 20
+    assert len(arrived) == 20 + 7
+
+
+def breaks(monkeypatch: pytest.MonkeyPatch, losses: int, error: type[SparkpoolError]) -> list[str]:
+    """Let the first requests that come to a prefill replica be lost; the ids of all that came, in order."""
+    arrived: list[str] = []
+    add = prefill.prefiller.Prefiller.add
+
+    def broken(self: prefill.prefiller.Prefiller, request: Request) -> None:
+        arrived.append(request.id)
+        if len(arrived) <= losses:
+            raise error("a test")
+        add(self, request)
+
+    warm_up = prefill.prefiller.Prefiller.warm_up
+
+    def unbroken_warm_up(self: prefill.prefiller.Prefiller) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(prefill.prefiller.Prefiller, "add", add)
+            warm_up(self)
+
+    monkeypatch.setattr(prefill.prefiller.Prefiller, "add", broken)
+    monkeypatch.setattr(prefill.prefiller.Prefiller, "warm_up", unbroken_warm_up)
+    return arrived
 
 
 def test_domains_differ_in_what_survives() -> None:
