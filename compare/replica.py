@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from compare.acceptance import Acceptance
 from compare.outcome import Machine
@@ -24,6 +24,7 @@ from decode.plan import planner_of
 from decode.record import NoRecorder
 from engine.config import DecodeConfig, PrefillConfig
 from engine.drafters import NoDrafter
+from engine.engine import Engine
 from engine.errors import SparkpoolError
 from engine.facts import ReplicaStats
 from engine.pages import CacheLayout, Pages
@@ -36,14 +37,6 @@ from prefill.prefiller import Prefiller
 
 POLL_SECONDS = 0.001
 FINGERPRINT = {"model": "simulated"}
-
-
-class Engine(Protocol):
-    def cancel(self, request_id: str) -> None: ...
-    def step(self) -> list[Event]: ...
-    def next_deadline(self) -> float | None: ...
-    def stats(self) -> ReplicaStats: ...
-    def assert_consistent(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
