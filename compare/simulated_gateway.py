@@ -9,10 +9,10 @@ from functools import partial
 from operator import methodcaller
 
 from compare.outcome import End, Machine, Result, Served
-from compare.replica import Replica, Workshop
+from compare.replica import Replica, VirtualWorld
 from compare.scaling import Scale
 from compare.system import System
-from compare.virtual import Timeline
+from compare.virtual import SimulatedNetwork, Timeline
 from compare.workload import Arrival, Workload, tokens_of
 from engine.errors import Overloaded, Preempted, SparkpoolError, Unavailable
 from engine.types import Chunk, Ended, Event, Handoff, Request, Sampling, StopRules
@@ -65,9 +65,8 @@ class SimulatedGateway:
         self._workload, self._concurrency = workload, concurrency
         self._timeline = Timeline()
         self._domains: list[str] = []
-        self._workshop = Workshop(
-            self._timeline, system.message_seconds, lambda name: self._domains[int(name.partition(".")[0])], seed
-        )
+        network = SimulatedNetwork(system.message_seconds)
+        self._world = VirtualWorld(self._timeline, network, self._domains, seed)
         config = system.config
         self._board = Board(rules(config))
         self._asked_at = float("-inf")
@@ -129,12 +128,9 @@ class SimulatedGateway:
 
     def start(self, pool: str) -> None:
         """One replica more of a pool."""
-        name, kit = f"{pool}-{self._numbers}", self._system.kits[pool]
+        name = f"{pool}-{self._numbers}"
         self._numbers += 1
-        if pool == PREFILL:
-            replica = self._workshop.prefill(name, kit, self._config.prefill)
-        else:
-            replica = self._workshop.decode(name, pool, kit, self._config.decode[pool])
+        replica = Replica(name, pool, self._config.pools[pool], self._system.pools[pool], self._world)
         replica.deliver = self._deliver
         self._replicas[name] = replica
         self._asked_at = float("-inf")

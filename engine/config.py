@@ -122,7 +122,7 @@ class EngineConfig(Section):
         return torch.device(self.device)
 
     @property
-    def most_replicas(self) -> int:
+    def max_replicas(self) -> int:
         """Replicas that there may be at once."""
         if self.scale is not None:
             return self.scale.max_replicas
@@ -263,9 +263,14 @@ class Config(Section):
         return {"prefill": self.prefill, **{f"decode.{pool}": section for pool, section in self.decode.items()}}
 
     @property
-    def most_replicas(self) -> int:
+    def pools(self) -> dict[str, PrefillConfig | DecodeConfig]:
+        """Every pool's section by the pool's name."""
+        return {"prefill": self.prefill, **self.decode}
+
+    @property
+    def max_replicas(self) -> int:
         """Replicas that there may be at once, over all pools."""
-        return sum(section.most_replicas for section in self.sections.values())
+        return sum(section.max_replicas for section in self.sections.values())
 
     @classmethod
     def load(cls, file: Path | None) -> "Config":

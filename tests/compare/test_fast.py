@@ -10,7 +10,7 @@ from compare.outcome import End, Result
 from compare.simulate import simulate
 from compare.workload import Arrival, Segment, Workload
 from hardware.link import Link
-from tests.compare.machines import FLASH_BYTES, GPU, Steady, kit, system
+from tests.compare.machines import FLASH_BYTES, GPU, Steady, simulated_pool, system
 
 LINK = Link(50e9, 1e-4)
 
@@ -48,7 +48,7 @@ def test_it_agrees_with_the_exact_one(rate: float, rates: tuple[float, ...], fix
     workload = generate(Fixed(300, 120), rate=rate, seed=4, requests=400)
     planner = "fixed" if fixed is not None or not rates else "causal"
     config = {"planner": planner, "fixed_drafts": fixed or 0, "max_requests": 64}
-    exact = simulate(system(decode=config, kits=kit(rates, LINK)), workload, seed=1)
+    exact = simulate(system(decode=config, simulated=simulated_pool(rates, LINK)), workload, seed=1)
 
     quick = simulate_fast(fast(rates=rates, fixed=fixed), workload, seed=1)
 
@@ -60,7 +60,9 @@ def test_it_agrees_with_the_exact_one(rate: float, rates: tuple[float, ...], fix
 def test_replicas_share_the_load_as_routing_has_it() -> None:
     workload = generate(Fixed(300, 120), rate=40.0, seed=4, requests=600)
     config = {"planner": "fixed", "fixed_drafts": 0, "max_requests": 64, "replicas": 3}
-    exact = simulate(system(prefill={"replicas": 2}, decode=config, kits=kit((), LINK)), workload, seed=1)
+    exact = simulate(
+        system(prefill={"replicas": 2}, decode=config, simulated=simulated_pool((), LINK)), workload, seed=1
+    )
 
     quick = simulate_fast(fast(prefill=2, decode=3), workload, seed=1)
 
