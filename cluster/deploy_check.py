@@ -12,9 +12,8 @@ import yaml
 from cluster.app import deploy_config
 from cluster.cluster_file import ClusterFile, Nodes
 from cluster.front import switches
-from engine.config import Config, EngineConfig
+from engine.config import Config, EngineConfig, GatewayConfig
 from engine.errors import ConfigError
-from engine.front import GatewayConfig
 from engine.models.preflight import free_memory, gib
 from local.footprint import ReplicaFootprint, replica_footprints
 

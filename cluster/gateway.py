@@ -22,8 +22,8 @@ from ray.exceptions import RayError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 
 from cluster.sliding_window import SlidingWindow
+from engine.config import GatewayConfig
 from engine.errors import Cancelled, DeadlineExceeded, EngineFailure, Overloaded, Preempted, SparkpoolError, Unavailable
-from engine.front import GatewayConfig
 from engine.types import Chunk, Ended, Event, Handoff, Request
 from policy.admit import RetryBudget
 from policy.load import FrontLoad

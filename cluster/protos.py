@@ -9,9 +9,9 @@ from typing import Any
 
 from cluster.gateway import Journey
 from cluster.proto import sparkpool_pb2 as pb
+from engine.config import GatewayConfig
 from engine.errors import BadRequest, UnknownModel
 from engine.facts import ModelFacts, PageCounts, ReplicaStats
-from engine.front import GatewayConfig
 from engine.text import Text
 from engine.types import NO_LIMIT, Chunk, FinishReason, Request, Sampling, StopRules
 

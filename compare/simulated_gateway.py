@@ -10,13 +10,13 @@ from operator import methodcaller
 
 from compare.outcome import End, Machine, Result, Served
 from compare.replica import Replica, VirtualWorld
-from compare.scaling import Scale
+from compare.scaling import SimulatedAutoscaler
 from compare.system import System
 from compare.virtual import SimulatedNetwork, Timeline
 from compare.workload import Arrival, Workload, tokens_of
 from engine.errors import Overloaded, Preempted, SparkpoolError, Unavailable
 from engine.types import Chunk, Ended, Event, Handoff, Request, Sampling, StopRules
-from local.rules import rules
+from local.policies import initial_replicas, routing_rules
 from policy.board import PREFILL, Board
 
 FRESH_SECONDS = 0.25  # as often as cluster/board.py asks
@@ -68,7 +68,7 @@ class SimulatedGateway:
         network = SimulatedNetwork(system.message_seconds)
         self._world = VirtualWorld(self._timeline, network, self._domains, seed)
         config = system.config
-        self._board = Board(rules(config))
+        self._board = Board(routing_rules(config))
         self._asked_at = float("-inf")
         self._replicas: dict[str, Replica] = {}
         self._numbers = 0
@@ -78,13 +78,12 @@ class SimulatedGateway:
         self._ongoing = 0
         self._served: dict[int, Served] = {}
         self._next = 0
-        self._scale = Scale(self) if config.scaled else None
+        self._scale = SimulatedAutoscaler(self) if config.scaled else None
 
     def run(self) -> Result:
-        for pool, section in self._config.sections.items():
-            scale = section.scale
-            for _ in range(scale.min_replicas if scale else section.replicas):
-                self.start(pool.removeprefix("decode."))
+        for pool, count in initial_replicas(self._config).items():
+            for _ in range(count):
+                self.start(pool)
         if self._concurrency is None:
             for arrival in self._workload:
                 self._timeline.at(arrival.at, self._arrive)

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, replace
 
 from engine.clock import Clock
-from engine.config import Config, DecodeConfig
-from engine.emulation import EmulationConfig
+from engine.config import Config, DecodeConfig, EmulationConfig
 from engine.errors import ConfigError
 from engine.transfer import Transfer
 from hardware.device import Device, Numbers

@@ -11,8 +11,7 @@ from cluster.app import deploy_config
 from cluster.cluster_file import START_COMMANDS, ClusterFile
 from cluster.deploy_check import needs
 from cluster.front import switches
-from engine.config import Config
-from engine.front import GatewayConfig
+from engine.config import Config, GatewayConfig
 from tests.deploy.lab import ROOT
 
 DEPLOY = ROOT / "deploy"
