@@ -9,7 +9,7 @@ import time
 from bench.shape import Report
 from compare.acceptance import Rates
 from compare.fast import FastSystem, simulate_fast
-from compare.fast_replicas import Decoding, Prefilling
+from compare.fast_replicas import FastDecodePool, FastPrefillPool
 from compare.mixes import Fixed, generate
 from compare.outcome import End, Result
 from compare.replica import SimulatedPool
@@ -66,8 +66,8 @@ def roofline() -> Roofline:
 
 def system(times: Roofline, replicas: int = REPLICAS, prefill: int = 2 * REPLICAS) -> FastSystem:
     return FastSystem(
-        prefill=Prefilling(replicas=prefill, times=times, chunk_tokens=16_384),
-        decode=Decoding(
+        prefill=FastPrefillPool(replicas=prefill, times=times, chunk_tokens=16_384),
+        decode=FastDecodePool(
             replicas=replicas,
             times=times,
             max_requests=SEATS,

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compare.fast_replicas import DecodeReplica, Decoding, Entry, Plans, Prefilling, PrefillReplica
+from compare.fast_replicas import (
+    FastDecodePool,
+    FastDecodeReplica,
+    FastPrefillPool,
+    FastPrefillReplica,
+    StepTable,
+    WaitingHandoff,
+)
 from compare.outcome import End, Machine, Result, Served
 from compare.workload import Workload
 from engine.errors import ConfigError
@@ -22,31 +29,31 @@ from engine.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class FastSystem:
-    prefill: Prefilling
-    decode: Decoding
+    prefill: FastPrefillPool
+    decode: FastDecodePool
     hop_seconds: float = 0.0
     message_seconds: float = 0.0
 
 
 def simulate_fast(system: FastSystem, workload: Workload, seed: int = 0, concurrency: int | None = None) -> Result:
     """As compare/simulate.py: simulate."""
-    return Run(system, workload, seed, concurrency).run()
+    return FastSimulation(system, workload, seed, concurrency).run()
 
 
 ARRIVES, PREFILLED, ANNOUNCED, TURN, DECODED = range(5)
 
 
-class Run:
+class FastSimulation:
     """One simulation."""
 
     def __init__(self, system: FastSystem, workload: Workload, seed: int, concurrency: int | None) -> None:
         if system.decode.fixed and not system.decode.acceptance:
             raise ConfigError("decode.fixed: drafts without an acceptance")
         self._system, self._arrivals, self._concurrency = system, workload.arrivals, concurrency
-        random, plans = np.random.default_rng(seed), Plans(system.decode)
-        self._prefill = [PrefillReplica(system.prefill) for _ in range(system.prefill.replicas)]
+        random, plans = np.random.default_rng(seed), StepTable(system.decode)
+        self._prefill = [FastPrefillReplica(system.prefill) for _ in range(system.prefill.replicas)]
         self._decode = [
-            DecodeReplica(system.decode, plans, random, 2 * system.message_seconds)
+            FastDecodeReplica(system.decode, plans, random, 2 * system.message_seconds)
             for _ in range(system.decode.replicas)
         ]
         self._moments: list[tuple[float, int, int, int, object]] = []
@@ -119,7 +126,7 @@ class Run:
         if arrival.output_tokens == 1:
             return
         left = arrival.output_tokens - 1
-        replica.waiting.append(Entry(index, arrival.input_tokens, left, lambda: self._prefill[source].free_at))
+        replica.waiting.append(WaitingHandoff(index, arrival.input_tokens, left, lambda: self._prefill[source].free_at))
         self._context[index] = arrival.input_tokens + left
         if not replica.stepping:
             self._turn(which, None)
@@ -198,7 +205,7 @@ class Run:
         ]
         return [*prefill, *decode]
 
-    def _account(self, name: str, pool: str, one: PrefillReplica | DecodeReplica, **drafts: int) -> Machine:
+    def _account(self, name: str, pool: str, one: FastPrefillReplica | FastDecodeReplica, **drafts: int) -> Machine:
         return Machine(
             name=name,
             pool=pool,

@@ -19,7 +19,7 @@ GRAIN_BITS = 6  # numbers of requests are looked up with so many leading bits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefilling:
+class FastPrefillPool:
     """The prefill pool: its replicas, the times of their steps, tokens of a step, and tokens of prompts that a replica
     remembers."""
 
@@ -30,7 +30,7 @@ class Prefilling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding:
+class FastDecodePool:
     """A decode pool: its replicas, the times of their steps, seats and tokens of cache in each, the link that pages
     come over, bytes of a token there, and drafts. `fixed`: drafts verified of each request; None: as many as pay."""
 
@@ -44,10 +44,10 @@ class Decoding:
     fixed: int | None = None
 
 
-class PrefillReplica:
+class FastPrefillReplica:
     """Prompts in the order of arrival, so many tokens in a step."""
 
-    def __init__(self, pool: Prefilling) -> None:
+    def __init__(self, pool: FastPrefillPool) -> None:
         self._pool = pool
         self._seconds: dict[tuple[int, int], float] = {}
         self._known: dict[str, int] = {}
@@ -102,11 +102,11 @@ class PrefillReplica:
         return seconds, done
 
 
-class Plans:
+class StepTable:
     """Of a pool: how many drafts of each request are verified, and the seconds of such a step. Looked up for some
     numbers of requests, straight lines between; contexts that differ by less than CONTEXT_STEP are one."""
 
-    def __init__(self, pool: Decoding) -> None:
+    def __init__(self, pool: FastDecodePool) -> None:
         self._pool = pool
         self._survival = Survival(pool.acceptance.survival("") if pool.acceptance else ())
         self._known: dict[tuple[int, int], tuple[int, float]] = {}
@@ -133,7 +133,7 @@ class Plans:
 
 
 @dataclass(frozen=True)
-class Entry:
+class WaitingHandoff:
     """A handoff: the request, tokens in its pages, tokens to come; and when its prefill replica can answer."""
 
     index: int
@@ -142,10 +142,12 @@ class Entry:
     answering: Callable[[], float]
 
 
-class DecodeReplica:
+class FastDecodeReplica:
     """Requests as arrays; those that have ended leave holes that the last ones fill."""
 
-    def __init__(self, pool: Decoding, plans: Plans, random: np.random.Generator, answer_seconds: float = 0.0) -> None:
+    def __init__(
+        self, pool: FastDecodePool, plans: StepTable, random: np.random.Generator, answer_seconds: float = 0.0
+    ) -> None:
         """`answer_seconds`: until the answer to a release is here, if prefill is not in a step."""
         self._pool = pool
         self._plans = plans
@@ -156,9 +158,9 @@ class DecodeReplica:
         self.count = 0
         self.context = 0  # tokens in cache, of all
         self.promised = 0  # tokens that requests here will have in cache, at most
-        self.waiting: deque[Entry] = deque()
-        self.reading: list[tuple[float, Entry]] = []  # until then
-        self.releasing: list[tuple[float, Entry]] = []  # until then
+        self.waiting: deque[WaitingHandoff] = deque()
+        self.reading: list[tuple[float, WaitingHandoff]] = []  # until then
+        self.releasing: list[tuple[float, WaitingHandoff]] = []  # until then
         self.coming = 0  # handoffs under way
         self.answer_seconds = answer_seconds
         self.news: list[int] = []  # whose first token waits for the next step
@@ -207,7 +209,7 @@ class DecodeReplica:
         """When there will be something to do if no step runs; infinite if never."""
         return min((moment for moment, _ in (*self.reading, *self.releasing)), default=math.inf)
 
-    def _join(self, entry: Entry) -> None:
+    def _join(self, entry: WaitingHandoff) -> None:
         self.request[self.count], self.left[self.count] = entry.index, entry.left
         self.count += 1
         self.context += entry.context

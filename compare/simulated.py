@@ -15,7 +15,7 @@ from random import Random
 
 from compare.acceptance import Rates
 from compare.fast import FastSystem, simulate_fast
-from compare.fast_replicas import Decoding, Prefilling
+from compare.fast_replicas import FastDecodePool, FastPrefillPool
 from compare.outcome import Result
 from compare.scenario import WorkloadSection
 from compare.setups import Setup
@@ -99,13 +99,13 @@ def _system(study: Study, point: Point, decode: int, prefill: int) -> FastSystem
     assert setup.prefill is not None and setup.prefill_part is not None
     context = scenario.workload.input_tokens
     return FastSystem(
-        prefill=Prefilling(
+        prefill=FastPrefillPool(
             replicas=prefill,
             times=setup.prefill,
             chunk_tokens=CHUNK,
             cached_tokens=2 * context,
         ),
-        decode=Decoding(
+        decode=FastDecodePool(
             replicas=decode,
             times=setup.times,
             max_requests=setup.max_requests,

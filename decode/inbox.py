@@ -164,14 +164,14 @@ class Inbox:
         after, now = incoming.phase, self._clock.now()
         if after == P.READING:
             incoming.reads = self._reads(incoming)
-            incoming.read_started, incoming.deadline = now, now + self._config.read_seconds
+            incoming.read_started, incoming.deadline = now, now + self._config.read_timeout_seconds
             if not incoming.reads:
                 return self._apply(incoming, E.READ_DONE)
             incoming.read = self._transfer.read(incoming.handoff.agents[0], incoming.reads)
             self.reads += 1
         elif after == P.RELEASING:
             self._count(incoming, now)
-            incoming.deadline = now + self._config.answer_seconds
+            incoming.deadline = now + self._config.release_timeout_seconds
             if not self._say(incoming, Verb.RELEASE):
                 return self._apply(incoming, E.TIMEOUT)
         elif after == P.GONE:

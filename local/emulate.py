@@ -40,7 +40,14 @@ class Emulation:
         if how.precision is not None:
             model = replace(model, dense=how.precision, routed=how.precision)
         placement = _placement(model, numbers, how)
-        losses = Losses(how.compute, how.memory, how.network, how.layer_seconds, how.step_seconds, "the configuration")
+        losses = Losses(
+            how.compute_efficiency,
+            how.memory_efficiency,
+            how.network_efficiency,
+            how.layer_seconds,
+            how.step_seconds,
+            "the configuration",
+        )
         drafter = None
         if block_length and config.model.drafter == "mtp":
             drafter = DraftShape.mtp(model, block_length)

@@ -1,4 +1,4 @@
-"""The part of the configuration that says how a decode pool keeps the pace of a device that is not here."""
+"""The section `decode.POOL.emulation`: how a pool keeps the pace of a device that this machine does not have."""
 
 from typing import Annotated, Literal
 
@@ -11,40 +11,44 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 class EmulationConfig(Section):
-    """Of a pool whose `device` is one of hardware/devices. Tokens are computed here, time is modelled there."""
+    """Used by a decode pool whose `device` is one of hardware/devices: a torch device computes the tokens, and each
+    step waits until it has taken as long as the emulated device would need."""
 
-    on: str = "cpu"
-    """The torch device that computes the tokens."""
+    compute_device: str = "cpu"
+    """The torch device that computes the tokens: cpu, cuda, cuda:1."""
     model: str = ""
-    """The model whose time it is: a directory, a config.json, or a known one (`sparkpool layout`). Empty: the one that
-    is served."""
+    """The model whose step times are emulated: a directory with a config.json, a config.json, or a model that
+    `sparkpool layout` knows by name. Empty: the model that is served."""
     precision: Literal["fp4", "fp8", "bf16"] | None = None
-    """What its weights would be stored in there. None: as they are."""
+    """The format of the weights on the emulated device. None: the format of the checkpoint."""
     units: Positive | None = None
-    """Units of a replica, in each stage. None: as few as hold the model, in whole racks of LPUs; of wafers as many
-    stages."""
+    """Units (GPUs, LPUs, wafers) of the emulated device in each pipeline stage of a replica. None: the fewest that hold
+    the model: of LPUs whole racks, of wafers one in each of as many stages as are needed."""
     stages: Positive = 1
-    """Parts of the model, one after the other, each on `units` units."""
+    """Pipeline stages of a replica: parts of the model, one after the other, each on `units` units."""
     attention: Literal["tensor", "data"] = "tensor"
-    """Attention cut by heads over the units, or replicated, each unit with requests of its own."""
+    """How attention is divided among the units of a stage: by heads (tensor), or by requests, with the attention
+    weights on every unit (data)."""
     draft_layers: Positive = 3
-    """Layers of a DSpark drafter there."""
+    """Layers of the emulated DSpark drafter."""
     time_scale: Annotated[float, Field(gt=0)] = 1.0
-    """How many seconds pass here for each that would there: what this machine must be slower by to keep up."""
+    """Seconds that pass here for one second on the emulated device. A step that this machine cannot compute in that
+    time is counted as an overrun."""
     assumed: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """Figures that nobody has published, by name, in the unit of the device's file; others are the middle of their
-    range."""
-    compute: Share = 1.0
-    """The share of its arithmetic that steps get (hardware/roofline.py: Losses)."""
-    memory: Share = 1.0
-    """The share of its memory bandwidth."""
-    network: Share = 1.0
-    """The share of its network's bandwidth."""
+    """Values for figures of the device that are unpublished, by name, in the unit of the device's file, such as
+    {bridge: 5}. An unpublished figure that is not here is the middle of its range."""
+    compute_efficiency: Share = 1.0
+    """The share of the device's peak arithmetic that a step reaches, above 0 and at most 1."""
+    memory_efficiency: Share = 1.0
+    """The share of the device's memory bandwidth that a step reaches, above 0 and at most 1."""
+    network_efficiency: Share = 1.0
+    """The share of the bandwidth between units that a step reaches, above 0 and at most 1."""
     layer_seconds: NotNegative = 0.0
-    """Seconds of each layer that depend on no work."""
+    """Seconds that each layer takes in addition, whatever the batch."""
     step_seconds: NotNegative = 0.0
-    """Seconds of each step that depend on no work."""
+    """Seconds that each step takes in addition, whatever the batch."""
     link_bytes_per_second: Annotated[float, Field(gt=0)] | None = None
-    """What handoffs come in with. None: `scale_out` of all units of a replica."""
+    """The bandwidth, in bytes per second, at which a replica receives handoffs. None: the device's `scale_out`, for all
+    units of the replica."""
     link_seconds: NotNegative | None = None
-    """The latency of a handoff. None: the device's `bridge`, or 0 if it has none."""
+    """The latency of a handoff in seconds. None: the device's `bridge`, or 0 if it has none."""

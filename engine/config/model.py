@@ -13,21 +13,21 @@ SHIPPED_DRAFTER = SHIPPED_MODEL.with_name("tiny-mla-dspark")
 
 
 class ModelConfig(Section):
-    """Which checkpoint, and how it is computed."""
+    """The model that is served."""
 
     path: Path = SHIPPED_MODEL
-    """A directory in Hugging Face format: config.json, *.safetensors, tokenizer files."""
+    """A directory with a checkpoint in Hugging Face format: config.json, *.safetensors and tokenizer files."""
     name: str = ""
-    """The name clients may ask for; empty takes the directory's own."""
+    """The name of the model for clients. Empty: the name of the directory `path`."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Weights, arithmetic and cache."""
+    """The data type of weights, arithmetic and KV cache."""
     page_tokens: Annotated[int, Field(ge=16, le=1024)] = 64
-    """Tokens in a page; the same in both pools."""
+    """Tokens of a page of the KV cache, 16 to 1024; the same in both pools."""
     drafter: Literal["mtp"] | Path | None = None
-    """A DSpark drafter for this model (a directory: config.json and *.safetensors in DeepSpec's format), or `mtp`: the
-    next-token layer of the checkpoint itself. None: no speculation."""
+    """The drafter for speculative decoding: the directory of a DSpark drafter (config.json and *.safetensors in
+    DeepSpec's format), or `mtp` for the checkpoint's own multi-token-prediction layer. None: no speculation."""
     mtp_drafts: Annotated[int, Field(ge=1, le=16)] = 1
-    """Tokens that `drafter: mtp` drafts in a step, one after the other."""
+    """Tokens that `drafter: mtp` drafts in a step, 1 to 16, one after the other."""
 
     @property
     def served_name(self) -> str:

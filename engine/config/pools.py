@@ -15,41 +15,46 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class EngineConfig(Section):
-    """What both pools have in common: one replica's place, threads and pages."""
+    """What prefill and decode pools have in common: replicas, device, threads and pages."""
 
     replicas: Positive = 1
-    """Replicas in the pool."""
+    """Replicas of the pool, if their number is fixed."""
     autoscaling_config: dict[str, Any] | None = None
-    """Ray Serve's own autoscaling_config (min_replicas, max_replicas, ...), instead of `replicas`."""
+    """Ray Serve's own autoscaling_config (min_replicas, max_replicas, ...), instead of `replicas` or `scale`."""
     scale: ScaleConfig | None = None
-    """Between how many replicas the pool is scaled by `targets`, instead of `replicas`."""
+    """The bounds between which the pool is scaled by `targets`, instead of `replicas` or `autoscaling_config`."""
     surge_percent: Annotated[int, Field(ge=0, le=100)] = 0
-    """Replicas more than the pool has, in per cent of it, that a redeploy may start before it stops old ones. 0 stops
-    first, which needs no spare devices; a pool of one replica then has none for a while, and requests wait."""
+    """Replicas that a redeploy may start before it stops old ones, in per cent of the pool, 0 to 100. With 0 old ones
+    stop first, which needs no spare devices; while the only replica of a pool is replaced, requests wait."""
     drain_seconds: Seconds = 120.0
-    """How long a replica that is taken away may finish what it has; then its requests go on elsewhere."""
+    """Seconds that a replica which is being removed has to finish its requests; after that they continue on others."""
     device: str = "cpu"
-    """A torch device: cpu, cuda, cuda:1."""
+    """The device that the pool runs on: a torch device (cpu, cuda, cuda:1), or in a decode pool the name of a device
+    that is emulated, one of hardware/devices (groq-3-lpx)."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads for arithmetic in each replica; 0 divides the node's cores among all replicas."""
+    """Threads for arithmetic in each replica. 0: the node's cores divided by the most replicas of all pools
+    together."""
     num_cpus: Annotated[float, Field(ge=0)] = 0.0
-    """CPUs that Ray sets aside for each replica; 0 lets replicas share a small machine."""
+    """CPUs that Ray reserves for each replica. 0 reserves none, so that replicas can share a small machine."""
     resources: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """Custom Ray resources that each replica takes, such as {prefill: 1}; they tie a pool to the nodes that have it."""
+    """Custom Ray resources that each replica takes, such as {prefill: 1}; they bind the pool to the nodes that have
+    them."""
     max_requests: Positive = 32
-    """Requests that may run at once in a replica."""
+    """The most requests that run at once in a replica."""
     max_waiting: Positive = 256
-    """Requests that may wait in a replica before more are turned away."""
+    """The most requests that wait in a replica; further ones are refused with RESOURCE_EXHAUSTED."""
     cache_bytes: ByteSize | None = None
-    """Bytes for pages in each replica, such as 256MiB. If not set, `cache_fraction` decides."""
+    """Bytes for the pages of the KV cache in each replica, such as 256MiB. None: `cache_fraction` decides."""
     cache_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the memory that is free after loading, taken for pages if `cache_bytes` is not set."""
+    """The share, above 0 and below 1, of the memory that is free after loading which pages get if `cache_bytes` is
+    None."""
     drafting: bool = True
-    """Take part in speculation, if there is a `model.drafter`: prefill writes its context, decode drafts."""
+    """Whether the pool takes part in speculative decoding, if there is a `model.drafter`: prefill replicas then write
+    the drafter's context into the pages, decode replicas draft."""
     prefix_caching: bool = True
-    """Keep pages of requests that have ended, and let requests that begin with the same tokens share them."""
+    """Whether pages are kept after a request has ended and shared by requests that begin with the same tokens."""
     warm_up: bool = True
-    """Run a step of every kind before the replica reports ready."""
+    """Whether a replica runs a step of every kind before it reports that it is ready."""
 
     @model_validator(mode="after")
     def _one_way_to_scale(self) -> Self:
@@ -64,7 +69,7 @@ class EngineConfig(Section):
     def _as_ray_counts_them(cls, resources: dict[str, float]) -> dict[str, float]:
         for name, amount in resources.items():
             if name in RAYS_OWN_RESOURCES:
-                raise ValueError(f"{name} is not a custom resource; num_cpus and device say it")
+                raise ValueError(f"{name} is not a custom resource; num_cpus and device decide it")
             if amount > 1 and amount % 1:
                 raise ValueError(f"{name}: {amount} is above 1 and not whole, which Ray refuses")
         return resources
@@ -75,7 +80,7 @@ class EngineConfig(Section):
 
     @property
     def max_replicas(self) -> int:
-        """Replicas that there may be at once."""
+        """Return the most replicas of the pool at any time."""
         if self.scale is not None:
             return self.scale.max_replicas
         return self.replicas if self.autoscaling_config is None else int(self.autoscaling_config.get("max_replicas", 1))
@@ -85,42 +90,45 @@ class PrefillConfig(EngineConfig):
     """The prefill pool."""
 
     chunk_tokens: Positive = 512
-    """Tokens that one step computes, over all prompts in it; a longer prompt goes in chunks."""
+    """The most tokens that a step computes, over all prompts in it; a longer prompt takes several steps."""
     lease_seconds: Seconds = 30.0
-    """How long pages are kept for a decode replica that says nothing."""
+    """Seconds for which pages of a finished prompt are kept while no decode replica renews the lease on them."""
 
 
 class DecodeConfig(EngineConfig):
     """One decode pool."""
 
     planner: Literal["causal", "lagged", "fixed"] = "causal"
-    """How many drafts are verified: by confidence and measured step times (causal, lagged), or `fixed_drafts`."""
+    """How the number of drafts to verify is chosen: by the confidences of these drafts and the step times (causal); by
+    the confidences of two steps before, so that planning hides behind the step (lagged); or always `fixed_drafts`
+    (fixed)."""
     fixed_drafts: Annotated[int, Field(ge=0)] = 3
-    """Drafts of each request that `planner: fixed` verifies."""
+    """Drafts of each request that `planner: fixed` verifies in a step."""
     synthetic_acceptance: Annotated[tuple[Probability, ...], Field(min_length=1)] | None = None
-    """For benchmarks on random weights, never for serving: how often the draft at each place is accepted if those
-    before it were, whatever the model thinks of it; beyond the list none is. None: the exact rules."""
+    """Only for benchmarks with random weights: the probability, 0 to 1, that the draft at each position of a block is
+    accepted if those before it were, whatever the model says; drafts beyond the list are rejected. None: drafts are
+    accepted by the exact rules."""
     step_times: Path | None = None
-    """A directory where the step times that a planner needs are kept from one start to the next, by model, drafter,
-    device, dtype, threads and `max_requests`. None: they are measured at every start."""
+    """A directory where measured step times, which the planner needs, are kept from one start to the next, by model,
+    drafter, device, dtype, threads and `max_requests`. None: they are measured at every start."""
     record: Path | None = None
-    """A directory where each replica writes a file of what every step drafted, verified, accepted and took
-    (decode/record.py). None: nothing is written."""
+    """A directory where each replica writes a file with the drafts, verified and accepted tokens and times of every
+    step (decode/record.py). None: nothing is written."""
     local_chunk_tokens: Annotated[int, Field(ge=0)] = 64
-    """Tokens of prompts that are prefilled in this pool itself, computed between two decode steps: running answers
-    wait as long. 0: this pool prefills nothing."""
-    answer_seconds: Seconds = 10.0
-    """How long a release may go unanswered before the handoff counts as lost."""
-    read_seconds: Seconds = 60.0
-    """How long a read may take before the handoff counts as lost."""
+    """The most prompt tokens that a replica of this pool computes itself between two decode steps, for which its
+    running requests wait. 0: every prompt is prefilled by the prefill pool. An emulated pool never prefills."""
+    release_timeout_seconds: Seconds = 10.0
+    """Seconds until a handoff counts as lost if the prefill replica does not answer the release of its pages."""
+    read_timeout_seconds: Seconds = 60.0
+    """Seconds until a handoff counts as lost if the read of its pages has not ended."""
     stream_interval: Positive = 1
-    """Tokens that an answer gathers before it sends them on; the first token and the end go at once."""
+    """Tokens that are gathered before they are sent to the client; the first token and the last are sent at once."""
     emulation: EmulationConfig = EmulationConfig()
-    """How the pace of a `device` is kept that is none of torch's but one of hardware/devices (groq-3-lpx)."""
+    """How the device is emulated, if `device` is one of hardware/devices (groq-3-lpx)."""
 
     @property
     def emulated(self) -> bool:
-        """Whether `device` is none of torch's."""
+        """Whether `device` is not a torch device."""
         try:
             torch.device(self.device)
         except RuntimeError:
@@ -129,9 +137,9 @@ class DecodeConfig(EngineConfig):
 
     @property
     def torch_device(self) -> torch.device:
-        return torch.device(self.emulation.on if self.emulated else self.device)
+        return torch.device(self.emulation.compute_device if self.emulated else self.device)
 
     @property
     def prefills(self) -> bool:
-        """Whether it prefills some prompts itself. An emulated device does not: nobody has modelled that."""
+        """Whether the pool prefills some prompts itself. An emulated device does not: its prefill is not modelled."""
         return self.local_chunk_tokens > 0 and not self.emulated

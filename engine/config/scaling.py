@@ -1,4 +1,4 @@
-"""The parts of the configuration that say how a service is scaled."""
+"""The sections `targets` and `scale`: what the service promises, and how many replicas may be used for that."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -9,36 +9,36 @@ from engine.section import Positive, Seconds, Section
 
 
 class TargetsConfig(Section):
-    """What the service promises, and what it may cost: pools that have a `scale` are scaled by it."""
+    """Service levels and budgets. Pools that have a `scale` are scaled to keep them."""
 
     ttft_seconds: Seconds = 2.0
-    """Seconds from the arrival of a request to its first token, at `ttft_percentile`."""
+    """The target for the time to the first token in seconds, kept at `ttft_percentile`."""
     ttft_percentile: Annotated[float, Field(gt=0, lt=100)] = 95.0
-    """The share of requests, in per cent, for which `ttft_seconds` shall hold."""
+    """The per cent of requests for which `ttft_seconds` is to be kept, above 0 and below 100."""
     tokens_per_second: Annotated[float, Field(gt=0)] = 20.0
-    """Tokens per second that each user shall have at least, once the first token is there."""
+    """The target for the tokens per second that each request gets after its first token."""
     devices: Annotated[float, Field(gt=0)] | None = None
-    """Devices that all scaled pools may have together. None: no limit."""
+    """The most devices that all scaled pools may use together. None: no limit."""
     watts: Annotated[float, Field(gt=0)] | None = None
-    """Watts that all scaled pools may have together. None: no limit."""
+    """The most watts that all scaled pools may use together. None: no limit."""
     down_seconds: Seconds = 60.0
-    """A pool gets smaller when fewer replicas would have been enough for so long."""
+    """A pool is scaled down when fewer replicas would have been enough for this many seconds."""
     record: Path | None = None
-    """A directory where every load and what was decided for it is written, to be replayed (policy/scale.py). None:
-    decisions are only logged."""
+    """A directory to which the load and the decision of every second are written, to be replayed (policy/scale.py).
+    None: decisions are only logged."""
 
 
 class ScaleConfig(Section):
-    """Of one pool that is scaled by service level (`targets`)."""
+    """The bounds of a pool that is scaled by service level (`targets`)."""
 
     min_replicas: Positive = 1
-    """Replicas at least."""
+    """The fewest replicas."""
     max_replicas: Positive = 1
-    """Replicas at most."""
+    """The most replicas; at least `min_replicas`."""
     devices: Annotated[float, Field(ge=0)] = 1.0
-    """Devices of each replica, for `targets.devices`."""
+    """The devices that each replica uses, counted against `targets.devices`."""
     watts: Annotated[float, Field(ge=0)] = 0.0
-    """Watts of each replica, for `targets.watts`."""
+    """The watts that each replica uses, counted against `targets.watts`."""
 
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> Self:

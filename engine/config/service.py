@@ -18,7 +18,7 @@ PoolName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
 
 
 class Config(Section):
-    """The whole file."""
+    """The configuration of a service."""
 
     model: ModelConfig = ModelConfig()
     transfer: TransferConfig = TransferConfig()
@@ -26,13 +26,13 @@ class Config(Section):
     decode: Annotated[dict[PoolName, DecodeConfig], Field(min_length=1)] = Field(
         default_factory=lambda: {"default": DecodeConfig()}
     )
-    """Decode pools by name; a request that names none goes where `gateway.pool_policy` says."""
+    """The decode pools by name. `gateway.pool_policy` chooses the pool of a request that names none."""
     gateway: GatewayConfig = GatewayConfig()
     targets: TargetsConfig = TargetsConfig()
 
     @model_validator(mode="after")
     def _one_autoscaler(self) -> Self:
-        """Serve asks either one policy for all pools or one for each."""
+        """Serve takes either one autoscaling policy for all pools or one for each."""
         by_target = [name for name, section in self.sections.items() if section.scale is not None]
         by_serve = [name for name, section in self.sections.items() if section.autoscaling_config is not None]
         if by_target and by_serve:
@@ -81,34 +81,34 @@ class Config(Section):
 
     @property
     def scaled(self) -> bool:
-        """Whether any pool is scaled by service level."""
+        """Whether any pool is scaled by service level (`scale`)."""
         return any(section.scale is not None for section in self.sections.values())
 
     @property
     def default_pool(self) -> str:
-        """The first decode pool."""
+        """Return the name of the first decode pool."""
         return next(iter(self.decode))
 
     @property
     def sections(self) -> dict[str, EngineConfig]:
-        """Every pool's section by its key: prefill, decode.POOL."""
+        """Return every pool's section by its key: prefill, decode.POOL."""
         return {"prefill": self.prefill, **{f"decode.{pool}": section for pool, section in self.decode.items()}}
 
     @property
     def pools(self) -> dict[str, PrefillConfig | DecodeConfig]:
-        """Every pool's section by the pool's name."""
+        """Return every pool's section by the pool's name: prefill, POOL."""
         return {"prefill": self.prefill, **self.decode}
 
     @property
     def max_replicas(self) -> int:
-        """Replicas that there may be at once, over all pools."""
+        """Return the most replicas of all pools together at any time."""
         return sum(section.max_replicas for section in self.sections.values())
 
     @classmethod
     def load(cls, file: Path | None) -> "Config":
         """Read and check a YAML file; None gives the defaults. Raises ConfigError that names the key.
 
-        Relative paths in it start at the file's own directory.
+        Relative paths in the file are relative to its directory.
         """
         if file is None:
             return cls()
@@ -129,7 +129,7 @@ class Config(Section):
 
     @classmethod
     def parse(cls, content: dict[str, object], source: str = "configuration") -> "Config":
-        """Check a mapping. Raises ConfigError with every wrong key."""
+        """Check a mapping. Raises ConfigError that names every wrong key."""
         try:
             return cls.model_validate(content)
         except ValidationError as error:

@@ -8,12 +8,12 @@ from engine.section import Seconds, Section
 
 
 class TransferConfig(Section):
-    """How pages travel between the pools."""
+    """The transfer of pages from prefill to decode replicas by NIXL."""
 
     num_threads: Annotated[int, Field(ge=0)] = 0
-    """Extra UCX worker threads in each NIXL agent."""
+    """Extra UCX worker threads of each NIXL agent."""
     progress_thread: bool = False
-    """A thread in each NIXL agent that drives transfers. It spins and takes a core. Without it a read over TCP waits
-    for the prefill engine's step to end; RDMA and shared memory need no one on that side."""
+    """Whether each NIXL agent has a thread that drives transfers, which takes a core. Without it, a read over TCP waits
+    for the prefill replica's current step to end; reads over RDMA and shared memory do not."""
     poll_seconds: Seconds = 0.001
-    """How often a waiting engine looks for messages and finished reads."""
+    """Seconds between two looks of a waiting engine for messages and finished reads."""

@@ -4,7 +4,7 @@ import pytest
 
 from compare.acceptance import Rates
 from compare.fast import FastSystem, simulate_fast
-from compare.fast_replicas import Decoding, Prefilling
+from compare.fast_replicas import FastDecodePool, FastPrefillPool
 from compare.mixes import Fixed, generate
 from compare.outcome import End, Result
 from compare.simulate import simulate
@@ -24,8 +24,8 @@ def fast(
     cached_tokens: int = 0,
 ) -> FastSystem:
     return FastSystem(
-        prefill=Prefilling(replicas=prefill, times=GPU, chunk_tokens=512, cached_tokens=cached_tokens),
-        decode=Decoding(
+        prefill=FastPrefillPool(replicas=prefill, times=GPU, chunk_tokens=512, cached_tokens=cached_tokens),
+        decode=FastDecodePool(
             replicas=decode,
             times=GPU,
             max_requests=seats,

@@ -97,7 +97,7 @@ def test_few_pages_preempt_and_every_answer_is_whole() -> None:
 
 
 def test_what_waits_too_long_is_refused() -> None:
-    rest = {"gateway": {"queued_seconds": 0.2}}
+    rest = {"gateway": {"max_queued_seconds": 0.2}}
     run = simulate(system(decode=SMALL, rest=rest), generate(Fixed(2000, 5), rate=200.0, seed=1, requests=200))
 
     assert 0 < len(run.of(End.REFUSED)) < 200

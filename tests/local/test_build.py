@@ -127,7 +127,7 @@ def profiler(qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pr
 def test_step_times_are_measured_once_for_the_same_thing(profiler: Profiler) -> None:
     first = profiler.build()
 
-    assert profiler.build(planner="lagged", read_seconds=9.0) == first
+    assert profiler.build(planner="lagged", read_timeout_seconds=9.0) == first
     assert profiler.measured == 1
     assert {"target.weights", "drafter.weights", "device", "dtype", "threads", "max_requests"} <= first.key.keys()
 
