@@ -20,6 +20,7 @@ import prefill.prefiller
 from compare.acceptance import Rates, Recorded
 from compare.mixes import Fixed, generate
 from compare.outcome import End, Result
+from compare.replica import SimulatedPool
 from compare.simulate import simulate
 from compare.workload import Arrival, Segment, Workload
 from engine.errors import ConfigError
@@ -114,8 +115,8 @@ def test_what_waits_too_long_is_refused() -> None:
     ],
     ids=["link", "memory", "steps"],
 )
-def test_a_better_machine_is_never_slower(slower: object, faster: object) -> None:
-    results = [simulate(system(decode=SMALL, simulated=simulated), burst()) for simulated in (slower, faster)]  # type: ignore[arg-type]
+def test_a_better_machine_is_never_slower(slower: SimulatedPool, faster: SimulatedPool) -> None:
+    results = [simulate(system(decode=SMALL, simulated=simulated), burst()) for simulated in (slower, faster)]
 
     assert results[1].throughput >= results[0].throughput
 
