@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from compare.acceptance import Acceptance
-from compare.outcome import Machine
+from compare.simulator.acceptance import AcceptanceModel
+from compare.simulator.outcome import Machine
 from compare.virtual import (
     EmptyPageStore,
     EmptyText,
@@ -46,7 +46,7 @@ class SimulatedPool:
     prefill_times: PrefillTimes
     step_times: StepTimes
     link: Link
-    acceptance: Acceptance | None = None
+    acceptance: AcceptanceModel | None = None
 
 
 @dataclass(frozen=True)

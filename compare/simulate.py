@@ -8,13 +8,13 @@
 A replica runs a real `Prefiller`, `Decoder` or `ColocatedEngine` over pages without bytes (compare/replica.py).
 """
 
-from compare.outcome import Result
 from compare.simulated_gateway import SimulatedGateway
+from compare.simulator.outcome import SimulationResult
+from compare.simulator.workload import Workload
 from compare.system import System
-from compare.workload import Workload
 
 
-def simulate(system: System, workload: Workload, seed: int = 0, concurrency: int | None = None) -> Result:
+def simulate(system: System, workload: Workload, seed: int = 0, concurrency: int | None = None) -> SimulationResult:
     """Serve a workload and return what became of its requests.
 
     With `concurrency`, arrival times are ignored: that many requests are under way at once, and the next arrives when
