@@ -37,7 +37,7 @@ def answered(monkeypatch: pytest.MonkeyPatch, late_steps: int, pages_mib: float)
     model = {"path": SHIPPED_MODEL, "drafter": SHIPPED_DRAFTER, "page_tokens": 16}
     pair = Pair(Config.parse({"model": model, "prefill": engine, "decode": {"default": decode}}))
     decoder = cast(Any, pair.decoder)
-    decoder._planner = NowAndThen()
+    decoder._planner = decoder._observers[0] = NowAndThen()
     seen: list[Tensor] = []
     most = 0
     propose = decoder._runner.drafter.propose
