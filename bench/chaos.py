@@ -84,11 +84,11 @@ def config(grpc_port: int, http_port: int) -> Config:
 
 def recovery_seconds(client: Client, replicas: Replicas) -> float:
     """From killing a replica to all of them answering again."""
-    agents = {replica.agent for replica in whole(client).replicas}
+    agents = {replica.identity.agent for replica in whole(client).replicas}
     began = time.monotonic()
     replicas.kill_one()
     while True:
-        if len(agents & {replica.agent for replica in whole(client).replicas}) == 2 * REPLICAS - 1:
+        if len(agents & {replica.identity.agent for replica in whole(client).replicas}) == 2 * REPLICAS - 1:
             return time.monotonic() - began
 
 

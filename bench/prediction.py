@@ -108,10 +108,10 @@ class Prefilling:
     each: float
 
     @classmethod
-    def of(cls, replica: pb.Replica, chunk_tokens: int) -> "Prefilling":
+    def of(cls, queue: pb.PrefillQueue, chunk_tokens: int) -> "Prefilling":
         """The straight line that it says: seconds of one token, and tokens per second of whole chunks."""
-        whole = chunk_tokens / replica.tokens_per_second
-        return cls(replica.least_seconds, (whole - replica.least_seconds) / (chunk_tokens - 1))
+        whole = chunk_tokens / queue.tokens_per_second
+        return cls(queue.min_step_seconds, (whole - queue.min_step_seconds) / (chunk_tokens - 1))
 
     def prefill_seconds(self, prompts: int, tokens: int, context: int) -> float:
         return self.least + self.each * (tokens - 1)
@@ -219,11 +219,11 @@ def profile(
     """Runs of other prompts at other concurrencies than those that are predicted; the first to warm up."""
     measured(address, 1, prompts, folder)
     with Client(address, APPLICATION) as client:
-        prefill = next(one for one in client.stats().replicas if one.role == "prefill")
+        prefill = next(one for one in client.stats().replicas if one.identity.role == "prefill")
         found = {n: measured(address, n, prompts, folder) for n in concurrencies}
-        decode = next(one for one in client.stats().replicas if one.role == "decode")
-    side.prefilling = Prefilling.of(prefill, side.config.prefill.chunk_tokens)
-    survival = [a / v for a, v in zip(decode.accepted_at, decode.verified_at, strict=True) if v]
+        decode = next(one for one in client.stats().replicas if one.identity.role == "decode")
+    side.prefilling = Prefilling.of(prefill.prefill_queue, side.config.prefill.chunk_tokens)
+    survival = [a / v for a, v in zip(decode.counters.accepted_at, decode.counters.verified_at, strict=True) if v]
     before = [1.0, *survival]
     side.rates = tuple(min(1.0, s / b) if b else 0.0 for s, b in zip(survival, before, strict=False))
     side.fit(found)

@@ -21,15 +21,15 @@ from ray.serve.schema import ServeDeploySchema
 
 from cluster import autoscale, router
 from cluster.front import environment, wait_for_answer
-from cluster.proxy import APPLICATION
-from cluster.replicas import DecodeReplica, PrefillReplica
+from cluster.proxy import APPLICATION, GATEWAY
+from cluster.replicas import DecodeDeployment, PrefillDeployment
 from cluster.servicer import InferenceServicer
 from engine.config import Config, EngineConfig
 from engine.errors import ConfigError
 from engine.front import GatewayConfig
 
 SERVICERS = ["cluster.proxy.add_servicers"]
-PREFILL, GATEWAY = "Prefill", "Gateway"
+PREFILL = "Prefill"
 MARGIN_SECONDS = 10.0  # between the end of the last request of a gateway and its own
 STATUS_SECONDS, PATIENCE_SECONDS = 0.2, 5.0
 
@@ -42,10 +42,10 @@ def application(args: dict[str, Any]) -> Application:
 def build(config: Config) -> Application:
     """Gateway over a prefill pool and the decode pools, as one Serve application."""
     options = _engine_options(config.prefill, "prefill")
-    prefill = serve.deployment(PrefillReplica, name=PREFILL, **options).bind(config)
+    prefill = serve.deployment(PrefillDeployment, name=PREFILL, **options).bind(config)
     decode = {
         pool: serve.deployment(
-            DecodeReplica, name=decode_deployment(pool), **_engine_options(section, f"decode.{pool}")
+            DecodeDeployment, name=decode_deployment(pool), **_engine_options(section, f"decode.{pool}")
         ).bind(config, pool)
         for pool, section in config.decode.items()
     }

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from engine.config import Config
 from engine.errors import Unavailable
-from engine.facts import ReplicaStats
+from engine.stats import ReplicaStats
 from local.rules import rules
 from policy.board import Board
 

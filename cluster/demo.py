@@ -109,7 +109,7 @@ def with_and_without(drafted: list[Answer], plain: list[Answer]) -> Table:
         "with",
         "accepted length",
         "verified a step",
-        "accepted by place",
+        "accepted by position",
         "same",
     ):
         table.add_column(column, justify="left" if column == "prompt" else "right")

@@ -24,6 +24,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledErr
 from cluster.sliding_window import SlidingWindow
 from engine.errors import Cancelled, DeadlineExceeded, EngineFailure, Overloaded, Preempted, SparkpoolError, Unavailable
 from engine.front import GatewayConfig
+from engine.stats import GatewayCounters
 from engine.types import Chunk, Ended, Event, Handoff, Request
 from policy.admit import RetryBudget
 from policy.load import FrontLoad
@@ -117,17 +118,6 @@ class Journey:
         self.handoff = handoff
 
 
-@dataclass
-class FrontCounters:
-    requests: int = 0
-    ongoing: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    refused: int = 0
-    prefills_repeated: int = 0
-    preemptions: int = 0
-
-
 class Gateway:
     """Carries requests through both pools."""
 
@@ -138,7 +128,7 @@ class Gateway:
         self._retries = RetryBudget(config.max_ongoing)
         self._first_token_seconds = SlidingWindow(RECENT_SECONDS)
         self._user_rates = SlidingWindow(RECENT_SECONDS)
-        self.counters = FrontCounters()
+        self.counters = GatewayCounters()
 
     def load(self, ttft_percentile: float) -> FrontLoad:
         """What answers of late were like."""

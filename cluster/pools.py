@@ -3,7 +3,8 @@
 import asyncio
 import contextvars
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -14,7 +15,8 @@ from ray.serve.handle import DeploymentHandle
 from cluster.gateway import EventStream
 from cluster.records import Part
 from engine.errors import Unavailable
-from engine.facts import ModelFacts, ReplicaStats
+from engine.facts import ModelFacts
+from engine.stats import ReplicaStats
 from engine.types import Event, Handoff, Request
 
 logger = logging.getLogger("ray.serve")
@@ -101,11 +103,17 @@ class ServePools:
         return [part for pool in found for part in pool]
 
     async def _cancel(self, request_id: str) -> None:
-        for pool, handle in self._handles.items():
-            try:
-                await _all(handle, "cancel", request_id)
-            except (*GONE, RayServeException, TimeoutError) as error:
-                logger.warning(f"{request_id} could not be cancelled in all of {pool}: {type(error).__name__}: {error}")
+        for pool in self._handles:
+            await cancel_everywhere(partial(self._handles.__getitem__, pool), request_id, pool)
+
+
+async def cancel_everywhere(find: Callable[[], DeploymentHandle], name: str, deployment: str) -> None:
+    """Tell every replica of a deployment, whose handle `find` returns, to cancel a request or a call by its name. Log a
+    warning if that fails."""
+    try:
+        await _all(find(), "cancel", name)
+    except (*GONE, RayServeException, TimeoutError) as error:
+        logger.warning(f"{name} could not be cancelled in all of {deployment}: {type(error).__name__}: {error}")
 
 
 def _called(method: DeploymentHandle, *args: Any, **kwargs: Any) -> ReplicaStream:

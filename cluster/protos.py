@@ -5,12 +5,11 @@ import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from typing import Any
 
 from cluster.gateway import Journey
 from cluster.proto import sparkpool_pb2 as pb
 from engine.errors import BadRequest, UnknownModel
-from engine.facts import ModelFacts, PageCounts, ReplicaStats
+from engine.facts import ModelFacts
 from engine.front import GatewayConfig
 from engine.text import Text
 from engine.types import NO_LIMIT, Chunk, FinishReason, Request, Sampling, StopRules
@@ -118,12 +117,6 @@ def joined(replies: Iterable[pb.GenerateReply]) -> pb.Answers:
         whole.MergeFrom(reply)  # appends what is repeated, replaces the rest
         whole.text = text
     return pb.Answers(answers=[answers[index] for index in sorted(answers)])
-
-
-def replica_of(stats: ReplicaStats) -> pb.Replica:
-    fields: dict[str, Any] = {**vars(stats)}
-    pages: dict[str, PageCounts] = fields.pop("pages")
-    return pb.Replica(**fields, pages={name: pb.Pages(**asdict(counts)) for name, counts in pages.items()})
 
 
 def _request_id(wished: str) -> str:

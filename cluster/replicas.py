@@ -1,43 +1,46 @@
-"""The deployments of the two pools. A replica is one engine in a thread of its own; both pools use one shell."""
+"""The Serve deployments of both kinds of pool. Each replica runs one engine in a thread of its own."""
 
 import asyncio
 import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Generic
 
 from ray import serve
 
-from cluster.engine_thread import EngineThread
+from cluster.engine_thread import E, EngineThread
 from cluster.records import Part, part_of
+from decode import Decoder
 from engine.config import Config, EngineConfig
-from engine.facts import ModelFacts, ReplicaStats
+from engine.facts import ModelFacts
 from engine.pages import PageStore
+from engine.stats import ReplicaStats
 from engine.text import Text
 from engine.transfer import NixlTransfer, Transfer, new_agent_name
 from engine.types import Event, Handoff, Request
 from local.build import Builder, set_threads
+from local.colocated import ColocatedEngine
 from policy.load import ReplicaLoad
+from prefill import Prefiller
 
 logger = logging.getLogger("ray.serve")
-DYING_SECONDS = 0.5  # for the requests' errors to leave the process
+ERROR_SECONDS = 0.5  # for the requests' errors to leave the process before it ends
 
 
-class EngineReplica:
-    """What a replica of either pool does besides its own verb."""
+class EngineDeployment(Generic[E]):
+    """What replicas of both kinds of pool have in common."""
 
     def __init__(
-        self, pool: str, section: EngineConfig, builder: Builder, build: Callable[[str], Any], stream_interval: int = 1
+        self, pool: str, section: EngineConfig, builder: Builder, build: Callable[[str], E], stream_interval: int = 1
     ) -> None:
         self._pool = pool
         self._replica = serve.get_replica_context().replica_id.unique_id
         self._facts = builder.facts
-        logging.getLogger("sparkpool").parent = logger  # the engine's own words go where Serve's do
+        logging.getLogger("sparkpool").parent = logger  # so the engine logs where Serve does
         agent = new_agent_name(f"{pool}-{self._replica}")
-        self._thread = EngineThread(lambda: build(agent), f"{pool} engine", _die, stream_interval)
+        self._thread = EngineThread(lambda: build(agent), f"{pool} engine", _end_process, stream_interval)
         if section.warm_up:
             self._thread.call(lambda engine: engine.warm_up()).result()
         how = f"{builder.model.dtype}, {builder.model.kernels}"
@@ -47,16 +50,16 @@ class EngineReplica:
         return self._facts
 
     async def cancel(self, request_id: str) -> None:
-        """Drop a request, if it is here. (Cancelling the stream should do; Ray does it as best it can.)"""
+        """Drop a request, if it is here. (Cancelling its stream should suffice, but Ray does that as best effort.)"""
         self._thread.cancel(request_id)
 
     async def stats(self) -> ReplicaStats:
-        """The engine's own numbers, between two steps."""
-        stats: ReplicaStats = await asyncio.wrap_future(self._thread.call(lambda engine: engine.stats()))
-        return replace(stats, replica=self._replica, pool=self._pool)
+        """Return the engine's statistics between two steps."""
+        stats = await asyncio.wrap_future(self._thread.call(lambda engine: engine.stats()))
+        return stats.named(self._replica, self._pool)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What scaling goes by: Serve asks every second, and takes it to cluster/autoscale.py."""
+        """Return the replica's load: Serve asks every second and passes it to cluster/autoscale.py."""
         return ReplicaLoad.of(await self.stats()).metrics
 
     async def assert_consistent(self) -> None:
@@ -64,7 +67,7 @@ class EngineReplica:
         await asyncio.wrap_future(self._thread.call(lambda engine: engine.assert_consistent()))
 
     def check_health(self) -> None:
-        """Serve replaces a replica whose engine has failed."""
+        """Raise the engine's failure, if it has failed: Serve then replaces the replica."""
         if self._thread.failure is not None:
             raise self._thread.failure
 
@@ -73,7 +76,7 @@ class EngineReplica:
             self._thread.stop()
 
 
-class PrefillReplica(EngineReplica):
+class PrefillDeployment(EngineDeployment[Prefiller]):
     """One replica of the prefill pool."""
 
     def __init__(self, config: Config) -> None:
@@ -82,21 +85,20 @@ class PrefillReplica(EngineReplica):
         super().__init__("prefill", config.prefill, builder, lambda name: builder.prefiller(name, _nixl(config)))
 
     async def prefill(self, request: Request, preferred_replicas: Sequence[str] = ()) -> AsyncIterator[Event]:
-        """Yields the `Handoff`, then stays open until the pages have been released, and ends with `Ended`.
+        """Yield the `Handoff`, stay open until its pages have been released, then yield `Ended`.
 
-        Staying open is what makes Serve wait for the pages when it scales down or redeploys; cancelling frees them.
+        Serve waits for an open call when it scales down or redeploys, so for the pages too; cancelling frees them.
         `preferred_replicas` are for the router that brought the request here (cluster/router.py).
         """
         async for event in self._thread.stream(request.id, lambda engine: engine.add(request)):
             yield event
 
 
-class DecodeReplica(EngineReplica):
+class DecodeDeployment(EngineDeployment[Decoder | ColocatedEngine]):
     """One replica of a decode pool."""
 
     def __init__(self, config: Config, pool: str) -> None:
         section = config.decode[pool]
-        self._prefills = section.prefills
         set_threads(section, config)
         builder = Builder(config, section)
         text = Text.load(config.model.path)
@@ -111,28 +113,32 @@ class DecodeReplica(EngineReplica):
     async def decode(
         self, request: Request, handoff: Handoff, preferred_replicas: Sequence[str] = ()
     ) -> AsyncIterator[Event]:
-        """Yields `Chunk`s up to the one that finishes the request, or `Ended` with an error."""
+        """Yield `Chunk`s up to the one that finishes the request, or `Ended` with an error."""
         async for event in self._thread.stream(request.id, lambda engine: engine.add(request, handoff)):
             yield event
 
+    async def serve(self, request: Request, preferred_replicas: Sequence[str] = ()) -> AsyncIterator[Event]:
+        """Prefill the request here. Yield its `Handoff`, then what `decode` yields.
+
+        Only the replicas of a pool with `local_chunk_tokens` can do that.
+        """
+
+        def add(engine: Decoder | ColocatedEngine) -> None:
+            assert isinstance(engine, ColocatedEngine), f"decode.{self._pool}.local_chunk_tokens is 0"
+            engine.serve(request)
+
+        async for event in self._thread.stream(request.id, add):
+            yield event
+
     async def records(self, skip: dict[str, int]) -> Part | None:
-        """The next part of what is recorded here (cluster/records.py); None if nothing is."""
+        """Return the next part of the steps recorded here (cluster/records.py); None if none are."""
         file: Path | None = await asyncio.wrap_future(self._thread.call(lambda engine: engine.record_file))
         return None if file is None else await asyncio.to_thread(part_of, file, self._pool, skip)
 
-    async def serve(self, request: Request, preferred_replicas: Sequence[str] = ()) -> AsyncIterator[Event]:
-        """Prefills the request here. Yields its `Handoff`, then what `decode` yields.
 
-        Only a pool with `local_chunk_tokens` can do that.
-        """
-        assert self._prefills, f"decode.{self._pool}.local_chunk_tokens is 0: requests come here with a handoff"
-        async for event in self._thread.stream(request.id, lambda engine: engine.serve(request)):
-            yield event
-
-
-def _die() -> None:
-    """A replica whose engine has failed ends at once, so that Serve routes around it and starts another."""
-    time.sleep(DYING_SECONDS)
+def _end_process() -> None:
+    """End a replica whose engine has failed at once, so that Serve routes around it and starts another."""
+    time.sleep(ERROR_SECONDS)
     os._exit(1)
 
 

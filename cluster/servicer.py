@@ -18,7 +18,7 @@ from cluster.board import LiveBoard
 from cluster.gateway import Gateway, Journey
 from cluster.pools import ServePools
 from cluster.proto import sparkpool_pb2 as pb
-from cluster.protos import answers_of, joined, prompt_of, replica_of, reply_of, request_of
+from cluster.protos import answers_of, joined, prompt_of, reply_of, request_of
 from cluster.proxy import CALL_KEY
 from cluster.records import all_parts, message_of
 from engine.config import Config
@@ -47,63 +47,44 @@ class InferenceServicer:
     async def Generate(
         self, proto: pb.GenerateRequest, grpc_context: RayServegRPCContext
     ) -> AsyncIterator[pb.GenerateReply]:
-        with self._cancellable(grpc_context):
-            try:
-                arrived = time.monotonic()
-                request = request_of(proto, self._text, await self._model(), self._config.gateway)
-                self._board.pool(request, proto.decode_pool, proto.service_tier)  # refuses one that is not there
-                named = proto.decode_pool or self._config.gateway.tiers.get(proto.service_tier, "")
-                requests = answers_of(proto, request)
-                journeys = [Journey(r, arrived, named, index) for index, r in enumerate(requests)]
-                async with contextlib.aclosing(answers(self._gateway, journeys)) as spoken:
-                    async for journey, chunk in spoken:
-                        yield reply_of(chunk, journey)
-            except SparkpoolError as error:
-                _refuse(grpc_context, error)
-                raise
+        with self._cancellable(grpc_context), _status_of_errors(grpc_context):
+            arrived = time.monotonic()
+            request = request_of(proto, self._text, await self._model(), self._config.gateway)
+            self._board.pool(request, proto.decode_pool, proto.service_tier)  # refuses an unknown pool or tier
+            named = proto.decode_pool or self._config.gateway.tiers.get(proto.service_tier, "")
+            requests = answers_of(proto, request)
+            journeys = [Journey(r, arrived, named, index) for index, r in enumerate(requests)]
+            async with contextlib.aclosing(answers(self._gateway, journeys)) as spoken:
+                async for journey, chunk in spoken:
+                    yield reply_of(chunk, journey)
 
     async def GenerateOnce(self, proto: pb.GenerateRequest, grpc_context: RayServegRPCContext) -> pb.Answers:
         return joined([reply async for reply in self.Generate(proto, grpc_context)])
 
     async def GetModel(self, proto: pb.GetModelRequest, grpc_context: RayServegRPCContext) -> pb.Model:
-        try:
+        with _status_of_errors(grpc_context):
             return pb.Model(**asdict(await self._model()))
-        except SparkpoolError as error:
-            _refuse(grpc_context, error)
-            raise
 
     async def GetStats(self, proto: pb.GetStatsRequest, grpc_context: RayServegRPCContext) -> pb.Stats:
-        try:
-            replicas = [replica_of(stats) for stats in await self._pools.stats()]
-        except SparkpoolError as error:
-            _refuse(grpc_context, error)
-            raise
-        return pb.Stats(replicas=replicas, front=pb.Front(**asdict(self._gateway.counters)))
+        with _status_of_errors(grpc_context):
+            replicas = [asdict(stats) for stats in await self._pools.stats()]
+            return pb.Stats(replicas=replicas, gateway=asdict(self._gateway.counters))
 
     async def GetRecords(
         self, proto: pb.GetRecordsRequest, grpc_context: RayServegRPCContext
     ) -> AsyncIterator[pb.Records]:
-        try:
+        with _status_of_errors(grpc_context):
             async for part in all_parts(self._pools.records, proto.skip, proto.sizes_only):
                 yield message_of(part)
-        except SparkpoolError as error:
-            _refuse(grpc_context, error)
-            raise
 
     async def Tokenize(self, proto: pb.TokenizeRequest, grpc_context: RayServegRPCContext) -> pb.TokenIds:
-        try:
+        with _status_of_errors(grpc_context):
             return pb.TokenIds(ids=prompt_of(proto, self._text))
-        except SparkpoolError as error:
-            _refuse(grpc_context, error)
-            raise
 
     async def Detokenize(self, proto: pb.TokenIds, grpc_context: RayServegRPCContext) -> pb.DetokenizeReply:
-        try:
+        with _status_of_errors(grpc_context):
             check_tokens("ids", proto.ids, (await self._model()).vocab_size)
             return pb.DetokenizeReply(text=self._text.decode(tuple(proto.ids)))
-        except SparkpoolError as error:
-            _refuse(grpc_context, error)
-            raise
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What scaling goes by, of the front (cluster/autoscale.py); -1 for what is not known."""
@@ -169,10 +150,17 @@ class InferenceServicer:
         return self._facts
 
 
-def _refuse(context: RayServegRPCContext, error: SparkpoolError) -> None:
-    """Give the call the error's own status; then raise it. (Without a status, Serve would send a traceback; without
-    raising, the status of a stream that has sent nothing would be lost.)"""
-    context.set_code(grpc.StatusCode[error.grpc_status])
-    context.set_details(str(error))
-    if isinstance(error, Overloaded):
-        context.set_trailing_metadata([(PUSHBACK, str(math.ceil(error.retry_seconds * 1e3)))])
+@contextlib.contextmanager
+def _status_of_errors(context: RayServegRPCContext) -> Iterator[None]:
+    """Give the call the gRPC status of the SparkpoolError that ends the block, and raise the error again.
+
+    Without a status Serve would send a traceback; unless it is raised, a stream that has sent nothing loses its status.
+    """
+    try:
+        yield
+    except SparkpoolError as error:
+        context.set_code(grpc.StatusCode[error.grpc_status])
+        context.set_details(str(error))
+        if isinstance(error, Overloaded):
+            context.set_trailing_metadata([(PUSHBACK, str(math.ceil(error.retry_seconds * 1e3)))])
+        raise

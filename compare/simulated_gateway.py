@@ -147,7 +147,7 @@ class SimulatedGateway:
 
     def _leave(self, replica: Replica) -> None:
         stats = replica.stats()
-        if stats.waiting or stats.running or stats.leases_held:
+        if stats.waiting or stats.running or stats.leases.held:
             self._timeline.at(self.now + LEAVE_SECONDS, partial(self._leave, replica))
             return
         replica.engine.assert_consistent()

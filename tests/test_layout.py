@@ -5,14 +5,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 from pydantic import BaseModel
 
 from engine.config import Config
-from engine.facts import PageCounts, ReplicaStats
+from engine.stats import Acceptance, GatewayCounters, ReplicaStats, descriptions
 
 HOUSE = Path(__file__).resolve().parent.parent
 FLOORS = [
@@ -83,7 +84,7 @@ def test_heavy_packages_are_imported_in_one_place(source: str) -> None:
 
 def test_facts_clocks_and_policies_need_no_torch() -> None:
     """Serve runs the scaling policy in its controller, which should not load an engine."""
-    modules = ["engine.facts", "engine.clock", "engine.errors"]
+    modules = ["engine.facts", "engine.stats", "engine.clock", "engine.errors"]
     if (HOUSE / "engine/steptime.py").exists():
         modules.append("engine.steptime")
     without = [s for s in sources() if s.startswith(("policy/", "hardware/")) and s != "hardware/paced.py"]
@@ -168,7 +169,23 @@ def test_every_configuration_key_is_in_the_readme(key: str) -> None:
     assert re.search(rf"\b{name}\b", readme.read_text()), f"README.md does not explain {key}"
 
 
-@pytest.mark.parametrize("name", [*ReplicaStats.__dataclass_fields__, *PageCounts.__dataclass_fields__])
+def groups(stats: type) -> list[type]:
+    """The groups of statistics that are fields of this one, itself included."""
+    kinds = [kind for hint in get_type_hints(stats).values() for kind in (hint, *get_args(hint))]
+    return [stats, *(kind for kind in kinds if is_dataclass(kind))]
+
+
+@pytest.mark.parametrize("group", [*groups(ReplicaStats), GatewayCounters, Acceptance])
+def test_every_statistic_is_explained_where_it_is_declared(group: type) -> None:
+    hints = get_type_hints(group)
+    figures = [name for name, hint in hints.items() if not any(map(is_dataclass, (hint, *get_args(hint))))]
+
+    assert [name for name in figures if name not in descriptions(group)] == []
+
+
+@pytest.mark.parametrize(
+    "name", [*dict.fromkeys(name for group in groups(ReplicaStats) for name in descriptions(group))]
+)
 def test_every_statistic_is_in_the_readme(name: str) -> None:
     assert f"`{name}`" in (HOUSE / "README.md").read_text(), f"README.md does not explain {name}"
 

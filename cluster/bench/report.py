@@ -32,7 +32,7 @@ from typing import Any
 from rich.table import Table
 
 from cluster.bench.load import Record
-from cluster.tables import by_place, size
+from cluster.tables import by_position, size
 from engine.facts import SYNTHETIC_WARNING
 
 MOST_OVERRUNS = 0.01  # of steps, in a run that is to be called a comparison
@@ -205,7 +205,7 @@ def lines(figures: Summary) -> list[str]:
     if (s := f["speculation"]) is not None:
         said.append(
             f"accepted length {s['accepted_length']:.2f}, {s['verified_per_step']:.2f} drafts verified per request and "
-            f"step; acceptance by place {by_place(s['accepted_at'], s['verified_at']) or '-'}"
+            f"step; acceptance by position {by_position(s['accepted_at'], s['verified_at']) or '-'}"
         )
         said += [SYNTHETIC_WARNING] if s["synthetic"] else []
     if (e := f["emulated"]) is not None:

@@ -11,12 +11,12 @@ Pages come as the tokens do (`extend`) and may run out: then somebody has to giv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.facts import PageCounts
 from engine.pages.layout import CacheLayout, PageGroup
 from engine.pages.page_queue import PageQueue
 from engine.pages.pool import PagePool
 from engine.pages.prefix import PageName, PrefixNames
 from engine.pages.store import PageStore
+from engine.stats import PageCounts
 from engine.types import PageSpan
 
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 
-from engine.facts import Acceptance
+from engine.stats import Acceptance
 from engine.types import (
     Chunk,
     DecodeTimings,

@@ -81,7 +81,10 @@ def test_a_known_beginning_is_counted_and_tenants_do_not_share_it(shipped: Servi
     assert cached("another") == known
     after = shipped.wait_idle()
     for role in ("prefill", "decode"):
-        hits = [sum(r.prefix_hit_tokens for r in stats.replicas if r.role == role) for stats in (before, after)]
+        hits = [
+            sum(r.counters.prefix_hit_tokens for r in stats.replicas if r.identity.role == role)
+            for stats in (before, after)
+        ]
         assert hits[1] > hits[0]
 
 

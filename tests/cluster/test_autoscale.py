@@ -59,7 +59,7 @@ def policy(tmp_path: Path | None = None) -> ServiceLevels:
 
 def contexts(users: float) -> dict[Name, Context]:
     decode = ReplicaLoad(running=users, max_requests=8, rates=RATES)
-    prefill = ReplicaLoad(tokens_per_second=1000.0, least_seconds=0.01)
+    prefill = ReplicaLoad(tokens_per_second=1000.0, min_step_seconds=0.01)
     front = {"ttft_seconds": 0.2, "user_rate": -1.0}
     return {
         PREFILL: context(1, prefill.metrics),

@@ -106,7 +106,7 @@ def test_breaking_off_prints_what_there_is(shipped: Service, tmp_path: Path) -> 
     command = [sys.executable, "-m", "cluster.cli", "bench", *at(shipped), "--seconds", "100", "--json", str(file)]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ})
     until = time.monotonic() + 60
-    while sum(replica.requests for replica in shipped.client.stats().replicas if replica.running) < 3:
+    while sum(replica.counters.requests for replica in shipped.client.stats().replicas if replica.running) < 3:
         assert time.monotonic() < until
         time.sleep(0.1)
     running.send_signal(signal.SIGINT)

@@ -10,7 +10,7 @@ from cluster.router import ranked
 from cluster.sliding_window import SlidingWindow
 from engine.config import Config
 from engine.errors import BadRequest, Overloaded, Unavailable
-from engine.facts import ReplicaStats
+from engine.stats import ReplicaStats
 from engine.types import Request, Sampling, StopRules
 from tests.policy.replicas import replica
 
@@ -44,7 +44,7 @@ class Room:
 
 
 def decoder(name: str, pool: str = "gpu", **changes: object) -> ReplicaStats:
-    return replica(name, role="decode", pool=pool, rates={1: 100.0, 8: 30.0}, **changes)  # type: ignore[arg-type]
+    return replica(name, role="decode", pool=pool, request_rates={1: 100.0, 8: 30.0}, **changes)  # type: ignore[arg-type]
 
 
 def test_requests_spread_over_replicas_before_these_have_said_so() -> None:
@@ -176,7 +176,7 @@ def test_recent_values_by_nearest_rank_until_they_are_old() -> None:
 
 def test_a_short_prompt_stays_in_decode_where_a_handoff_would_cost_more() -> None:
     def colocated(name: str, **changes: object) -> ReplicaStats:
-        return decoder(name, tokens_per_second=1000.0, least_seconds=0.001, **changes)
+        return decoder(name, tokens_per_second=1000.0, min_step_seconds=0.001, **changes)
 
     async def scenario() -> None:
         room = Room(replica("p", **{**PACE, "tokens_per_second": 10_000.0}), colocated("d", running=1), colocated("e"))

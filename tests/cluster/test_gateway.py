@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import RequestCancelledError
 
-from cluster.gateway import RETRY_SECONDS, FrontCounters, Gateway, Journey
+from cluster.gateway import RETRY_SECONDS, Gateway, Journey
 from engine.errors import (
     BadRequest,
     Cancelled,
@@ -19,6 +19,7 @@ from engine.errors import (
     Unavailable,
 )
 from engine.front import GatewayConfig
+from engine.stats import GatewayCounters
 from engine.types import Ended, FinishReason, Request, Sampling, StopRules
 from tests.cluster.doubles import Anywhere, Script, ScriptedPools, chunk, handoff
 
@@ -191,7 +192,7 @@ def test_a_request_that_fails_is_counted_once(script: Script, error: type[Except
     with pytest.raises(error):
         travel(gateway, Journey(replace(REQUEST, seconds_left=0.05), arrived=time.monotonic(), pool="default"))
 
-    assert gateway.counters == FrontCounters(requests=1, failed=1)
+    assert gateway.counters == GatewayCounters(requests=1, failed=1)
 
 
 def test_an_error_of_the_request_is_not_tried_again() -> None:

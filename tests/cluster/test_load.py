@@ -115,7 +115,7 @@ def test_a_summary_adds_up_what_became_of_drafts() -> None:
     }
     (line,) = [line for line in lines(figures) if "accepted length" in line]
     assert "accepted length 2.17, 2.33 drafts verified" in line
-    assert line.endswith("acceptance by place 83% 50% 0%")
+    assert line.endswith("acceptance by position 83% 50% 0%")
 
 
 @pytest.mark.parametrize("synthetic", [False, True])

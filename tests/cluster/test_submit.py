@@ -101,14 +101,14 @@ def test_a_running_cluster_takes_it_and_a_request_may_name_its_pool(tmp_path: Pa
             request = generate_request("import os", temperature=0.0, max_tokens=4, decode_pool=pool)
             assert len(list(client.generate(request))[-1].text) > 0
 
-        tokens = {replica.pool: replica.tokens for replica in client.stats().replicas}
+        tokens = {replica.identity.pool: replica.counters.tokens for replica in client.stats().replicas}
         assert (tokens["elastic"], tokens["steady"]) == (4, 4)
 
 
 def pools_of(client: Client) -> list[str]:
     """The pools that answer now."""
     with contextlib.suppress(grpc.RpcError):
-        return sorted(replica.pool for replica in client.stats().replicas)
+        return sorted(replica.identity.pool for replica in client.stats().replicas)
     return []
 
 
