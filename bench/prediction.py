@@ -31,7 +31,7 @@ from rich.console import Console
 from bench.shape import Report
 from bench.speculation import FIXED, held_out_prompts
 from cluster.app import running
-from cluster.bench.run import Options
+from cluster.bench.run import BenchOptions
 from cluster.bench.run import run as run_bench
 from cluster.client import Client
 from cluster.front import free_ports
@@ -234,7 +234,7 @@ def measured(address: str, concurrency: int, prompts: Sequence[Sequence[int]], f
     file = folder / "prompts.jsonl"
     lines = [json.dumps({"prompt": list(prompt), "max_tokens": OUTPUT}) + "\n" for prompt in prompts]
     file.write_text("".join(lines))
-    options = Options(
+    options = BenchOptions(
         address=address,
         application=APPLICATION,
         concurrency=concurrency,

@@ -1,7 +1,7 @@
-"""Where the parts become a Ray Serve application, and where a cluster of one machine is started.
+"""Builds the Ray Serve application of a configuration, and starts a cluster on this machine.
 
-A configuration becomes a Serve deploy config (`deploy_config`), which a running cluster takes as it is: from
-`sparkpool serve`, from `serve deploy` or over Serve's REST interface. Serve calls `application` with its `args`.
+`deploy_config` turns a configuration into a Serve deploy config, which a running cluster accepts from `sparkpool
+serve`, `serve deploy` or Serve's REST interface. Serve calls `application` with its `args`.
 """
 
 import contextlib
@@ -30,17 +30,17 @@ from engine.front import GatewayConfig
 
 SERVICERS = ["cluster.proxy.add_servicers"]
 PREFILL = "Prefill"
-MARGIN_SECONDS = 10.0  # between the end of the last request of a gateway and its own
-STATUS_SECONDS, PATIENCE_SECONDS = 0.2, 5.0
+MARGIN_SECONDS = 10.0  # from the end of a gateway's last request until it is stopped
+POLL_SECONDS, PROGRESS_SECONDS = 0.2, 5.0
 
 
 def application(args: dict[str, Any]) -> Application:
-    """What Serve calls with the `args` of a deploy config: a configuration as in the YAML file."""
+    """Build the application from the `args` of a deploy config, which are a configuration as in the YAML file."""
     return build(Config.parse(args))
 
 
 def build(config: Config) -> Application:
-    """Gateway over a prefill pool and the decode pools, as one Serve application."""
+    """Return the Serve application: a gateway that calls a prefill pool and the decode pools."""
     options = _engine_options(config.prefill, "prefill")
     prefill = serve.deployment(PrefillDeployment, name=PREFILL, **options).bind(config)
     decode = {
@@ -55,7 +55,7 @@ def build(config: Config) -> Application:
         max_ongoing_requests=config.gateway.max_ongoing,
         max_queued_requests=config.gateway.max_queued,
         ray_actor_options={"num_cpus": 0},
-        # A gateway that is taken away finishes what it has begun, however long that may take; another is there before.
+        # A gateway that is stopped finishes its requests first; its replacement starts before.
         max_surge_percent=100,
         graceful_shutdown_timeout_s=config.gateway.request_seconds + MARGIN_SECONDS,
         **_gateway_count(config),
@@ -64,19 +64,20 @@ def build(config: Config) -> Application:
 
 
 def _gateway_count(config: Config) -> dict[str, Any]:
-    """As many as the configuration says. Serve takes a gateway's numbers to the policy only if that scales it too."""
+    """Return options for the configured number of gateways. Serve gives our policy the load of a deployment only if the
+    policy may scale it, so gateways get bounds too if any pool is scaled."""
     count = config.gateway.replicas
     return {"autoscaling_config": _between(count, count)} if config.scaled else {"num_replicas": count}
 
 
-def _between(least: int, most: int) -> AutoscalingConfig:
-    """Bounds for a policy of ours, which has its own patience and wants to hear how things stand once a second. (That
-    is deprecated here, and Serve 2.60 looks nowhere else: by the switches that it names, numbers came every 10 s.)"""
+def _between(minimum: int, maximum: int) -> AutoscalingConfig:
+    """Return bounds for our own policy, which has its own delays and needs metrics every second. (Serve 2.60 deprecates
+    `metrics_interval_s` here, but with the environment variables that it names, metrics came every 10 s.)"""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return AutoscalingConfig(
-            min_replicas=least,
-            max_replicas=most,
+            min_replicas=minimum,
+            max_replicas=maximum,
             upscale_delay_s=0,
             downscale_delay_s=0,
             metrics_interval_s=autoscale.PERIOD_SECONDS,
@@ -85,17 +86,19 @@ def _between(least: int, most: int) -> AutoscalingConfig:
 
 
 def decode_deployment(pool: str) -> str:
-    """The name of a decode pool's deployment in Serve."""
+    """Return the name of a decode pool's deployment in Serve."""
     return f"Decode-{pool}"
 
 
 def _engine_options(section: EngineConfig, key: str) -> dict[str, Any]:
-    """Raises ConfigError if Serve does not take the section's autoscaling_config."""
+    """Return the deployment options of a pool. Raises ConfigError if Serve refuses the section's autoscaling_config."""
     scale: dict[str, Any] = {"num_replicas": section.replicas}
     if section.scale is not None:
         scale = {"autoscaling_config": _between(section.scale.min_replicas, section.scale.max_replicas)}
     if section.autoscaling_config is not None:
-        unknown = section.autoscaling_config.keys() - AutoscalingConfig.model_fields.keys()  # Serve would ignore them
+        unknown = (
+            section.autoscaling_config.keys() - AutoscalingConfig.model_fields.keys()
+        )  # Serve ignores unknown keys
         if unknown:
             raise ConfigError(f"{key}.autoscaling_config.{min(unknown)}: unknown key")
         try:
@@ -104,7 +107,7 @@ def _engine_options(section: EngineConfig, key: str) -> dict[str, Any]:
             raise ConfigError(f"{key}.autoscaling_config: {error}") from None
     return {
         **scale,
-        # The engine has its own queue and turns away by itself; statistics and health must always get through.
+        # The engine queues and refuses requests itself; the rest leaves room for statistics and health checks.
         "max_ongoing_requests": section.max_requests + section.max_waiting + 64,
         "ray_actor_options": {
             "num_cpus": section.num_cpus,
@@ -121,8 +124,8 @@ def _engine_options(section: EngineConfig, key: str) -> dict[str, Any]:
 def start_cluster(gateway: GatewayConfig) -> None:
     """Start Ray and Serve's front on this machine, bound to loopback as far as Serve allows. Raises ConfigError.
 
-    Ray's own plane asks for a token (kept under ~/.ray): Ray's default for a new cluster, unless RAY_AUTH_MODE says
-    otherwise. Setting that here, after the import of ray, would be too late.
+    Ray requires a token (kept under ~/.ray): its default for a new cluster, unless RAY_AUTH_MODE says otherwise. That
+    variable has no effect after the import of ray, so it cannot be set here.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with environment(gateway):
@@ -141,7 +144,7 @@ def start_cluster(gateway: GatewayConfig) -> None:
 
 @contextlib.contextmanager
 def deployed(config: Config, name: str = APPLICATION, route_prefix: str = "/") -> Iterator[None]:
-    """`config` as one more application of the running cluster, up and warm; drained and deleted when the block ends.
+    """Run `config` as one more application of the running cluster; drain and delete it when the block ends.
 
     Serve registers gRPC endpoints only for an application that has a route prefix.
     """
@@ -154,8 +157,8 @@ def deployed(config: Config, name: str = APPLICATION, route_prefix: str = "/") -
 
 
 def deploy_config(config: Config) -> dict[str, Any]:
-    """`config` as a Serve deploy config (ray.serve.schema.ServeDeploySchema). Raises ConfigError."""
-    build(config)  # what Serve would refuse is refused here
+    """Return `config` as a Serve deploy config (ray.serve.schema.ServeDeploySchema). Raises ConfigError."""
+    build(config)  # raises what Serve would refuse
     gateway = config.gateway
     policy = {"autoscaling_policy": _service_levels(config)} if config.scaled else {}
     return {
@@ -174,7 +177,7 @@ def deploy_config(config: Config) -> dict[str, Any]:
 
 
 def _service_levels(config: Config) -> dict[str, Any]:
-    """Serve's application-level policy, with all that it has to know."""
+    """Return the application-level autoscaling policy for Serve, with its arguments."""
     targets = config.targets
     bounds = {
         pool: {
@@ -199,26 +202,26 @@ def _service_levels(config: Config) -> dict[str, Any]:
 
 
 def submit(content: dict[str, Any], progress: Callable[[str], None] = lambda _: None) -> None:
-    """Deploy to the cluster this process is connected to, and wait until everything runs.
+    """Deploy to the cluster that this process is connected to, and wait until everything runs.
 
-    `progress` is told how things stand whenever that changes, and every PATIENCE_SECONDS. Raises ConfigError with
+    `progress` gets the states of the replicas whenever they change, and every PROGRESS_SECONDS. Raises ConfigError with
     Serve's reason.
     """
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(content))
-    told, began = ("", 0.0), time.monotonic()
+    shown, began = ("", 0.0), time.monotonic()
     while True:
         status = serve.status().applications[APPLICATION]
         now = ", ".join(f"{name} {_replicas(d.replica_states)}" for name, d in sorted(status.deployments.items()))
         seconds = time.monotonic() - began
-        if now != told[0] or seconds - told[1] >= PATIENCE_SECONDS:
+        if now != shown[0] or seconds - shown[1] >= PROGRESS_SECONDS:
             progress(f"{seconds:3.0f} s: {now}")
-            told = now, seconds
+            shown = now, seconds
         if status.status == "RUNNING":
             return
         if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             reasons = [status.message, *(d.message for d in status.deployments.values())]
             raise ConfigError("Serve could not deploy this: " + "\n".join(reason for reason in reasons if reason))
-        time.sleep(STATUS_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def _replicas(states: dict[str, int]) -> str:
@@ -227,7 +230,7 @@ def _replicas(states: dict[str, int]) -> str:
 
 @contextlib.contextmanager
 def running(config: Config, progress: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-    """A cluster of this machine that serves `config`; nothing is left of it when the block ends."""
+    """Start a cluster on this machine that serves `config`, and stop it when the block ends."""
     content = deploy_config(config)
     try:
         start_cluster(config.gateway)
@@ -237,6 +240,6 @@ def running(config: Config, progress: Callable[[str], None] = lambda _: None) ->
             yield
         finally:
             serve.delete(APPLICATION)
-            serve.shutdown()  # or an HAProxy that is just being started would outlive Ray
+            serve.shutdown()  # otherwise an HAProxy that is just starting would outlive Ray
     finally:
         ray.shutdown()

@@ -1,8 +1,8 @@
-"""Serve's application-level policy: it asks policy/scale.py and does what that says.
+"""The application-level autoscaling policy of Serve: applies the decisions of policy/scale.py.
 
-Serve's controller makes one of these for the application and calls it about ten times a second. Replicas and gateways
-push their numbers once a second (record_autoscaling_stats). Every decision is logged, with what is expected of it, and
-what came of it when that can be seen.
+Serve's controller creates one for the application and calls it about ten times a second. Replicas and gateways push
+their load once a second (record_autoscaling_stats). Every decision is logged with its prediction, and later with the
+measured outcome.
 """
 
 import json
@@ -21,8 +21,11 @@ logger = logging.getLogger("ray.serve")
 
 
 class ServiceLevels:
-    """All scaled pools of one application. `pools`: the pool of each deployment, the gateways' one left out; `bounds`:
-    of each scaled pool; `record`: a directory for loads and decisions, if they are to be kept."""
+    """Scales all pools of one application to meet its targets.
+
+    `pools`: the pool of each deployment, without the gateway; `bounds`: the bounds of each scaled pool; `record`: a
+    folder to write loads and decisions to.
+    """
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class ServiceLevels:
         self._file = _opened(Path(record)) if record else None
 
     def __call__(self, contexts: Mapping[Any, Any]) -> tuple[dict[Any, int], dict[Any, dict[str, Any]]]:
-        """Replicas by deployment id; no state, which stays here."""
+        """Return the number of replicas of each deployment id, and no state for Serve to keep: it is kept here."""
         wanted = {deployment: context.target_num_replicas for deployment, context in contexts.items()}
         now = time.monotonic()
         if now - self._decided < PERIOD_SECONDS:
@@ -49,7 +52,7 @@ class ServiceLevels:
         self._decided = now
         load = self._load(contexts, now)
         decision, self._state = decide(self._targets, self._bounds, load, self._state)
-        self._tell(load, decision)
+        self._log(load, decision)
         for deployment in contexts:
             pool = self._pools.get(deployment.name)
             wanted[deployment] = decision.replicas.get(pool, wanted[deployment]) if pool else wanted[deployment]
@@ -58,7 +61,7 @@ class ServiceLevels:
     def _load(self, contexts: Mapping[Any, Any], now: float) -> Load:
         by_pool = {self._pools[d.name]: context for d, context in contexts.items() if d.name in self._pools}
         loads = {
-            pool: {name: ReplicaLoad.from_metrics(said) for name, said in _latest(context.raw_metrics).items()}
+            pool: {name: ReplicaLoad.from_metrics(metrics) for name, metrics in _latest(context.raw_metrics).items()}
             for pool, context in by_pool.items()
         }
         front = [_latest(context.raw_metrics) for d, context in contexts.items() if d.name == self._gateway]
@@ -67,41 +70,41 @@ class ServiceLevels:
             replicas={pool: context.target_num_replicas for pool, context in by_pool.items()},
             prefill=loads.pop(PREFILL, {}),
             decode=loads,
-            front=_front([said for gateways in front for said in gateways.values()]),
+            front=_front([metrics for gateways in front for metrics in gateways.values()]),
         )
 
-    def _tell(self, load: Load, decision: Decision) -> None:
+    def _log(self, load: Load, decision: Decision) -> None:
         for pool, wanted in decision.replicas.items():
             if wanted != load.replicas[pool]:
                 logger.info(f"{pool}: {load.replicas[pool]} -> {wanted} replicas; {decision.reasons[pool]}")
         for prediction in decision.predictions:
             logger.info(f"{prediction.pool}: expected with {prediction.replicas} replicas: {_figure(prediction)}")
         for outcome in decision.outcomes:
-            logger.info(f"{outcome.prediction.pool}: {_came(outcome)}")
+            logger.info(f"{outcome.prediction.pool}: {_comparison(outcome)}")
         if self._file is not None:
             line = {
                 "load": load.as_json(),
                 "replicas": dict(decision.replicas),
                 "reasons": dict(decision.reasons),
-                "outcomes": [_came(outcome) for outcome in decision.outcomes],
+                "outcomes": [_comparison(outcome) for outcome in decision.outcomes],
             }
             self._file.write(json.dumps(line) + "\n")
 
 
 def _latest(metrics: Mapping[str, Mapping[Any, list[Any]]]) -> dict[str, dict[str, float]]:
-    """What each replica said last, by its unique id."""
-    said: dict[str, dict[str, float]] = {}
+    """Return the latest value of each metric, by the unique id of its replica."""
+    latest: dict[str, dict[str, float]] = {}
     for name, by_replica in metrics.items():
         for replica, series in by_replica.items():
             if series:
-                said.setdefault(replica.unique_id, {})[name] = series[-1].value
-    return said
+                latest.setdefault(replica.unique_id, {})[name] = series[-1].value
+    return latest
 
 
 def _front(gateways: list[dict[str, float]]) -> FrontLoad:
-    """The worst of all gateways; they say -1 for what they do not know."""
-    first = [said["ttft_seconds"] for said in gateways if said.get("ttft_seconds", -1.0) >= 0]
-    rates = [said["user_rate"] for said in gateways if said.get("user_rate", -1.0) >= 0]
+    """Return the worst latencies of all gateways; -1 in a metric stands for None."""
+    first = [one["ttft_seconds"] for one in gateways if one.get("ttft_seconds", -1.0) >= 0]
+    rates = [one["user_rate"] for one in gateways if one.get("user_rate", -1.0) >= 0]
     return FrontLoad(ttft_seconds=max(first, default=None), user_rate=min(rates, default=None))
 
 
@@ -111,13 +114,13 @@ def _figure(prediction: Prediction) -> str:
     return f"{prediction.value:.1f} tokens/s of each user"
 
 
-def _came(outcome: Outcome) -> str:
-    measured = "nobody was served" if outcome.measured is None else f"{outcome.measured:.3f} was measured"
+def _comparison(outcome: Outcome) -> str:
+    measured = "no request was served" if outcome.measured is None else f"{outcome.measured:.3f} was measured"
     return f"with {outcome.prediction.replicas} replicas, {_figure(outcome.prediction)} was expected, {measured}"
 
 
 def _opened(folder: Path) -> TextIO:
-    """Raises OSError if the directory cannot be written to: Serve then says so and deploys nothing."""
+    """Open a new file in the folder. Raises OSError: Serve then reports the error and deploys nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"scale-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
     return (folder / name).open("a", buffering=1)

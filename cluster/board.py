@@ -1,4 +1,4 @@
-"""The gateway's board (policy/board.py), and how it is kept up: replicas are asked while requests come."""
+"""The gateway's board (policy/board.py) with statistics that are asked for while requests arrive."""
 
 import asyncio
 import contextvars
@@ -13,13 +13,13 @@ from local.rules import rules
 from policy.board import Board
 
 logger = logging.getLogger("ray.serve")
-FRESH_SECONDS = 0.25  # what replicas said within so long is not asked again
-OLD_SECONDS = 2.0  # what they said longer ago is not used before it has been asked again
-FIRST_SECONDS = 1.0  # how long a request waits for that
+FRESH_SECONDS = 0.25  # age up to which statistics are not asked for again
+OLD_SECONDS = 2.0  # age from which a request waits for new ones
+WAIT_SECONDS = 1.0  # longest such wait
 
 
 class LiveBoard(Board):
-    """Asks the replicas themselves, by `ask`."""
+    """A Board that gets the statistics of all replicas from `ask`."""
 
     def __init__(
         self,
@@ -34,13 +34,13 @@ class LiveBoard(Board):
         self._asking: asyncio.Task[None] | None = None
 
     async def refresh(self) -> None:
-        """See to it that what is known is not old. Waits only if it is, and never long."""
+        """Ask for new statistics if they are not fresh. Wait for them only if the known ones are old."""
         age = self._now() - self._asked_at
         if age > FRESH_SECONDS and (self._asking is None or self._asking.done()):
-            # in an empty context, or Serve would take it for a part of this request, and cancel it with that
+            # in an empty context, or Serve would cancel it together with the request that starts it
             self._asking = asyncio.get_running_loop().create_task(self._update(), context=contextvars.Context())
         if age > OLD_SECONDS and self._asking is not None:
-            await asyncio.wait([self._asking], timeout=FIRST_SECONDS)
+            await asyncio.wait([self._asking], timeout=WAIT_SECONDS)
 
     async def _update(self) -> None:
         self._asked_at = self._now()
@@ -48,4 +48,4 @@ class LiveBoard(Board):
         try:
             self.heard(await self._ask(), then)
         except (Unavailable, TimeoutError) as error:
-            logger.info(f"requests go by what replicas said before: {error}")
+            logger.info(f"replicas gave no new statistics, so requests are routed by the last ones: {error}")

@@ -1,4 +1,4 @@
-"""The command `sparkpool`. Heavy imports stay inside the commands: `generate --local` needs neither Ray nor gRPC."""
+"""The command `sparkpool`. Heavy imports stay inside the commands: `generate --local` works without Ray and gRPC."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,18 +22,18 @@ app.add_typer(drafter_commands)
 app.add_typer(hardware_commands)
 app.add_typer(compare_commands)
 app.add_typer(deploy_commands, name="deploy")
-ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; without one, the shipped model with defaults")]
+ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file; default: the shipped model with default settings")]
 
 
 @app.command()
 def serve(
     config: ConfigFile = None,
     submit: Annotated[
-        str, typer.Option(help="URL of a running Ray cluster's dashboard: deploy there, http://127.0.0.1:8265")
+        str, typer.Option(help="deploy to a running cluster: URL of its dashboard, http://127.0.0.1:8265")
     ] = "",
     show: Annotated[bool, typer.Option("--show", help="print the Serve deploy config, for `serve deploy`")] = False,
 ) -> None:
-    """Start all pools and the gateway on this machine and serve until interrupted; or deploy to a running cluster."""
+    """Start all pools and the gateway on this machine, and serve until interrupted; or deploy to a running cluster."""
     settings = _load(config)
     if show:
         _show(settings)
@@ -48,33 +48,33 @@ def generate(
     prompt: str,
     address: Address = DEFAULT_ADDRESS,
     application: Application = DEFAULT_APPLICATION,
-    local: Annotated[bool, typer.Option("--local", help="both pools in this process, without Ray")] = False,
-    config: Annotated[Path | None, typer.Option(help="YAML file, for --local")] = None,
+    local: Annotated[bool, typer.Option("--local", help="run both pools in this process, without Ray")] = False,
+    config: Annotated[Path | None, typer.Option(help="with --local: YAML file of the configuration")] = None,
     max_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | None = None,
-    no_speculation: Annotated[bool, typer.Option("--no-speculation", help="one token per step")] = False,
-    max_drafts: Annotated[int | None, typer.Option(help="drafts verified in a step, at most")] = None,
+    no_speculation: Annotated[bool, typer.Option("--no-speculation", help="one token per step, no drafts")] = False,
+    max_drafts: Annotated[int | None, typer.Option(help="largest number of drafts verified in a step")] = None,
 ) -> None:
-    """Stream the continuation of PROMPT."""
+    """Stream the continuation of PROMPT to the terminal."""
     from cluster import generate as terminal
 
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    most = 0 if no_speculation else max_drafts
+    drafts = 0 if no_speculation else max_drafts
     try:
         if local:
-            terminal.locally(prompt, _load(config), max_tokens, most, options)
+            terminal.locally(prompt, _load(config), max_tokens, drafts, options)
         else:
-            terminal.remotely(prompt, address, application, max_tokens, most, options)
-    except terminal.Failed as error:
+            terminal.remotely(prompt, address, application, max_tokens, drafts, options)
+    except terminal.GenerateFailed as error:
         _fail(str(error))
 
 
 @app.command()
 def stats(address: Address = DEFAULT_ADDRESS, application: Application = DEFAULT_APPLICATION) -> None:
-    """Show every replica of both pools: queues, pages, leases, transfers, speculation."""
+    """Show the statistics of every replica: queues, pages, leases, transfers, speculation."""
     import grpc
     from rich.console import Console
 
@@ -96,7 +96,7 @@ def stats(address: Address = DEFAULT_ADDRESS, application: Application = DEFAULT
 
 @app.command()
 def version() -> None:
-    """Versions of what matters here."""
+    """Print the versions of sparkpool and of the main packages it uses."""
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
 
@@ -118,7 +118,7 @@ def _show(settings: "Config") -> None:
 
     content = yaml.safe_dump(_deploy_config(settings), sort_keys=False)
     exported = "".join(f"# {name}={value}\n" for name, value in switches(settings.gateway).items())
-    typer.echo(f"# For a cluster where every `ray start` has this in its environment:\n{exported}{content}", nl=False)
+    typer.echo(f"# Every `ray start` of the cluster needs this in its environment:\n{exported}{content}", nl=False)
 
 
 def _submit(settings: "Config", address: str) -> None:
@@ -129,7 +129,7 @@ def _submit(settings: "Config", address: str) -> None:
         ServeSubmissionClient(address).deploy_applications(content)
     except (ConnectionError, RuntimeError) as error:
         _fail(f"{address}: {error}")
-    typer.echo(f"Submitted to {address}; `serve status --address {address}` says when it runs.")
+    typer.echo(f"Submitted to {address}; `serve status --address {address}` shows when it runs.")
 
 
 def _serve_here(settings: "Config") -> None:

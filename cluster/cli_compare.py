@@ -1,4 +1,4 @@
-"""The command that compares: no cluster is started, and neither Ray nor torch is needed."""
+"""The command `sparkpool compare`. It starts no cluster, and needs neither Ray nor torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,25 +13,27 @@ commands = typer.Typer()
 @commands.command()
 def compare(
     scenario: Annotated[Path | None, typer.Argument(help="YAML file: systems, workload, assumptions")] = None,
-    out: Annotated[Path, typer.Option(help="folder for reports; each has one of its own there")] = Path("report"),
+    out: Annotated[Path, typer.Option(help="folder for reports; each gets a folder of its own there")] = Path("report"),
     validate: Annotated[
-        bool, typer.Option("--validate", help="predictions against published points, and nothing else")
+        bool, typer.Option("--validate", help="only compare predictions with published measurements")
     ] = False,
     predict_dspark: Annotated[
-        Path | None, typer.Option(help="CSV of a curve measured with MTP-1: print the curve that DSpark would give")
+        Path | None, typer.Option(help="CSV of a curve measured with MTP-1: print the curve predicted for DSpark")
     ] = None,
-    model: Annotated[str, typer.Option(help="for --predict-dspark: whose curve, if the file has several")] = "",
+    model: Annotated[
+        str, typer.Option(help="with --predict-dspark: the model, if the file has curves of several")
+    ] = "",
 ) -> None:
-    """Compare systems, measured and modelled: writes a page, its numbers and pictures.
+    """Compare measured and modelled systems: write an HTML page, its figures and charts.
 
-    Simulated points are kept: a run that was broken off goes on where it was.
+    Simulated points are kept, so a run that was interrupted continues.
     """
     from engine.errors import ConfigError
 
     if sum((scenario is not None, validate, predict_dspark is not None)) != 1:
-        fail("one of a scenario, --validate and --predict-dspark is needed")
+        fail("give one of: a scenario, --validate, --predict-dspark")
     if model and predict_dspark is None:
-        fail("--model: is for --predict-dspark alone")
+        fail("--model: needs --predict-dspark")
     try:
         if predict_dspark is not None:
             _predict(predict_dspark, model)

@@ -1,4 +1,4 @@
-"""The commands `sparkpool deploy ...`: what an operator wants to know before the machines are there."""
+"""The commands `sparkpool deploy ...`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,22 +10,22 @@ commands = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 @commands.callback()
 def deploy() -> None:
-    """Look at cluster files and configurations before they cost anything."""
+    """Check cluster files and configurations before machines are started."""
 
 
 @commands.command()
 def check(
     files: Annotated[list[Path], typer.Argument(help="cluster files for `ray up`, sparkpool configurations, or both")],
 ) -> None:
-    """Say of each file what would fail: a line for each finding, exit 1 if something would.
+    """Report what would fail with each file, one line per finding; exit with 1 if something would.
 
-    A configuration is checked against the nodes of the cluster files named with it, or else against this machine.
-    Nothing is started and nothing is loaded.
+    A configuration is checked against the nodes of the given cluster files, or without any against this machine.
+    Nothing is started and no weights are loaded.
     """
     from cluster.deploy_check import check as findings
 
     failed = False
     for finding in findings(files):
-        failed |= finding.verdict == "FAILS"
+        failed |= finding.severity == "FAILS"
         typer.echo(str(finding))
     raise typer.Exit(int(failed))

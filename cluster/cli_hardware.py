@@ -1,4 +1,4 @@
-"""Commands about hardware and models as arithmetic: nothing is loaded, and neither Ray nor torch is needed."""
+"""Commands that compute the memory of models. They load no weights, and need neither Ray nor torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,12 +14,14 @@ MODEL = "a checkpoint's directory, a config.json, or the name of a known model (
 @commands.command()
 def layout(
     model: Annotated[str, typer.Argument(help=MODEL)],
-    against: Annotated[str, typer.Option(help="another, to compare with")] = "",
+    against: Annotated[str, typer.Option(help="another model, to compare with")] = "",
     cache: Annotated[str, typer.Option(help="cache precision: fp8, bf16, fp32; default: the family's usual one")] = "",
-    index: Annotated[str, typer.Option(help="of index keys: fp4, fp8, bf16, fp32; default likewise")] = "",
+    index: Annotated[
+        str, typer.Option(help="precision of index keys: fp4, fp8, bf16, fp32; default: the family's usual one")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Bytes of a model's weights, and of its cache by token and by request."""
+    """Print the bytes of a model's weights, and of its cache per token and per request."""
     import json
     from typing import Any
 

@@ -1,4 +1,4 @@
-"""`sparkpool deploy check`: what would go wrong with these files, found before anything is started."""
+"""`sparkpool deploy check`: finds what would fail with cluster files and configurations, before anything is started."""
 
 import math
 from collections.abc import Iterator
@@ -18,23 +18,23 @@ from engine.front import GatewayConfig
 from engine.models.preflight import free_memory, gib
 from local.outlook import Outlook, outlooks
 
-Verdict = Literal["ok", "note", "FAILS"]
+Severity = Literal["ok", "note", "FAILS"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: ok, a note (it cannot be told, or works otherwise than one may think), or what would fail."""
+    """One line: ok, a note (cannot be checked, or may not work as meant), or what would fail."""
 
-    verdict: Verdict
+    severity: Severity
     file: Path
     text: str
 
     def __str__(self) -> str:
-        return f"{self.verdict:5} {self.file}: {self.text}"
+        return f"{self.severity:5} {self.file}: {self.text}"
 
 
 def check(files: list[Path]) -> Iterator[Finding]:
-    """Findings on each file, then on each configuration with each cluster, or with this machine if there is none."""
+    """Check each file, then each configuration on each cluster, or on this machine if there is no cluster file."""
     clusters: list[ClusterFile] = []
     configurations: list[tuple[Path, Config]] = []
     for file in files:
@@ -54,7 +54,7 @@ def check(files: list[Path]) -> Iterator[Finding]:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ConfigError."""
+    """Read the mapping in a YAML file. Raises ConfigError."""
     try:
         content = yaml.safe_load(file.read_text()) or {}
     except OSError as error:
@@ -64,37 +64,37 @@ def read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{file}: holds a {type(content).__name__}, not a mapping")
     if "applications" in content:
-        raise ConfigError(f"{file}: a Serve deploy config; give the configuration that it was made from")
+        raise ConfigError(f"{file}: is a Serve deploy config; check the configuration that it was made from")
     return content
 
 
 def check_cluster(cluster: ClusterFile) -> Iterator[Finding]:
-    """What is wrong with a cluster file, or that `ray up` would take it."""
+    """Report what is wrong with a cluster file, or that `ray up` accepts it."""
     faults = [*cluster.faults()]
     yield from (Finding("FAILS", cluster.file, fault) for fault in faults)
     yield from (Finding("note", cluster.file, note) for note in cluster.notes(switches(GatewayConfig())))
     if not faults:
-        yield Finding("ok", cluster.file, f"provider {cluster.provider}: Ray takes it, and asks for a token")
+        yield Finding("ok", cluster.file, f"provider {cluster.provider}: Ray accepts it, and requires a token")
 
 
 def needs(section: EngineConfig) -> dict[str, float]:
-    """What Ray sets aside for a replica."""
-    asked = {"CPU": section.num_cpus, "GPU": float(section.torch_device.type == "cuda"), **section.resources}
-    return {name: amount for name, amount in asked.items() if amount}
+    """Return the resources that Ray reserves for a replica."""
+    resources = {"CPU": section.num_cpus, "GPU": float(section.torch_device.type == "cuda"), **section.resources}
+    return {name: amount for name, amount in resources.items() if amount}
 
 
 class Configuration:
-    """A sparkpool configuration that Serve would take: do its replicas find machines, and fit there?"""
+    """Checks whether the replicas of a configuration find machines, and fit into their memory."""
 
     def __init__(self, file: Path, config: Config) -> None:
         self.file, self.config = file, config
         self.outlooks: dict[str, Outlook] = {}
 
     def check(self, clusters: list[ClusterFile]) -> Iterator[Finding]:
-        """Findings on the checkpoint and the machines of each cluster; without one, on this machine's."""
+        """Check the checkpoint and the machines of each cluster; without a cluster, this machine."""
         path = self.config.model.path
         if clusters and not path.exists():
-            yield self._note(f"model.path: {path} is not on this machine; what it would take cannot be told")
+            yield self._note(f"model.path: {path} is not on this machine, so its memory cannot be checked")
         else:
             try:
                 self.outlooks = outlooks(self.config)
@@ -112,8 +112,8 @@ class Configuration:
         nodes = cluster.nodes()
         if nodes is None:
             asked = sorted({name for section in self.config.sections.values() for name in section.resources})
-            hosts = f"whether they have {', '.join(asked) or 'room'} cannot be told"
-            yield self._note(f"{cluster.file}: its hosts say themselves what they have: {hosts}")
+            hosts = f"whether they have {', '.join(asked) or 'room'} cannot be checked"
+            yield self._note(f"{cluster.file}: its hosts report their own resources: {hosts}")
             return
         for key, section in self.config.sections.items():
             yield from self._place(key, section, nodes, cluster)
@@ -128,41 +128,43 @@ class Configuration:
                 return
         if not any(node_type.has(asked) for node_type in types):
             takes = ", ".join(f"{name} {amount:g}" for name, amount in sorted(asked.items()))
-            yield self._fails(f"{key}: a replica takes {takes}; {where} has all of that")
+            yield self._fails(f"{key}: a replica needs {takes}; {where} has all of that")
             return
-        most = section.most_replicas
-        placed = sum(nodes.place(key, asked) for _ in range(most))
-        if placed < most:
-            room = "max_workers of the cluster and of its node types leave no more"
-            yield self._fails(f"{key}: {placed} of {most} replicas find room on {cluster.file}: {room}")
+        wanted = section.most_replicas
+        placed = sum(nodes.place(key, asked) for _ in range(wanted))
+        if placed < wanted:
+            room = "max_workers of the cluster and of its node types allow no more"
+            yield self._fails(f"{key}: {placed} of {wanted} replicas find room on {cluster.file}: {room}")
         else:
-            yield self._ok(f"{key}: {most} replicas find room on {cluster.file}")
+            yield self._ok(f"{key}: {wanted} replicas find room on {cluster.file}")
 
     def _memory_of(self, nodes: Nodes, cluster: ClusterFile) -> Iterator[Finding]:
-        """Whether each node's memory is enough for the replicas that would be on it."""
-        untold: set[str] = set()
+        """Check whether each node's memory is enough for the replicas that would run on it."""
+        unknown: set[str] = set()
         for node in nodes.nodes if self.outlooks else []:
             free, where = node.type.resources.get("memory", math.inf), f"{node.type.name} of {cluster.file}"
             for key in node.pools:
                 on_gpu = self.config.sections[key].torch_device.type == "cuda"
                 if on_gpu or free == math.inf:
-                    said = "a GPU's memory" if on_gpu else f"memory: {node.type.name} has no resource `memory`"
-                    untold.add(f"{key}: {cluster.file} does not say {said}, so whether a replica fits cannot be told")
+                    which = "a GPU's memory" if on_gpu else f"memory: {node.type.name} has no resource `memory`"
+                    unknown.add(
+                        f"{key}: {cluster.file} does not say {which}, so whether a replica fits cannot be checked"
+                    )
                     continue
                 try:
                     free -= self.outlooks[key].taken(int(free), where)
                 except ConfigError as error:
                     yield self._fails(f"{key}: {error}")
                     return
-        yield from map(self._note, sorted(untold))
+        yield from map(self._note, sorted(unknown))
 
     def _here(self) -> Iterator[Finding]:
-        """Whether all replicas fit on this machine at once."""
+        """Check whether all replicas fit on this machine at once."""
         cpu, gpus = float(free_memory(torch.device("cpu"))), 0
         for key, section in self.config.sections.items():
-            device, most = section.torch_device, section.most_replicas
+            device, wanted = section.torch_device, section.most_replicas
             try:
-                for _ in range(most):
+                for _ in range(wanted):
                     if device.type == "cuda":
                         gpus += 1
                         self.outlooks[key].taken(self._gpu(gpus, device), str(device))
@@ -171,13 +173,13 @@ class Configuration:
             except ConfigError as error:
                 yield self._fails(f"{key}: {error}")
                 return
-            yield self._ok(f"{key}: {most} replicas fit on this machine")
+            yield self._ok(f"{key}: {wanted} replicas fit on this machine")
 
     def _gpu(self, number: int, device: torch.device) -> int:
-        """Free bytes of a GPU. Raises ConfigError if there are fewer than `number`."""
+        """Return the free bytes of a GPU. Raises ConfigError if there are fewer than `number` GPUs."""
         there = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if number > there:
-            raise ConfigError(f"device: {device}: a GPU for each replica; this machine has {there}")
+            raise ConfigError(f"device: {device}: each replica needs a GPU; this machine has {there}")
         return free_memory(device)
 
     def _ok(self, text: str) -> Finding:

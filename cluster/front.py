@@ -1,11 +1,11 @@
-"""How clients reach the gateways: Serve has three fronts, and Ray's own switches choose one when a cluster starts.
+"""How clients reach the gateways: one of three fronts, chosen by environment variables when Ray starts.
 
     haproxy    client -> HAProxy -> gateway           one address for all applications and gateways of a node
-    direct     client -> gateway                      each gateway has a port; a balancer of one's own goes before them
-    proxy      client -> Serve's proxy -> gateway     a Python process that takes up each message and puts it down again
+    direct     client -> gateway                      each gateway has its own port, for an external load balancer
+    proxy      client -> Serve's proxy -> gateway     a Python process that decodes and encodes each message
 
-A gateway behaves the same in all three. In the first two it listens for clients itself, so what Serve's proxies were
-given (`cluster.proxy.add_servicers`) is then called in each gateway.
+A gateway behaves the same behind all three. With the first two it listens for clients itself, and Serve calls
+`cluster.proxy.add_servicers` in each gateway instead of in its proxies.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ from engine.errors import ConfigError
 from engine.front import GatewayConfig
 
 # Replies between replicas and to the proxy go over gRPC streams instead of Ray objects, and our code runs in the
-# replica's own loop: a message costs a third of the processor time on every hop, and a stream is only asked for its
-# next message when the last one is on its way.
+# replica's own event loop. So a message costs a third of the processor time on every hop, and the next message of a
+# stream is only asked for when the last one has been sent.
 SWITCHES = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 FRONT_SWITCHES = {
     "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
@@ -42,38 +42,38 @@ HAPROXY_PORTS = (
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
     "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
 )
-# Ray means to refuse a gateway a port that is taken, but hands gRPC its `so_reuseport` as text, which gRPC ignores: the
-# gateways of two clusters on one machine would share a port and get each other's calls. So each cluster has its own.
+# Ray wants a gateway to fail if its port is taken, but passes `so_reuseport` to gRPC as text, which gRPC ignores: the
+# gateways of two clusters on one machine would share a port. So each cluster gets its own block of ports.
 GATEWAY_PORTS = range(22000, 30000, 100)
-ANSWER_SECONDS, PAUSE_SECONDS = 60.0, 0.05
+ANSWER_SECONDS, POLL_SECONDS = 60.0, 0.05
 NOT_THERE_YET = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN)
 
 
 def switches(gateway: GatewayConfig) -> dict[str, str]:
-    """What the environment of every `ray start` of a cluster with this front should have."""
+    """Return the environment variables that every `ray start` of a cluster with this front needs."""
     return {
         **SWITCHES,
         **FRONT_SWITCHES[gateway.front],
-        # How long a gateway that is taken away still takes requests, for those who have not heard of it yet.
+        # How long a stopping gateway still accepts requests, until the front knows that it stops.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": f"{gateway.drain_seconds:g}",
-        # HAProxy is replaced by a new process when gateways come or go; the old one serves its streams for so long.
+        # When gateways come or go, a new HAProxy process takes over; the old one serves its streams this long.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(math.ceil(gateway.request_seconds)),
-        # Beyond its limit HAProxy lets a client's requests wait; we turn them away (gateway.max_queued).
+        # Beyond this limit HAProxy lets a client's requests wait; the gateway refuses them (gateway.max_queued).
         "RAY_SERVE_HAPROXY_H2_FE_MAX_CONCURRENT_STREAMS": str(2**16),
     }
 
 
 @contextlib.contextmanager
 def environment(gateway: GatewayConfig) -> Iterator[None]:
-    """What is started in this block has the switches; those that are exported already stay as they are.
+    """Set the environment variables for what the block starts; those that are set already keep their values.
 
-    The gateways' ports and the four that HAProxy needs for its own are free ones, so that a machine can have several
-    clusters. Raises ConfigError if there is no HAProxy, or somebody listens where the front shall.
+    Ports for the gateways and four ports for HAProxy are chosen among free ones, so that several clusters can run on a
+    machine. Raises ConfigError if HAProxy is missing or a port of the front is taken.
     """
     wanted = switches(gateway)
     for name, port in (("grpc_port", gateway.grpc_port), ("http_port", gateway.http_port)):
-        if _taken(port):  # Serve's proxies would share it
-            raise ConfigError(f"gateway.{name}: somebody listens on {port} already")
+        if _taken(port):  # Serve would share it
+            raise ConfigError(f"gateway.{name}: another process listens on port {port} already")
     blocks = random.Random().sample(GATEWAY_PORTS, len(GATEWAY_PORTS))
     lowest = next(low for low in blocks if not any(map(_taken, _block(low))))
     wanted["RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT"] = str(lowest)
@@ -96,9 +96,9 @@ def environment(gateway: GatewayConfig) -> Iterator[None]:
 
 
 def wait_for_answer(application: str) -> None:
-    """Until the cluster's front knows the application, which it learns a moment after that runs.
+    """Wait until the front can reach the application, which is a moment after Serve says that it runs.
 
-    Raises ConfigError if that never happens.
+    Raises ConfigError after ANSWER_SECONDS.
     """
     at = address()
     until = time.monotonic() + ANSWER_SECONDS
@@ -113,11 +113,11 @@ def wait_for_answer(application: str) -> None:
                 if error.code() not in NOT_THERE_YET or time.monotonic() > until:
                     reason = f"{error.code().name}: {error.details()}"
                     raise ConfigError(f"gateway.grpc_port: {application} cannot be reached at {at}: {reason}") from None
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(POLL_SECONDS)
 
 
 def address() -> str:
-    """Where a client on this machine finds the front of the cluster that this process is connected to."""
+    """Return host:port of the front of the cluster that this process is connected to, for clients on this machine."""
     client = _get_global_client()
     host = client.http_config.host
     port = ray.get(client._controller.get_grpc_config.remote()).port
@@ -125,12 +125,12 @@ def address() -> str:
 
 
 def addresses(gateway: GatewayConfig, application: str) -> list[str]:
-    """Where clients on this machine are listened to: at the front, and with `front: direct` at each gateway."""
+    """Return host:port of the front, and with `front: direct` of each gateway, for clients on this machine."""
     return [address(), *(gateway_addresses(application) if gateway.front == "direct" else [])]
 
 
 def gateway_addresses(application: str) -> list[str]:
-    """host:port of each gateway that listens for clients itself; none does with `front: proxy`."""
+    """Return host:port of each gateway that listens for clients itself; none does with `front: proxy`."""
     controller = _get_global_client()._controller
     groups = ray.get(controller.get_target_groups.remote(application, from_proxy_manager=True))
     return [
@@ -143,9 +143,7 @@ def gateway_addresses(application: str) -> list[str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below Ray's worker ports (10002-19999). They are picked at random,
-    so that two callers at the same moment get different ones.
-    """
+    """Return free ports below Ray's worker ports (10002-19999), at random so that two simultaneous callers differ."""
     drawn = random.Random().sample(range(9000, 10000), 1000)
     found = list(islice((port for port in drawn if not _taken(port)), count))
     if len(found) < count:

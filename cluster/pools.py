@@ -13,7 +13,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from cluster.gateway import EventStream
-from cluster.records import Part
+from cluster.records import RecordPart
 from engine.errors import Unavailable
 from engine.facts import ModelFacts
 from engine.stats import ReplicaStats
@@ -94,7 +94,7 @@ class ServePools:
             raise Unavailable(f"a replica was lost while it was asked ({type(error).__name__}); ask again") from error
         return [stats for pool in found for stats in pool]
 
-    async def records(self, skip: dict[str, int]) -> list[Part | None]:
+    async def records(self, skip: dict[str, int]) -> list[RecordPart | None]:
         """The next part of what each decode replica has recorded. Raises Unavailable if one is lost meanwhile."""
         try:
             found = await asyncio.gather(*(_all(self._handles[pool], "records", skip) for pool in self._decode))

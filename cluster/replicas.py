@@ -11,7 +11,7 @@ from typing import Generic
 from ray import serve
 
 from cluster.engine_thread import E, EngineThread
-from cluster.records import Part, part_of
+from cluster.records import RecordPart, part_of
 from decode import Decoder
 from engine.config import Config, EngineConfig
 from engine.facts import ModelFacts
@@ -130,7 +130,7 @@ class DecodeDeployment(EngineDeployment[Decoder | ColocatedEngine]):
         async for event in self._thread.stream(request.id, add):
             yield event
 
-    async def records(self, skip: dict[str, int]) -> Part | None:
+    async def records(self, skip: dict[str, int]) -> RecordPart | None:
         """Return the next part of the steps recorded here (cluster/records.py); None if none are."""
         file: Path | None = await asyncio.wrap_future(self._thread.call(lambda engine: engine.record_file))
         return None if file is None else await asyncio.to_thread(part_of, file, self._pool, skip)

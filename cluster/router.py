@@ -1,18 +1,17 @@
-"""How a call reaches the replica that the gateway wants: policy/ ranks, Serve's router obeys."""
+"""Sends a call to the replica that the gateway prefers: policy/ ranks replicas, Serve's router follows."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-PATH = "cluster.router.WishRouter"
+PATH = "cluster.router.PreferenceRouter"
 
 
-class WishRouter(RequestRouter):  # type: ignore[misc] # Ray has no types
-    """Tries a call's `preferred_replicas`, unique ids of replicas, in their order; then the others, the
-    shortest queue first.
+class PreferenceRouter(RequestRouter):  # type: ignore[misc] # Ray has no types
+    """Tries a call's `preferred_replicas` (their unique ids) in order, then the others by the length of their queues.
 
-    A replica that is gone or at its limit is passed over. A call without preferred_replicas goes to the shortest queue.
+    A replica that is gone or at its limit is skipped. A call without preferred replicas goes to the shortest queue.
     """
 
     async def choose_replicas(
@@ -20,13 +19,13 @@ class WishRouter(RequestRouter):  # type: ignore[misc] # Ray has no types
     ) -> Sequence[list[RunningReplica]]:
         preferred_replicas: tuple[str, ...] = ()
         if pending_request is not None:
-            pending_request.routing_context.should_backoff = True  # or Serve asks again at once, without end
+            pending_request.routing_context.should_backoff = True  # otherwise Serve calls this in a tight loop
             preferred_replicas = pending_request.kwargs.get("preferred_replicas", ())
         return ranked(preferred_replicas, {replica.replica_id.unique_id: replica for replica in candidate_replicas})
 
 
 def ranked(preferred_replicas: Sequence[str], replicas: dict[str, Any]) -> list[list[Any]]:
-    """Groups of replicas, to be tried one after the other."""
-    wished = [wish for wish in dict.fromkeys(preferred_replicas) if wish in replicas]
-    others = [replica for name, replica in replicas.items() if name not in wished]
-    return [*([replicas[wish]] for wish in wished), *([others] if others else [])]
+    """Return groups of replicas in the order in which to try them."""
+    preferred = [name for name in dict.fromkeys(preferred_replicas) if name in replicas]
+    others = [replica for name, replica in replicas.items() if name not in preferred]
+    return [*([replicas[name]] for name in preferred), *([others] if others else [])]

@@ -1,4 +1,4 @@
-"""The ingress deployment: each RPC in a few lines, every error to its gRPC status."""
+"""The ingress deployment of Serve: implements the RPCs, and gives each error its gRPC status."""
 
 import asyncio
 import contextlib
@@ -27,13 +27,13 @@ from engine.facts import ModelFacts
 from engine.text import Text
 from engine.types import check_tokens
 
-SERVICES = ("", "sparkpool.v1.Inference")  # what grpc.health.v1 may be asked about; "" is the whole server
+SERVICES = ("", "sparkpool.v1.Inference")  # the names that grpc.health.v1 knows; "" is the whole server
 WATCH_SECONDS = 1.0
-PUSHBACK = "grpc-retry-pushback-ms"  # what gRPC clients with a retry policy obey (gRFC A6)
+PUSHBACK = "grpc-retry-pushback-ms"  # metadata that gRPC clients with a retry policy obey (gRFC A6)
 
 
 class InferenceServicer:
-    """sparkpool.v1.Inference and grpc.health.v1.Health. Serve routes an RPC to the method of its name."""
+    """Implements sparkpool.v1.Inference and grpc.health.v1.Health. Serve routes an RPC to the method of its name."""
 
     def __init__(self, config: Config, prefill: DeploymentHandle, decode: dict[str, DeploymentHandle]) -> None:
         self._config = config
@@ -87,12 +87,12 @@ class InferenceServicer:
             return pb.DetokenizeReply(text=self._text.decode(tuple(proto.ids)))
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What scaling goes by, of the front (cluster/autoscale.py); -1 for what is not known."""
+        """Return the gateway's recent latencies for cluster/autoscale.py; -1 stands for None."""
         load = self._gateway.load(self._config.targets.ttft_percentile)
         return {name: -1.0 if value is None else value for name, value in vars(load).items()}
 
     async def cancel(self, call: str) -> None:
-        """A proxy says that the client of this call is gone."""
+        """Cancel a call by its id: a proxy calls this when the client has disconnected."""
         if task := self._calls.get(call):
             task.cancel()
 
@@ -126,7 +126,7 @@ class InferenceServicer:
 
     @contextlib.contextmanager
     def _cancellable(self, context: RayServegRPCContext) -> Iterator[None]:
-        """While the block runs, `cancel` can end it by the id that the proxy gave the call."""
+        """While the block runs, `cancel` can end it by the id that cluster/proxy.py gave the call."""
         call = dict(context.invocation_metadata()).get(CALL_KEY)
         task = asyncio.current_task()
         if call is None or task is None:
@@ -139,7 +139,7 @@ class InferenceServicer:
             del self._calls[call]
 
     async def _health(self) -> Any:
-        """SERVING if a replica of each pool answers."""
+        """Return SERVING if a replica of each pool answers."""
         if await self._pools.healthy():
             return health_pb2.HealthCheckResponse.SERVING
         return health_pb2.HealthCheckResponse.NOT_SERVING

@@ -1,4 +1,4 @@
-"""The answer of an OpenAI-compatible server as it streams in: server-sent events, chunks, and what they come to."""
+"""Reads the streamed answer of an OpenAI-compatible server: server-sent events, their JSON chunks, the whole answer."""
 
 import json
 import math
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from cluster.bench.load import Failed, Record
+from cluster.bench.load import CallFailed, RequestRecord
 
-NO_USAGE = "NO_USAGE"  # the answer is complete, and the server did not say how many tokens it has
+NO_USAGE = "NO_USAGE"  # status of a complete answer whose tokens the server did not count
 STATUS = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -24,27 +24,29 @@ STATUS = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-BAD_FINISHES = {"error": "INTERNAL", "abort": "ABORTED"}  # vLLM and SGLang end some broken answers like this
+BAD_FINISHES = {"error": "INTERNAL", "abort": "ABORTED"}  # vLLM and SGLang finish some broken answers so
 
 
 @dataclass(frozen=True)
-class Chunk:
+class SseChunk:
+    """One chunk of a streamed answer."""
+
     has_tokens: bool
 
-    def note(self, record: Record, now: float) -> None:
+    def note(self, record: RequestRecord, now: float) -> None:
         record.messages.append((now, int(self.has_tokens)))
 
 
 @dataclass(kw_only=True)
-class Answer:
-    """What the chunks of an answer have told so far of the whole."""
+class EndpointAnswer:
+    """What the chunks of an answer have said so far about the whole."""
 
     finish_reason: str = ""
     done: bool = False
     usage: dict[str, Any] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
 
-    def read(self, chunk: dict[str, Any]) -> Chunk:
+    def read(self, chunk: dict[str, Any]) -> SseChunk:
         has_tokens = False
         for choice in _list(chunk.get("choices")):
             delta = as_dict(choice.get("delta"))
@@ -55,22 +57,21 @@ class Answer:
             self.usage |= usage
             self.times |= {name: value for name, value in usage.items() if name.endswith("_time") and _is_number(value)}
         self.times |= {name: value for name, value in as_dict(chunk.get("time_info")).items() if _is_number(value)}
-        return Chunk(has_tokens)
+        return SseChunk(has_tokens)
 
     def check(self) -> None:
-        """Raise Failed unless the answer is whole, now that the stream has ended."""
+        """Raise CallFailed unless the answer is complete at the end of its stream."""
         if not self.done and not self.finish_reason:
-            raise Failed("UNAVAILABLE", "the stream ended before [DONE] or a finish_reason")
+            raise CallFailed("UNAVAILABLE", "the stream ended before [DONE] or a finish_reason")
         if self.finish_reason in BAD_FINISHES:
-            raise Failed(BAD_FINISHES[self.finish_reason], f"finish_reason is {self.finish_reason!r}")
+            raise CallFailed(BAD_FINISHES[self.finish_reason], f"finish_reason is {self.finish_reason!r}")
         if not all(type(self.usage.get(name)) is int for name in ("prompt_tokens", "completion_tokens")):
-            raise Failed(NO_USAGE, "the stream had no usage with prompt_tokens and completion_tokens")
+            raise CallFailed(NO_USAGE, "the stream had no usage with prompt_tokens and completion_tokens")
 
-    def note(self, record: Record, now: float) -> None:
-        """Spread the count of tokens over the messages that had any: evenly, but the first has one."""
-        tokens = self.usage["completion_tokens"]
-        places = [place for place, (_, any_tokens) in enumerate(record.messages) if any_tokens]
-        share = iter(_shares(tokens, len(places)))
+    def note(self, record: RequestRecord, now: float) -> None:
+        """Spread the tokens of `usage` evenly over the messages with tokens, but give the first message one."""
+        messages = sum(1 for _, any_tokens in record.messages if any_tokens)
+        share = iter(_shares(self.usage["completion_tokens"], messages))
         record.messages = [(at, next(share) if any_tokens else 0) for at, any_tokens in record.messages]
         record.prompt_tokens = self.usage["prompt_tokens"]
         cached = as_dict(self.usage.get("prompt_tokens_details")).get("cached_tokens")
@@ -79,16 +80,16 @@ class Answer:
 
 
 def _shares(tokens: int, messages: int) -> list[int]:
-    """`tokens` over so many messages. With fewer tokens than messages, the last one still gets one."""
+    """Spread `tokens` over `messages`. With fewer tokens than messages, the last message still gets one."""
     if messages < 2:
         return [tokens] * messages
     first, rest = min(tokens, 1), max(tokens - 1, 0)
-    ends = [rest * place // (messages - 1) for place in range(messages)]
+    ends = [rest * number // (messages - 1) for number in range(messages)]
     return [first, *(after - before for before, after in pairwise(ends))]
 
 
 async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The data of server-sent events; one that the end of the stream cuts off is dropped, as the standard says."""
+    """Yield the data of server-sent events. The standard drops one that the end of the stream cuts off."""
     rest, data = b"", []
     async for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
@@ -101,22 +102,22 @@ async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def parsed(data: bytes) -> dict[str, Any]:
-    """A chunk that is no error. Raises Failed."""
+    """Parse a chunk. Raises CallFailed if it is no JSON object or reports an error."""
     try:
         chunk = json.loads(data)
     except ValueError as error:
-        raise Failed("INTERNAL", f"malformed JSON in a chunk: {error}") from None
+        raise CallFailed("INTERNAL", f"malformed JSON in a chunk: {error}") from None
     if not isinstance(chunk, dict):
-        raise Failed("INTERNAL", f"a chunk is no JSON object: {data!r}")
+        raise CallFailed("INTERNAL", f"a chunk is not a JSON object: {data!r}")
     whole = chunk if chunk.get("object") == "error" else None
-    if told := chunk.get("error") or as_dict(chunk.get("x_groq")).get("error") or whole:
-        code = as_dict(told).get("code")
-        raise Failed(status_of(code if type(code) is int else 500), f"error in the stream: {message_of(told)}")
+    if reported := chunk.get("error") or as_dict(chunk.get("x_groq")).get("error") or whole:
+        code = as_dict(reported).get("code")
+        raise CallFailed(status_of(code if type(code) is int else 500), f"error in the stream: {message_of(reported)}")
     return chunk
 
 
 def status_of(code: int) -> str:
-    """The name that gRPC has for an HTTP status."""
+    """Return the name of the gRPC status that corresponds to an HTTP status."""
     if code in STATUS:
         return STATUS[code]
     return "INTERNAL" if code >= 500 else "FAILED_PRECONDITION" if code >= 400 else "UNKNOWN"

@@ -1,4 +1,4 @@
-"""Calls to an OpenAI-compatible server: what `sparkpool bench --endpoint` measures."""
+"""Sends requests to an OpenAI-compatible server, for `sparkpool bench --endpoint`."""
 
 import asyncio
 import json
@@ -14,26 +14,26 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from cluster.bench.chunks import Answer, as_dict, events, message_of, parsed, status_of
-from cluster.bench.load import Ask, Failed, Record, Told
+from cluster.bench.chunks import EndpointAnswer, as_dict, events, message_of, parsed, status_of
+from cluster.bench.load import CallEvent, CallFailed, RequestRecord, SendRequest
 from cluster.bench.workload import Job
 from engine.errors import ConfigError
 
 APIS = ("chat", "completions")
-TRIES = 10  # sendings of a request that is refused for now
-LONGEST_PAUSE_SECONDS = 60.0  # where the server names none
-LONGEST_WAIT_SECONDS = 600.0  # a server that names more has refused for good (a day's quota)
-CONNECT_SECONDS, SILENCE_SECONDS = 10.0, 600.0
+MAX_SENDS = 10  # of one request that is throttled
+MAX_BACKOFF_SECONDS = 60.0  # if the server names no wait
+MAX_WAIT_SECONDS = 600.0  # a server that names a longer wait has refused the request (a daily quota)
+CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 KEEP_ALIVE_SECONDS = 60.0
-MOST_DETAILS = 300  # characters
+MAX_DETAILS = 300  # characters of a server's message that are kept
 
 
 def base_url(given: str) -> str:
-    """The URL without a slash at the end, and with /v1 if it has no path. Raises ConfigError."""
+    """Return the URL without a trailing slash, and with /v1 if it has no path. Raises ConfigError."""
     try:
         parts = urlsplit(given)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
+    except ValueError:  # the port is not a number
         good = False
     if not good:
         raise ConfigError("--endpoint: must be like https://host/v1")
@@ -43,7 +43,7 @@ def base_url(given: str) -> str:
 
 
 def read_key(file: Path) -> str:
-    """The only line of a file. Raises ConfigError, which does not tell what is in it."""
+    """Return the only line of a file. Raises ConfigError, whose text has nothing of the file's content."""
     try:
         key = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -54,8 +54,8 @@ def read_key(file: Path) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """An endpoint, and what every request to it has."""
+class Endpoint:
+    """A server and the options that all requests to it share."""
 
     base: str
     model: str
@@ -69,81 +69,80 @@ class Target:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Compression would keep chunks back until there is enough to compress."""
+        """No compression: it would hold chunks back until there is enough to compress."""
         bearer = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         return {"Accept": "text/event-stream", "Accept-Encoding": "identity", **bearer}
 
     def body(self, job: Job) -> dict[str, Any]:
         prompt = {"messages": [{"role": "user", "content": job.prompt}]} if self.chat else {"prompt": job.prompt}
-        most = {} if job.max_tokens is None else {"max_tokens": job.max_tokens}
+        limit = {} if job.max_tokens is None else {"max_tokens": job.max_tokens}
         stream = {"stream": True, "stream_options": {"include_usage": True}}
-        return {"model": self.model, **prompt, **most, **self.sampling, **stream}
+        return {"model": self.model, **prompt, **limit, **self.sampling, **stream}
 
-    def failed(self, status: str, details: str) -> Failed:
-        """What the server said, short, on one line, and without the key if it repeats it."""
-        said = details.replace(self.key, "[key]") if self.key else details
-        said = " ".join(said.split())
-        return Failed(status, said if len(said) <= MOST_DETAILS else f"{said[:MOST_DETAILS]}...")
+    def failed(self, status: str, details: str) -> CallFailed:
+        """Return the server's message as an error: on one line, shortened, and without the key."""
+        text = " ".join((details.replace(self.key, "[key]") if self.key else details).split())
+        return CallFailed(status, text if len(text) <= MAX_DETAILS else f"{text[:MAX_DETAILS]}...")
 
 
-class Refused:
-    """The server will take the request later."""
+class Throttled:
+    """The server asks to send the request again later (HTTP 429 or 503)."""
 
-    def note(self, record: Record, now: float) -> None:
+    def note(self, record: RequestRecord, now: float) -> None:
         record.throttled += 1
 
 
-class SentAgain:
-    """The wait is over."""
+class Resent:
+    """A throttled request is sent again."""
 
-    def note(self, record: Record, now: float) -> None:
+    def note(self, record: RequestRecord, now: float) -> None:
         first_sent = record.first_sent
         record.sent, record.throttled_seconds = now, now - first_sent
 
 
 @asynccontextmanager
-async def connected(target: Target) -> AsyncIterator[Ask]:
-    """What sends requests there. Connections are kept, as many as there are requests under way."""
+async def connected(endpoint: Endpoint) -> AsyncIterator[SendRequest]:
+    """Yield a function that sends a request to the endpoint, over as many connections as requests are open."""
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=target.headers) as session:
-        yield lambda job: _call(session, target, job)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=endpoint.headers) as session:
+        yield lambda job: _call(session, endpoint, job)
 
 
-async def _call(session: aiohttp.ClientSession, target: Target, job: Job) -> AsyncIterator[Told]:
-    """Send a job, again and again while it is refused for now. Raises Failed."""
-    body = target.body(job)
-    for tried in range(1, TRIES + 1):
+async def _call(session: aiohttp.ClientSession, endpoint: Endpoint, job: Job) -> AsyncIterator[CallEvent]:
+    """Send a request, again while it is throttled, and yield what comes. Raises CallFailed."""
+    body = endpoint.body(job)
+    for sends in range(1, MAX_SENDS + 1):
         try:
-            # a redirected POST may become a GET, and the key would go to another host
-            async with session.post(target.url, json=body, allow_redirects=False) as response:
+            # a redirect may turn the POST into a GET, and would send the key to another host
+            async with session.post(endpoint.url, json=body, allow_redirects=False) as response:
                 if response.status == 200:
-                    async for told in _stream(response):
-                        yield told
+                    async for event in _stream(response):
+                        yield event
                     return
-                wait = _wait(response, tried)
-                refusal = Failed(status_of(response.status), f"HTTP {response.status}: {await _said(response)}")
-        except Failed as error:
-            raise target.failed(error.status, error.details) from None
+                wait = _wait(response, sends)
+                refusal = CallFailed(status_of(response.status), f"HTTP {response.status}: {await _message(response)}")
+        except CallFailed as error:
+            raise endpoint.failed(error.status, error.details) from None
         except aiohttp.SocketTimeoutError as error:
-            raise target.failed("DEADLINE_EXCEEDED", f"no byte came for {SILENCE_SECONDS:.0f} s") from error
+            raise endpoint.failed("DEADLINE_EXCEEDED", f"no data came for {READ_SECONDS:.0f} s") from error
         except aiohttp.ClientError as error:
-            raise target.failed("UNAVAILABLE", f"{type(error).__name__}: {error}") from error
+            raise endpoint.failed("UNAVAILABLE", f"{type(error).__name__}: {error}") from error
         if wait is None:
-            raise target.failed(refusal.status, refusal.details)
-        yield Refused()
-        if wait > LONGEST_WAIT_SECONDS or tried == TRIES:
-            reason = f"{tried} tries, and it asks to wait for {wait:.0f} s"
-            raise target.failed("RESOURCE_EXHAUSTED", f"{reason}; {refusal.details}")
+            raise endpoint.failed(refusal.status, refusal.details)
+        yield Throttled()
+        if wait > MAX_WAIT_SECONDS or sends == MAX_SENDS:
+            reason = f"sent {sends} times, and the server asks to wait for {wait:.0f} s"
+            raise endpoint.failed("RESOURCE_EXHAUSTED", f"{reason}; {refusal.details}")
         await asyncio.sleep(wait)
-        yield SentAgain()
+        yield Resent()
 
 
-async def _stream(response: aiohttp.ClientResponse) -> AsyncIterator[Told]:
-    """The chunks of an answer, and the answer if it is whole."""
+async def _stream(response: aiohttp.ClientResponse) -> AsyncIterator[CallEvent]:
+    """Yield the chunks of an answer, then the answer itself if it is complete."""
     if response.content_type == "application/json":
-        raise Failed("INTERNAL", f"no stream but one JSON object: {await _said(response)}")
-    answer = Answer()
+        raise CallFailed("INTERNAL", f"not a stream but one JSON object: {await _message(response)}")
+    answer = EndpointAnswer()
     async for data in events(response.content.iter_any()):
         if data == b"[DONE]":
             answer.done = True
@@ -153,18 +152,18 @@ async def _stream(response: aiohttp.ClientResponse) -> AsyncIterator[Told]:
     yield answer
 
 
-def _wait(response: aiohttp.ClientResponse, tried: int) -> float | None:
-    """Seconds after which the server may be asked again; None if that would not help."""
+def _wait(response: aiohttp.ClientResponse, sends: int) -> float | None:
+    """Return after how many seconds to send the request again; None if the server will not take it."""
     if response.status not in (429, 503):
         return None
     named = _retry_after(response.headers)
     if named is None and response.status == 429:
-        return min(2.0 ** (tried - 1), LONGEST_PAUSE_SECONDS)
+        return min(2.0 ** (sends - 1), MAX_BACKOFF_SECONDS)
     return named
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """The wait that these headers name, in seconds; None if they name none that makes sense."""
+    """Return the wait that these headers name, in seconds; None if they name none or an impossible one."""
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) * unit
@@ -174,20 +173,20 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
             return seconds
     if (until := _moment(headers.get("retry-after"))) is None:
         return None
-    sent = _moment(headers.get("date"))  # by the server's clock: ours may differ
+    sent = _moment(headers.get("date"))  # by the server's clock, which may differ from ours
     return max(0.0, until - (time.time() if sent is None else sent))
 
 
 def _moment(date: str | None) -> float | None:
-    """Seconds since 1970 of an HTTP date; None if it is none."""
+    """Return an HTTP date as seconds since 1970; None if it is not a date."""
     try:
         return parsedate_to_datetime(date or "").timestamp()
     except (ValueError, OverflowError):
         return None
 
 
-async def _said(response: aiohttp.ClientResponse) -> str:
-    """The message of an answer that is no stream."""
+async def _message(response: aiohttp.ClientResponse) -> str:
+    """Return the message in a response that is not a stream."""
     text = (await response.read()).decode(errors="replace")
     try:
         found = json.loads(text)

@@ -1,8 +1,7 @@
-"""Sends requests as a schedule says and writes down when what came back. One event loop holds all streams.
+"""Sends requests on schedule and records when each message of their answers arrives, all in one event loop.
 
-One loop rather than a thread per stream: against a server that stamps its messages, at 64 streams and 4,000 messages
-a second on two cores, it takes 50 us of processor time per message instead of 90, and sees 99% of them within 2 ms of
-being sent instead of 7.
+An event loop rather than a thread per stream: at 64 streams and 4,000 messages a second on two cores it takes 50 us of
+processor time per message instead of 90, and sees 99% of the messages within 2 ms of being sent instead of 7 ms.
 """
 
 import asyncio
@@ -20,38 +19,38 @@ from cluster.bench.workload import Job
 from cluster.proto import sparkpool_pb2 as pb
 
 OK, CANCELLED = "OK", "CANCELLED"
-EMPTY = "EMPTY"  # the stream ended well and had no token: the server is at fault
+EMPTY = "EMPTY"  # status of a call that ended without an error and without a token
 
 
-class Failed(Exception):
-    """A call that did not end well: the name of a gRPC status, or one of our own, and what is known of it."""
+class CallFailed(Exception):
+    """A call that failed. `status` is the name of a gRPC status, or EMPTY or NO_USAGE; `details` says why."""
 
     def __init__(self, status: str, details: str) -> None:
         super().__init__(status, details)
         self.status, self.details = status, details
 
 
-class Told(Protocol):
-    """What came of a call that is not a gRPC call. It knows what that means for the call's record."""
+class CallEvent(Protocol):
+    """Something that happens during a call to an endpoint; it enters itself into the call's record."""
 
-    def note(self, record: "Record", now: float) -> None: ...
+    def note(self, record: "RequestRecord", now: float) -> None: ...
 
 
-Ask = Callable[[Job], AsyncIterator[pb.GenerateReply | Told]]
-"""Iterating raises grpc.RpcError or Failed."""
+SendRequest = Callable[[Job], AsyncIterator[pb.GenerateReply | CallEvent]]
+"""Sends a request and yields what comes back. Raises grpc.RpcError or CallFailed."""
 
 
 @dataclass(kw_only=True)
-class Record:
+class RequestRecord:
     """One request as the client saw it. Times are seconds from the start of the run."""
 
     index: int
     scheduled: float | None
-    """When it was due (open loop); None in a closed loop, where a request is due when it is sent."""
+    """When the request was due (open loop); None in a closed loop."""
     sent: float
-    """The last time, if an endpoint had refused it for now."""
+    """When it was sent; if it was throttled, when it was sent last."""
     messages: list[tuple[float, int]] = field(default_factory=list)
-    """When each message came, and how many tokens it had."""
+    """The arrival time of each message, and its number of tokens."""
     ended: float = 0.0
     status: str = CANCELLED
     """OK, the name of the gRPC status, EMPTY or NO_USAGE."""
@@ -59,17 +58,17 @@ class Record:
     finish_reason: str = ""
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """Of the prompt, what the server had already."""
+    """Prompt tokens that the server had in its cache."""
     timings: dict[str, Any] = field(default_factory=dict)
     """The last reply's `Timings`."""
     acceptance: dict[str, Any] = field(default_factory=dict)
-    """The last reply's `Acceptance`, if it has one."""
+    """The last reply's `Acceptance`; empty if it has none."""
     vendor_times: dict[str, float] = field(default_factory=dict)
-    """What an endpoint says of its own times, by its own names; seconds."""
+    """Durations that an endpoint reports of itself, in seconds, by its own names."""
     throttled: int = 0
-    """How often an endpoint refused it for now (HTTP 429 or 503)."""
+    """How often an endpoint asked to send it again later (HTTP 429 or 503)."""
     throttled_seconds: float = 0.0
-    """From when it was first sent to when it was sent the last time."""
+    """Seconds from the first time it was sent to the last."""
 
     @property
     def ok(self) -> bool:
@@ -81,7 +80,7 @@ class Record:
 
     @property
     def token_times(self) -> list[float]:
-        """When each message that had a token came."""
+        """The arrival times of the messages that had tokens."""
         return [at for at, tokens in self.messages if tokens]
 
     @property
@@ -90,7 +89,7 @@ class Record:
 
     @property
     def late_seconds(self) -> float:
-        """From when it was due to when it was sent (the last time)."""
+        """Seconds from when it was due to when it was sent last."""
         return 0.0 if self.scheduled is None else self.sent - self.scheduled
 
     @property
@@ -106,7 +105,7 @@ class Record:
 
     @property
     def itl(self) -> list[float]:
-        """Seconds between messages that had tokens."""
+        """Seconds between successive messages that had tokens."""
         times = self.token_times
         return [after - before for before, after in pairwise(times)]
 
@@ -120,29 +119,31 @@ class Record:
 class Schedule:
     """When requests are sent.
 
-    Closed loop (`due` is None): `concurrency` requests are under way at any time. Open loop: each at its time in
-    `due`, whatever has become of the others; with `concurrency`, at most so many are under way and the rest wait.
+    Closed loop (`due` is None): `concurrency` requests are open at any time. Open loop: each is sent at its time in
+    `due`, whether or not others have finished; with `concurrency`, at most that many are open and the rest wait.
     """
 
     concurrency: int | None
     due: Iterator[float] | None = None
     seconds: float | None = None
-    """No request is sent or due after this; those under way are finished."""
+    """Seconds after which no request is sent; those that are open finish."""
 
 
-class Load:
-    """One run. `on_end` is called with each record when its request has ended."""
+class LoadGenerator:
+    """Sends one load. `on_end` is called with the record of each request that has ended."""
 
-    def __init__(self, ask: Ask, schedule: Schedule, on_end: Callable[[Record], None] = lambda _: None) -> None:
-        self._ask = ask
+    def __init__(
+        self, send: SendRequest, schedule: Schedule, on_end: Callable[[RequestRecord], None] = lambda _: None
+    ) -> None:
+        self._send = send
         self._schedule = schedule
         self._on_end = on_end
         self._slots = asyncio.Semaphore(schedule.concurrency or sys.maxsize)
         self._started = 0.0
-        self.records: list[Record] = []
+        self.records: list[RequestRecord] = []
 
     async def run(self, jobs: Iterable[Job]) -> None:
-        """Send `jobs` until they or the schedule's seconds are over. Cancelled, it ends the calls under way."""
+        """Send `jobs` until they or the schedule's seconds are over. If cancelled, cancel the open calls."""
         self._started = time.perf_counter()
         async with asyncio.TaskGroup() as calls:
             for index, job in enumerate(jobs):
@@ -155,9 +156,9 @@ class Load:
                 calls.create_task(self._call(index, scheduled, job))
 
     async def _call(self, index: int, scheduled: float | None, job: Job) -> None:
-        record = Record(index=index, scheduled=scheduled, sent=self._now)
+        record = RequestRecord(index=index, scheduled=scheduled, sent=self._now)
         try:
-            async for reply in self._ask(job):
+            async for reply in self._send(job):
                 if isinstance(reply, pb.GenerateReply):
                     _note(reply, record, self._now)
                 else:
@@ -165,7 +166,7 @@ class Load:
             record.status = OK if record.output_tokens else EMPTY
         except grpc.RpcError as error:
             record.status, record.details = error.code().name, error.details() or ""
-        except Failed as error:
+        except CallFailed as error:
             record.status, record.details = error.status, error.details
         finally:
             record.ended = self._now
@@ -181,13 +182,13 @@ class Load:
         return time.perf_counter() - self._started
 
 
-def _note(reply: pb.GenerateReply, record: Record, now: float) -> None:
+def _note(reply: pb.GenerateReply, record: RequestRecord, now: float) -> None:
     record.messages.append((now, len(reply.token_ids)))
     if reply.finish_reason:
         _close(record, reply)
 
 
-def _close(record: Record, last: pb.GenerateReply) -> None:
+def _close(record: RequestRecord, last: pb.GenerateReply) -> None:
     record.finish_reason = pb.FinishReason.Name(last.finish_reason)
     record.prompt_tokens, record.cached_tokens = last.usage.prompt_tokens, last.usage.cached_tokens
     record.timings = {field.name: getattr(last.timings, field.name) for field in last.timings.DESCRIPTOR.fields}

@@ -1,4 +1,4 @@
-"""One run of `sparkpool bench`, from its options to its figures."""
+"""Runs `sparkpool bench`, from its options to its figures."""
 
 import asyncio
 import json
@@ -19,30 +19,30 @@ import grpc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cluster.bench.endpoint import APIS, Target, base_url, connected, read_key
-from cluster.bench.load import Ask, Load, Record, Schedule
+from cluster.bench.endpoint import APIS, Endpoint, base_url, connected, read_key
+from cluster.bench.load import LoadGenerator, RequestRecord, Schedule, SendRequest
 from cluster.bench.report import Summary, as_json, latency_table, lines, reasons, summary
 from cluster.bench.words import Words
 from cluster.bench.workload import Job, Lengths, arrivals, as_text, random_jobs, read_prompts
 from cluster.client import generate_request
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.proto.sparkpool_pb2_grpc import InferenceStub
-from cluster.records import Kept
+from cluster.records import RecordFiles
 from decode.record import WRITE_SECONDS
 from engine.config import SHIPPED_MODEL
 from engine.errors import ConfigError
 
 DEFAULT_CONCURRENCY, DEFAULT_REQUESTS, DEFAULT_OUTPUT_TOKENS = 8, 64, 64
 CONNECT_SECONDS = 10.0
-OF_ENDPOINTS = ("model", "api", "key_file", "tokenizer")
-NOT_OF_ENDPOINTS = ("address", "application", "decode_pool", "service_tier", "record")
+ENDPOINT_OPTIONS = ("model", "api", "key_file", "tokenizer")
+SERVICE_OPTIONS = ("address", "application", "decode_pool", "service_tier", "record")
 
 RandomJobs = Callable[[Random], Iterator[Job]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """The command's options, which `sparkpool bench --help` explains."""
+class BenchOptions:
+    """The options of the command; `sparkpool bench --help` explains them."""
 
     address: str
     application: str
@@ -81,16 +81,16 @@ class Options:
             if value is not None and not value > 0:
                 raise ConfigError(f"--{name.replace('_', '-')}: must be above 0, is {value}")
         if self.rate is not None and math.isinf(self.rate):
-            raise ConfigError("--rate: must be finite; --concurrency keeps so many requests under way")
+            raise ConfigError("--rate: must be finite; for requests without pause use --concurrency")
         if self.requests is not None and self.seconds is not None:
-            raise ConfigError("--requests and --seconds: only one of them can end the run")
+            raise ConfigError("--requests and --seconds: give only one of them: it ends the run")
         if self.warmup < 0:
             raise ConfigError(f"--warmup: must not be negative, is {self.warmup}")
         if self.json_file is not None and not self.json_file.absolute().parent.is_dir():
             raise ConfigError(f"--json {self.json_file}: there is no such directory")
-        for name in NOT_OF_ENDPOINTS if self.endpoint else OF_ENDPOINTS:
+        for name in SERVICE_OPTIONS if self.endpoint else ENDPOINT_OPTIONS:
             if getattr(self, name):
-                reason = "makes no sense with --endpoint" if self.endpoint else "is for --endpoint"
+                reason = "cannot be used with --endpoint" if self.endpoint else "needs --endpoint"
                 raise ConfigError(f"--{name.replace('_', '-')}: {reason}")
         if self.endpoint:
             self._check_endpoint()
@@ -127,15 +127,15 @@ class Options:
             service_tier=self.service_tier,
         )
 
-    def target(self) -> Target:
-        """The endpoint. Sampling that has its default is not sent, for not every server takes every field; but the
-        temperature is, whose default is not theirs."""
+    def destination(self) -> Endpoint:
+        """Return the endpoint to measure. Sampling options with their default are not sent, since not every server has
+        every field; except the temperature, whose default differs."""
         sampling: dict[str, Any] = {"temperature": self.temperature}
         sampling |= {"top_p": self.top_p} if self.top_p != 1.0 else {}
         sampling |= {"top_k": self.top_k} if self.top_k else {}
         sampling |= {"seed": self.sampling_seed} if self.sampling_seed is not None else {}
         sampling |= {"ignore_eos": True} if self.ignore_eos else {}
-        return Target(
+        return Endpoint(
             base=base_url(self.endpoint),
             model=self.model,
             chat=self.api == "chat",
@@ -144,10 +144,10 @@ class Options:
         )
 
 
-def run(options: Options, console: Console) -> tuple[Summary, bool]:
-    """Measure and print: the figures, and whether the user broke off. Raises ConfigError and grpc.RpcError."""
+def run(options: BenchOptions, console: Console) -> tuple[Summary, bool]:
+    """Measure and print. Return the figures, and whether the user interrupted. Raises ConfigError and grpc.RpcError."""
     options.check()
-    run = Run(options)
+    run = BenchRun(options)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     asyncio.run(run.measure(console))
     figures = summary(run.records, run.cpu_seconds)
@@ -160,24 +160,24 @@ def run(options: Options, console: Console) -> tuple[Summary, bool]:
     return figures, run.interrupted
 
 
-class Run:
-    """The workload of some options, sent to their address or their endpoint."""
+class BenchRun:
+    """Sends the load that the options describe to the service or the endpoint."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: BenchOptions) -> None:
         self._options = options
         chat = options.api == "chat"
         given = options.prompts
         self._prompts = None if given is None else read_prompts(given, options.output_tokens, text_only=chat)
-        self.records: list[Record] = []
+        self.records: list[RequestRecord] = []
         self.cpu_seconds = 0.0
         self.interrupted = False
 
     async def measure(self, console: Console) -> None:
-        """Warm up, send the load. Ctrl-C ends the load early."""
+        """Warm up, then send the load. Ctrl-C ends the load early."""
         await (self._measure_endpoint(console) if self._options.endpoint else self._measure_pools(console))
 
     async def _measure_pools(self, console: Console) -> None:
-        """Our own service: it is asked for its model first, and for what it recorded last."""
+        """Measure our own service: ask for its model first, and at the end for the steps that it recorded."""
         options = self._options
         async with grpc.aio.insecure_channel(options.address) as channel:
             stub: Any = InferenceStub(channel)  # type: ignore[no-untyped-call]
@@ -185,45 +185,45 @@ class Run:
             model = await stub.GetModel(pb.GetModelRequest(), metadata=metadata, timeout=CONNECT_SECONDS)
             ordinary = sorted(set(range(model.vocab_size)) - set(model.eos_token_ids))
 
-            def ask(job: Job) -> AsyncIterator[pb.GenerateReply]:
+            def send(job: Job) -> AsyncIterator[pb.GenerateReply]:
                 replies: AsyncIterator[pb.GenerateReply] = stub.Generate(options.request(job), metadata=metadata)
                 return replies
 
             random = partial(self._random_jobs, model.max_tokens, ordinary)
-            await self._warm_up(ask, random)
-            kept = Kept(options.record) if options.record is not None else None
-            if kept is not None:
-                await kept.begin(stub, metadata)
-            await self._send(ask, random, console)
-            if kept is not None:
+            await self._warm_up(send, random)
+            recorded = RecordFiles(options.record) if options.record is not None else None
+            if recorded is not None:
+                await recorded.begin(stub, metadata)
+            await self._send(send, random, console)
+            if recorded is not None:
                 await asyncio.sleep(2 * WRITE_SECONDS)  # until replicas have written their last steps
-                for file, steps in (await kept.fetch(stub, metadata)).items():
+                for file, steps in (await recorded.fetch(stub, metadata)).items():
                     console.print(f"{steps} steps recorded in {file}", soft_wrap=True)
 
     async def _measure_endpoint(self, console: Console) -> None:
-        """A server whose tokenizer and limits are unknown: random prompts are text."""
-        target = self._options.target()
+        """Measure a server whose tokenizer and limits are unknown: random prompts are text."""
+        endpoint = self._options.destination()
         words = None if self._prompts is not None else Words.load(self._options.tokenizer or SHIPPED_MODEL)
 
         def random(rng: Random) -> Iterator[Job]:
-            assert words is not None, "asked for without --prompts only"
+            assert words is not None, "only without --prompts"
             return as_text(self._random_jobs(sys.maxsize, words.tokens, rng), words.decode)
 
-        async with connected(target) as ask:
-            await self._warm_up(ask, random)
-            await self._send(ask, random, console)
+        async with connected(endpoint) as send:
+            await self._warm_up(send, random)
+            await self._send(send, random, console)
 
-    async def _warm_up(self, ask: Ask, random: RandomJobs) -> None:
-        load = Load(ask, Schedule(concurrency=self._options.concurrency or DEFAULT_CONCURRENCY))
+    async def _warm_up(self, send: SendRequest, random: RandomJobs) -> None:
+        load = LoadGenerator(send, Schedule(concurrency=self._options.concurrency or DEFAULT_CONCURRENCY))
         await load.run(islice(self._jobs(random, "warm-up"), self._options.warmup))
 
-    async def _send(self, ask: Ask, random: RandomJobs, console: Console) -> None:
+    async def _send(self, send: SendRequest, random: RandomJobs, console: Console) -> None:
         with _bar(console) as bar:
             task = bar.add_task("requests", total=self._num_requests)
-            load = Load(ask, self._schedule(), on_end=lambda _: bar.advance(task))
+            load = LoadGenerator(send, self._schedule(), on_end=lambda _: bar.advance(task))
             await self._watched(load, islice(self._jobs(random, "load"), self._num_requests))
 
-    async def _watched(self, load: Load, jobs: Iterator[Job]) -> None:
+    async def _watched(self, load: LoadGenerator, jobs: Iterator[Job]) -> None:
         self.records = load.records
         cpu_started = time.process_time()
         loop, running = asyncio.get_running_loop(), asyncio.ensure_future(load.run(jobs))
@@ -238,7 +238,7 @@ class Run:
 
     @property
     def _num_requests(self) -> int | None:
-        """How many requests end the run; None if its seconds do."""
+        """Return after how many requests the run ends; None if it ends after --seconds."""
         if self._options.seconds is not None:
             return None
         return self._options.requests or (DEFAULT_REQUESTS if self._prompts is None else len(self._prompts))
@@ -251,14 +251,14 @@ class Run:
         return Schedule(concurrency=options.concurrency, due=due, seconds=options.seconds)
 
     def _jobs(self, random: RandomJobs, part: str) -> Iterator[Job]:
-        """Requests without end; the warm-up's random prompts are others than the load's."""
+        """Yield requests without end; the warm-up has other random prompts than the load."""
         if self._prompts is not None:
             return cycle(self._prompts)
         return random(Random(f"{self._options.seed} {part}"))
 
-    def _random_jobs(self, most: int, tokens: list[int], rng: Random) -> Iterator[Job]:
-        """Of these tokens, for a model that takes `most`."""
-        self._options.lengths.check(most)
+    def _random_jobs(self, max_tokens: int, tokens: list[int], rng: Random) -> Iterator[Job]:
+        """Yield random requests, of these tokens, that fit a model's limit of `max_tokens`."""
+        self._options.lengths.check(max_tokens)
         return random_jobs(self._options.lengths, tokens, rng)
 
 

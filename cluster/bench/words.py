@@ -1,4 +1,4 @@
-"""Random prompts for a server whose tokenizer is unknown: words that another tokenizer has as single tokens."""
+"""Makes random text prompts for a server whose tokenizer is unknown, of words that are one token in another."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,8 @@ from engine.errors import ConfigError
 class Words:
     """Tokens that are a space and a word of ASCII letters.
 
-    Their text has one token per word again, in this tokenizer, because tokenizers split at spaces first. Another
-    tokenizer has about as many.
+    Tokenizers split at spaces first, so n such tokens, decoded and encoded again, are n tokens; another tokenizer has
+    about as many.
     """
 
     tokens: list[int]
@@ -21,7 +21,7 @@ class Words:
 
     @classmethod
     def load(cls, folder: Path) -> "Words":
-        """Of a folder with the tokenizer files of a Hugging Face model. Raises ConfigError."""
+        """Load the tokenizer of a folder of a Hugging Face model. Raises ConfigError."""
         if not folder.is_dir():
             raise ConfigError(f"--tokenizer {folder}: there is no such directory")
         try:
@@ -41,6 +41,6 @@ class Words:
 
 
 def _is_word(twice: str) -> bool:
-    """Whether a token is a space and a word, by its text when it comes twice: some tokenizers drop the first space."""
+    """Tell if a token is a space and a word from its text when decoded twice: some decoders drop the first space."""
     one, _, two = twice.lstrip(" ").partition(" ")
     return one == two and one.isascii() and one.isalpha()

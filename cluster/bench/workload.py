@@ -1,6 +1,6 @@
-"""What is asked of the service: prompts from a file, or random tokens of given lengths; and when.
+"""Makes the requests of a load: prompts from a file, or random tokens of given lengths; and their arrival times.
 
-Everything here is pure and seeded: the same seed gives the same prompts at the same times.
+The same seed gives the same prompts at the same times.
 """
 
 import itertools
@@ -17,16 +17,16 @@ from engine.errors import ConfigError
 
 @dataclass(frozen=True)
 class Job:
-    """One request: its prompt as text or as tokens, and `max_tokens` (None: the server's default)."""
+    """One request to send: its prompt as text or as token ids, and `max_tokens` (None: the server's default)."""
 
     prompt: str | list[int]
     max_tokens: int | None
 
 
 def read_prompts(file: Path, max_tokens: int | None = None, *, text_only: bool = False) -> list[Job]:
-    """The prompts of a file, one per line; blank lines are skipped. Raises ConfigError, naming the line.
+    """Read prompts from a file, one per line, skipping blank lines. Raises ConfigError with the number of a wrong line.
 
-    In a `.jsonl` file a line is {"prompt": text or token ids, "max_tokens": number}, where `max_tokens` may be left
+    In a `.jsonl` file a line is {"prompt": text or token ids, "max_tokens": number}, and `max_tokens` may be left
     out; in any other file the line itself is the prompt. With `text_only`, token ids are refused.
     """
     try:
@@ -53,21 +53,21 @@ def _job(entry: Any, max_tokens: int | None) -> Job:
         raise ValueError('must be an object with "prompt"')
     if unknown := sorted(entry.keys() - {"prompt", "max_tokens"}):
         raise ValueError(f'{unknown[0]!r} is unknown; "prompt" and "max_tokens" are read')
-    prompt, most = entry["prompt"], entry.get("max_tokens", max_tokens)
+    prompt, limit = entry["prompt"], entry.get("max_tokens", max_tokens)
     if not isinstance(prompt, str) and not (isinstance(prompt, list) and all(type(token) is int for token in prompt)):
         raise ValueError("prompt must be text or a list of token ids")
     if not prompt:
         raise ValueError("prompt is empty")
-    if most is not None and (type(most) is not int or most < 1):
-        raise ValueError(f"max_tokens must be a whole number of at least 1, is {most!r}")
-    return Job(prompt, most)
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ValueError(f"max_tokens must be a whole number of at least 1, is {limit!r}")
+    return Job(prompt, limit)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Tokens in a random prompt and in its answer: uniform within `spread` (a share) of the mean.
+    """Numbers of tokens of random prompts and their answers: uniform in mean * (1 - spread) to mean * (1 + spread).
 
-    `prefix` tokens, the same in all prompts of a run, come before the input and are counted on top of it.
+    `prefix` tokens, the same in all prompts of a run, come before the input and are not part of its length.
     """
 
     input: int
@@ -99,7 +99,7 @@ def _bounds(mean: int, spread: float) -> tuple[int, int]:
 
 
 def random_jobs(lengths: Lengths, tokens: range | list[int], rng: Random) -> Iterator[Job]:
-    """Requests without end, their prompts drawn from `tokens`."""
+    """Yield requests without end, their prompts drawn from `tokens`."""
     prefix = rng.choices(tokens, k=lengths.prefix)
     while True:
         size = rng.randint(*_bounds(lengths.input, lengths.input_spread))
@@ -107,14 +107,14 @@ def random_jobs(lengths: Lengths, tokens: range | list[int], rng: Random) -> Ite
 
 
 def as_text(jobs: Iterator[Job], decode: Callable[[list[int]], str]) -> Iterator[Job]:
-    """The same requests with their prompts written out."""
+    """Return the same requests with their prompts decoded to text."""
     return (job if isinstance(job.prompt, str) else replace(job, prompt=decode(job.prompt)) for job in jobs)
 
 
 def arrivals(rate: float, burstiness: float, rng: Random) -> Iterator[float]:
-    """When requests are due, in seconds from the start, `rate` a second on average; the first is due at once.
+    """Yield when requests are due, in seconds from the start, `rate` per second on average; the first is due at 0.
 
-    Gaps are gamma distributed with shape `burstiness`: 1 is a Poisson process, less is burstier, infinity is even.
+    Gaps are gamma distributed with shape `burstiness`: 1 is a Poisson process, less is burstier, infinity is regular.
     """
     if math.isinf(burstiness):
         return (index / rate for index in itertools.count())

@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 from typer.testing import CliRunner, Result
 
-from cluster.bench.load import Record
+from cluster.bench.load import RequestRecord
 from cluster.cli import app
 
 KEY = "sk-never-to-be-told"
@@ -119,10 +119,10 @@ class Measured:
         assert self.file.exists(), self.done.output
         self.text = self.file.read_text()
         self.content = json.loads(self.text)
-        self.records = [Record(**one) for one in self.content["requests"]]
+        self.records = [RequestRecord(**one) for one in self.content["requests"]]
 
     @property
-    def record(self) -> Record:
+    def record(self) -> RequestRecord:
         (record,) = self.records
         return record
 

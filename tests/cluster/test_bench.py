@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cluster.bench.load import Record
+from cluster.bench.load import RequestRecord
 from cluster.bench.report import summary
 from cluster.cli import app
 from tests.cluster.conftest import Service
@@ -29,11 +29,11 @@ def at(service: Service) -> tuple[str, ...]:
     return ("--address", f"127.0.0.1:{service.port}", "--application", service.name)
 
 
-def measured(service: Service, file: Path, *words: str) -> tuple[Result, dict[str, Any], list[Record]]:
+def measured(service: Service, file: Path, *words: str) -> tuple[Result, dict[str, Any], list[RequestRecord]]:
     """The command's result, its JSON, and the JSON's requests as records again."""
     done = bench(*at(service), "--json", str(file), *words)
     content = json.loads(file.read_text())
-    return done, content, [Record(**request) for request in content["requests"]]
+    return done, content, [RequestRecord(**request) for request in content["requests"]]
 
 
 def test_a_closed_loop_measures_every_request(shipped: Service, tmp_path: Path) -> None:

@@ -62,7 +62,10 @@ def test_without_an_haproxy_the_error_names_the_key(monkeypatch: pytest.MonkeyPa
 def test_a_port_that_is_taken_is_named(key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         gateway = own_ports().model_copy(update={key: other.getsockname()[1]})
-        with pytest.raises(ConfigError, match=rf"gateway\.{key}: somebody listens on \d+"), environment(gateway):
+        with (
+            pytest.raises(ConfigError, match=rf"gateway\.{key}: another process listens on port \d+"),
+            environment(gateway),
+        ):
             pass
 
 

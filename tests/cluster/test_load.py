@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.bench.load import Ask, Load, Record, Schedule
+from cluster.bench.load import LoadGenerator, RequestRecord, Schedule, SendRequest
 from cluster.bench.report import lines, percentile, summary
 from cluster.bench.workload import Job, Lengths, arrivals, random_jobs, read_prompts
 from cluster.proto import sparkpool_pb2 as pb
@@ -23,12 +23,12 @@ from engine.errors import ConfigError
 TIMINGS = {"moved_bytes": 100, "transfer_seconds": 0.5}
 
 
-def record(sent: float, messages: list[tuple[float, int]], ended: float, **more: object) -> Record:
+def record(sent: float, messages: list[tuple[float, int]], ended: float, **more: object) -> RequestRecord:
     given = {"index": 0, "scheduled": None, "status": "OK", "timings": TIMINGS, **more}
-    return Record(sent=sent, messages=messages, ended=ended, **given)  # type: ignore[arg-type]
+    return RequestRecord(sent=sent, messages=messages, ended=ended, **given)  # type: ignore[arg-type]
 
 
-def answers(count: int, seconds: float = 0.0) -> Ask:
+def answers(count: int, seconds: float = 0.0) -> SendRequest:
     """A service that answers every job with so many tokens, one per message."""
 
     async def ask(job: Job) -> AsyncIterator[pb.GenerateReply]:
@@ -39,8 +39,8 @@ def answers(count: int, seconds: float = 0.0) -> Ask:
     return ask
 
 
-def load(ask: Ask, schedule: Schedule, num_jobs: int) -> list[Record]:
-    run = Load(ask, schedule)
+def load(ask: SendRequest, schedule: Schedule, num_jobs: int) -> list[RequestRecord]:
+    run = LoadGenerator(ask, schedule)
     asyncio.run(run.run([Job("x", 1)] * num_jobs))
     return sorted(run.records, key=lambda r: r.index)
 
@@ -216,7 +216,7 @@ def test_waiting_for_a_slot_counts_from_when_the_request_was_due() -> None:
     """Coordinated omission: the second request's own latency looks fine, because it was sent late."""
     records = load(answers(1, seconds=0.1), Schedule(concurrency=1, due=iter([0.0, 0.0])), 2)
 
-    figures = summary([Record(**{**vars(r), "timings": TIMINGS}) for r in records])
+    figures = summary([RequestRecord(**{**vars(r), "timings": TIMINGS}) for r in records])
 
     assert records[1].late_seconds == pytest.approx(0.1, abs=0.05)
     assert figures["latency"]["scheduled_e2e"]["p99"] > 1.5 * figures["latency"]["e2e"]["p50"]
