@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.ceiling import Rates
 from bench.shape import Options, Report
-from bench.speculation import NONE, Side, held_out_prompts
+from bench.speculation import NONE, SpeculationSide, held_out_prompts
 from engine.config import SHIPPED_MODEL, Config
 from engine.models import load_model
 from engine.types import Request, Sampling, StopRules
@@ -31,7 +31,7 @@ def run(report: Report) -> None:
 def _measured(at_once: int, options: Options) -> dict[str, Any]:
     steps = 10 if options.quick else STEPS
     model = load_model(SHIPPED_MODEL, Config().model.torch_dtype, options.device)
-    side = Side(NONE, model, options)
+    side = SpeculationSide(NONE, model, options)
     pair = side.pair
     stop = StopRules(max_tokens=steps + WARM_UP + 2, ignore_eos=True)
     prompts = enumerate(held_out_prompts()[:at_once])

@@ -9,8 +9,8 @@ from cluster.proto import sparkpool_pb2 as pb
 from engine.facts import SYNTHETIC_WARNING
 
 if TYPE_CHECKING:
-    from train.calibrate import Fit
-    from train.drafter_evaluation import Result
+    from train.drafter.calibrate import CalibrationFit
+    from train.drafter.evaluation import DrafterResult
 
 
 def replica_table(stats: pb.Stats) -> Table:
@@ -86,12 +86,12 @@ def size(num_bytes: int) -> str:
     return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
-def calibration_table(fit: "Fit") -> Table:
+def calibration_table(fit: "CalibrationFit") -> Table:
     """Return each position's temperature, and how well survival was predicted there before and after calibration."""
     columns = ("position", "drafts", "temperature", "ECE before", "after", "AUC before", "after")
     table = _table("confidences by position in the draft block", (), columns)
     positions = zip(
-        fit.drafts, fit.temperatures, fit.ece_before, fit.ece_after, fit.auc_before, fit.auc_after, strict=True
+        fit.drafts, fit.temperatures, fit.before.ece, fit.after.ece, fit.before.auc, fit.after.auc, strict=True
     )
     for position, (drafts, temperature, *values) in enumerate(positions, start=1):
         before, after, area_before, area_after = values
@@ -107,7 +107,7 @@ def calibration_table(fit: "Fit") -> Table:
     return table
 
 
-def evaluation_table(results: "Sequence[Result]") -> Table:
+def evaluation_table(results: "Sequence[DrafterResult]") -> Table:
     """Return one row for each domain and setting. Times are medians per step of `cost.requests` requests; the speed-up
     is over decoding without drafts, if every draft is verified."""
     requests = results[0].cost.requests
@@ -131,7 +131,7 @@ def evaluation_table(results: "Sequence[Result]") -> Table:
     return table
 
 
-def places_table(results: "Sequence[Result]") -> Table:
+def places_table(results: "Sequence[DrafterResult]") -> Table:
     """Return how often the draft at each position was accepted if all before it were."""
     length = len(results[0].figures.acceptance)
     table = _table("acceptance by position", ("domain", "setting"), [str(number + 1) for number in range(length)])

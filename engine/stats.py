@@ -5,10 +5,8 @@ element, dictionaries key by key; texts and flags are those of `a`. cluster/prot
 No torch here: policies import this.
 """
 
-import ast
-import inspect
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from itertools import pairwise, zip_longest
+from dataclasses import dataclass, field, fields, replace
+from itertools import zip_longest
 from typing import Any, Self
 
 
@@ -259,16 +257,3 @@ class GatewayCounters(Summable):
     """Prompts prefilled again because a replica or a handoff was lost."""
     preemptions: int = 0
     """Requests prefilled again because they had given up their pages to another."""
-
-
-def descriptions(group: type) -> dict[str, str]:
-    """Return the text below each field of a group of statistics, on one line."""
-    texts: dict[str, str] = {}
-    for part in reversed([part for part in group.__mro__ if is_dataclass(part)]):
-        (declared,) = ast.parse(inspect.getsource(part)).body
-        assert isinstance(declared, ast.ClassDef)
-        for statement, following in pairwise(declared.body):
-            match statement, following:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    texts[name] = " ".join(text.split())
-    return texts

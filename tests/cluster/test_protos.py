@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bench.docs import field_docstrings
 from cluster.gateway import Journey
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.protos import answers_of, joined, reply_of, request_of
@@ -25,7 +26,6 @@ from engine.stats import (
     PrefillQueue,
     ReplicaStats,
     Transfers,
-    descriptions,
 )
 from engine.text import Text
 from engine.types import (
@@ -299,8 +299,9 @@ def test_a_group_of_statistics_has_the_same_fields_and_texts_in_the_api(group: t
     told = {name: plain(comment) for comment, name in re.findall(r"((?: *//[^\n]*\n)*)[^;/]*? (\w+) = \d+;", found[2])}
 
     assert plain(found[1]) == " ".join((group.__doc__ or "").split())
+    helps = {name: " ".join(help_.split()) for name, help_ in field_docstrings(group).items()}
     assert list(told) == [field.name for field in fields(group)]
-    assert {name: comment for name, comment in told.items() if comment} == descriptions(group)
+    assert {name: comment for name, comment in told.items() if comment} == helps
 
 
 def plain(comment: str) -> str:

@@ -83,7 +83,7 @@ def test_the_shipped_model_fits_here() -> None:
             lambda c: c.pop("worker_start_ray_commands"),
             "worker_start_ray_commands: no command has `ray start`",
         ),
-        ("gcp.yaml", lambda c: c.update(file_mounts={}), "file_mounts: carries no ~/.ray/auth_token"),
+        ("gcp.yaml", lambda c: c.update(file_mounts={}), "file_mounts: has no ~/.ray/auth_token"),
         (
             "gcp.yaml",
             lambda c: c.update(head_start_ray_commands=["ray start --head; export RAY_AUTH_MODE=token"]),
@@ -146,7 +146,7 @@ def test_switches_that_are_not_exported_are_a_note(tmp_path: Path) -> None:
     [
         (lambda c: c["prefill"].update(resources={"prefil": 1}), "prefill.resources.prefil: no node type of {} has"),
         (lambda c: c["prefill"].update(resources={"prefill": 2}), "prefill: a replica needs GPU 1, prefill 2; no node"),
-        (lambda c: c["prefill"].update(num_cpus=17), "prefill: a replica takes CPU 17, GPU 1, prefill 1; no node type"),
+        (lambda c: c["prefill"].update(num_cpus=17), "prefill: a replica needs CPU 17, GPU 1, prefill 1; no node type"),
         (lambda c: c["decode"]["default"].update(replicas=5), "decode.default: 4 of 5 replicas find room on {}"),
         (
             lambda c: (c["prefill"].update(replicas=1), c["prefill"].update(resources={"prefill": 1, "decode": 1})),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from engine.stats import Counters, Forecast, Identity, PageCounts, PrefillQueue, ReplicaStats, descriptions
+from engine.stats import Counters, Forecast, Identity, PageCounts, PrefillQueue, ReplicaStats
 
 STATS = ReplicaStats(
     identity=Identity(role="decode", agent="a", synthetic=True),
@@ -51,10 +51,3 @@ def test_a_snapshot_stays_as_it_is_while_steps_are_counted() -> None:
     counters.count(drafted=3, verified=3, accepted=2)
 
     assert (before.drafted, before.verified_at, before.accepted_at) == (2, [1, 1], [1, 0])
-
-
-def test_a_group_tells_the_text_of_each_field_inherited_ones_first() -> None:
-    found = descriptions(Counters)
-
-    assert list(found)[:2] == ["drafted", "verified"]
-    assert found["tokens"] == "Prompt tokens computed (prefill), or tokens generated (decode)."
