@@ -14,11 +14,11 @@ import grpc
 from bench.console import bar
 from bench.shape import Report
 from bench.storm import Answer, Question, Replicas, ask_all, compare, leaks, questions
-from cluster.app import running
 from cluster.client import Client
-from cluster.front import free_ports
 from cluster.proto import sparkpool_pb2 as pb
-from cluster.proxy import APPLICATION
+from cluster.serving.app import running
+from cluster.serving.front import free_ports
+from cluster.serving.proxy import APPLICATION
 from engine.config import SHIPPED_DRAFTER, Config
 
 REPLICAS, CONCURRENCY = 3, 64

@@ -30,13 +30,13 @@ from rich.console import Console
 
 from bench.shape import Report
 from bench.speculation import FIXED, held_out_prompts
-from cluster.app import running
-from cluster.bench.run import BenchOptions
-from cluster.bench.run import run as run_bench
 from cluster.client import Client
-from cluster.front import free_ports
+from cluster.loadgen.run import BenchOptions
+from cluster.loadgen.run import run as run_bench
 from cluster.proto import sparkpool_pb2 as pb
-from cluster.proxy import APPLICATION
+from cluster.serving.app import running
+from cluster.serving.front import free_ports
+from cluster.serving.proxy import APPLICATION
 from compare.replica import Kit
 from compare.simulate import simulate
 from compare.simulator.acceptance import Rates

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from cluster.app import running
 from cluster.client import Client, generate_request
-from cluster.front import free_ports
 from cluster.proto import sparkpool_pb2 as pb
+from cluster.serving.app import running
+from cluster.serving.front import free_ports
 from cluster.tables import by_position, replica_table, size
 from engine.config import SHIPPED_DRAFTER, Config
 

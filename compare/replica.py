@@ -60,8 +60,8 @@ class Kit:
 
 
 class Replica:
-    """Runs its engine as the cluster's thread does (cluster/engine_thread.py): calls between steps, steps while the
-    engine has something to do, sleep until its deadline otherwise."""
+    """Runs its engine as the cluster's thread does (cluster/serving/engine_thread.py): calls between steps, steps while
+    the engine has something to do, sleep until its deadline otherwise."""
 
     def __init__(self, name: str, pool: str, engine: Engine, clock: ReplicaClock, timeline: Timeline) -> None:
         self.name, self.pool, self.engine = name, pool, engine

@@ -1,4 +1,4 @@
-"""Scaling in virtual time: policy/scale.py, as cluster/autoscale.py applies it."""
+"""Scaling in virtual time: policy/scale.py, as cluster/serving/autoscale.py applies it."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from policy.scale import Bounds, State, Targets, decide
 if TYPE_CHECKING:
     from compare.simulated_gateway import SimulatedGateway
 
-SCALE_SECONDS = 1.0  # as often as cluster/autoscale.py decides
+SCALE_SECONDS = 1.0  # as often as cluster/serving/autoscale.py decides
 
 
 class Scale:

@@ -1,4 +1,4 @@
-"""Requests on their way in virtual time: what cluster/gateway.py does, with its waiting turned into events."""
+"""Requests on their way in virtual time: what cluster/serving/gateway.py does, with its waiting turned into events."""
 
 import math
 from collections import deque
@@ -19,15 +19,15 @@ from engine.types import Chunk, Ended, Event, Handoff, Request, Sampling, StopRu
 from local.rules import rules
 from policy.board import PREFILL, Board
 
-FRESH_SECONDS = 0.25  # as often as cluster/board.py asks
+FRESH_SECONDS = 0.25  # as often as cluster/serving/board.py asks
 LEAVE_SECONDS = 1.0  # how often one that drains is looked at
-RETRY_SECONDS = 0.05  # as cluster/gateway.py
+RETRY_SECONDS = 0.05  # as cluster/serving/gateway.py
 RECENT_SECONDS = 10.0  # the answers that scaling goes by
 
 
 @dataclass(eq=False)
 class Journey:
-    """One request on its way, as cluster/gateway.py: Journey."""
+    """One request on its way, as cluster/serving/gateway.py: Journey."""
 
     arrival: Arrival
     index: int

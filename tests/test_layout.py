@@ -81,8 +81,8 @@ def test_facts_clocks_and_policies_need_no_torch() -> None:
 def test_the_command_line_starts_without_ray_grpc_or_torch() -> None:
     """`generate --local` must work where ray and grpc cannot be imported: commands import what they use."""
     names = ("bench", "compare", "deploy", "drafters", "hardware")
-    parts = [f"cluster.cli_{name}" for name in names]
-    for path in ("cluster/cli.py", *(f"{part.replace('.', '/')}.py" for part in parts)):
+    parts = [f"cluster.cli.{name}" for name in names]
+    for path in ("cluster/cli/__init__.py", *(f"{part.replace('.', '/')}.py" for part in parts)):
         for line, module in imports(Source(path).tree.body):
             root = module.split(".")[0]
             known = root == "typer" or root in sys.stdlib_module_names or module in parts

@@ -15,10 +15,10 @@ import pytest
 import ray
 from ray import serve
 
-from cluster.app import decode_deployment, deployed, start_cluster
 from cluster.client import Client, generate_request
-from cluster.front import free_ports, gateway_addresses
 from cluster.proto import sparkpool_pb2 as pb
+from cluster.serving.app import decode_deployment, deployed, start_cluster
+from cluster.serving.front import free_ports, gateway_addresses
 from engine.config import Config
 
 

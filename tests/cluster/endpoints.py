@@ -12,8 +12,8 @@ from typing import Any
 from aiohttp import web
 from typer.testing import CliRunner, Result
 
-from cluster.bench.load import RequestRecord
 from cluster.cli import app
+from cluster.loadgen.load import RequestRecord
 
 KEY = "sk-never-to-be-told"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -8,10 +8,10 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from cluster.answers import answers
 from cluster.client import generate_request
-from cluster.gateway import Gateway, Journey
 from cluster.proto import sparkpool_pb2 as pb
+from cluster.serving.answers import answers
+from cluster.serving.gateway import Gateway, Journey
 from engine.errors import BadRequest
 from engine.front import GatewayConfig
 from engine.types import Ended, FinishReason, Request, Sampling, StopRules

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cluster.bench.load import RequestRecord
-from cluster.bench.report import summary
 from cluster.cli import app
+from cluster.loadgen.load import RequestRecord
+from cluster.loadgen.report import summary
 from tests.cluster.conftest import Service
 
 ROOT = Path(__file__).parents[2]

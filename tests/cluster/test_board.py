@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from cluster.board import FRESH_SECONDS, OLD_SECONDS, LiveBoard
-from cluster.router import ranked
-from cluster.sliding_window import SlidingWindow
+from cluster.serving.board import FRESH_SECONDS, OLD_SECONDS, LiveBoard
+from cluster.serving.router import ranked
+from cluster.serving.sliding_window import SlidingWindow
 from engine.config import Config
 from engine.errors import BadRequest, Overloaded, Unavailable
 from engine.stats import ReplicaStats

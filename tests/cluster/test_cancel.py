@@ -53,7 +53,7 @@ def test_many_calls_cancelled_at_random_moments_leave_nothing(shipped: Service) 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_no_cancellation_of_a_stream_gets_lost(shipped: Service, way: str) -> None:
-    """Serve and Ray alone lose about one in twenty (cluster/proxy.py): 40 lose one with probability 0.87."""
+    """Serve and Ray alone lose about one in twenty (cluster/serving/proxy.py): 40 lose one with probability 0.87."""
     request = generate_request("z = 3\n" * 20, temperature=0.0, max_tokens=4000, ignore_eos=True)
     with shipped.client_by(way) as client:
         for i in range(40):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.front import free_ports
+from cluster.serving.front import free_ports
 from decode.record import read
 from engine.config import SHIPPED_DRAFTER
 from tests.cluster.conftest import Service

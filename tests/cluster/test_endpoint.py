@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from cluster.bench.chunks import events
-from cluster.bench.load import RequestRecord
-from cluster.bench.report import as_json, summary
-from cluster.bench.run import BenchOptions
+from cluster.loadgen.chunks import events
+from cluster.loadgen.load import RequestRecord
+from cluster.loadgen.report import as_json, summary
+from cluster.loadgen.run import BenchOptions
 from compare.study.measured import run_of
 from compare.study.scenario import WorkloadSection
 from engine.config import SHIPPED_MODEL

@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import RequestCancelledError
 
-from cluster.gateway import RETRY_SECONDS, Gateway, Journey
+from cluster.serving.gateway import RETRY_SECONDS, Gateway, Journey
 from engine.errors import (
     BadRequest,
     Cancelled,

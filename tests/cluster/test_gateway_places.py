@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from cluster.gateway import Gateway, Journey
+from cluster.serving.gateway import Gateway, Journey
 from engine.errors import Overloaded, Unavailable
 from engine.front import GatewayConfig
 from engine.stats import GatewayCounters

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.bench.load import LoadGenerator, RequestRecord, Schedule, SendRequest
-from cluster.bench.report import lines, percentile, summary
-from cluster.bench.workload import Job, Lengths, arrivals, random_jobs, read_prompts
+from cluster.loadgen.load import LoadGenerator, RequestRecord, Schedule, SendRequest
+from cluster.loadgen.report import lines, percentile, summary
+from cluster.loadgen.workload import Job, Lengths, arrivals, random_jobs, read_prompts
 from cluster.proto import sparkpool_pb2 as pb
 from engine.errors import ConfigError
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from bench.docs import field_docstrings
-from cluster.gateway import Journey
 from cluster.proto import sparkpool_pb2 as pb
-from cluster.protos import answers_of, joined, reply_of, request_of
+from cluster.serving.gateway import Journey
+from cluster.serving.protos import answers_of, joined, reply_of, request_of
 from engine.errors import BadRequest, UnknownModel
 from engine.front import GatewayConfig
 from engine.stats import (

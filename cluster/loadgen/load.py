@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import grpc
 from google.protobuf.json_format import MessageToDict
 
-from cluster.bench.workload import Job
+from cluster.loadgen.workload import Job
 from cluster.proto import sparkpool_pb2 as pb
 
 OK, CANCELLED = "OK", "CANCELLED"

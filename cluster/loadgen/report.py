@@ -6,7 +6,7 @@ The JSON file, for other programs (times are seconds from the start of the run u
     config    the options of the run, `seed` among them; for an endpoint also endpoint, model, api (never the key)
     started   date and time of the start, UTC
     summary   see `summary`; mean_prompt_tokens and mean_output_tokens are those of the completed requests
-    requests  one `cluster.bench.load.RequestRecord` each, in the order of sending:
+    requests  one `cluster.loadgen.load.RequestRecord` each, in the order of sending:
         index, scheduled (null in a closed loop), sent, messages [[time, tokens], ...], ended,
         status (OK, a gRPC status, EMPTY, NO_USAGE), details, finish_reason, prompt_tokens, cached_tokens,
         timings, acceptance (the last reply's, as cluster/proto/sparkpool.proto explains them; {} if it had none),
@@ -31,7 +31,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cluster.bench.load import RequestRecord
+from cluster.loadgen.load import RequestRecord
 from cluster.tables import by_position, size
 from engine.facts import SYNTHETIC_WARNING
 

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.cli_bench import DEFAULT_ADDRESS, DEFAULT_APPLICATION, Address, Application
-from cluster.cli_bench import commands as bench_commands
-from cluster.cli_compare import commands as compare_commands
-from cluster.cli_deploy import commands as deploy_commands
-from cluster.cli_drafters import commands as drafter_commands
-from cluster.cli_drafters import fail as _fail
-from cluster.cli_hardware import commands as hardware_commands
+from cluster.cli.bench import DEFAULT_ADDRESS, DEFAULT_APPLICATION, Address, Application
+from cluster.cli.bench import commands as bench_commands
+from cluster.cli.compare import commands as compare_commands
+from cluster.cli.deploy import commands as deploy_commands
+from cluster.cli.drafters import commands as drafter_commands
+from cluster.cli.drafters import fail as _fail
+from cluster.cli.hardware import commands as hardware_commands
 
 if TYPE_CHECKING:
     from engine.config import Config
@@ -114,7 +114,7 @@ def main() -> None:
 def _show(settings: "Config") -> None:
     import yaml
 
-    from cluster.front import switches
+    from cluster.serving.front import switches
 
     content = yaml.safe_dump(_deploy_config(settings), sort_keys=False)
     exported = "".join(f"# {name}={value}\n" for name, value in switches(settings.gateway).items())
@@ -138,8 +138,8 @@ def _serve_here(settings: "Config") -> None:
 
     from rich.console import Console
 
-    from cluster.app import running
-    from cluster.front import addresses
+    from cluster.serving.app import running
+    from cluster.serving.front import addresses
     from engine.errors import ConfigError
 
     console = Console(stderr=True)
@@ -158,7 +158,7 @@ def _serve_here(settings: "Config") -> None:
 
 
 def _deploy_config(settings: "Config") -> dict[str, Any]:
-    from cluster.app import deploy_config
+    from cluster.serving.app import deploy_config
     from engine.errors import ConfigError
 
     try:
@@ -175,7 +175,3 @@ def _load(file: Path | None) -> "Config":
         return Config.load(file)
     except ConfigError as error:
         _fail(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from cluster.bench.load import CallFailed, RequestRecord
+from cluster.loadgen.load import CallFailed, RequestRecord
 
 NO_USAGE = "NO_USAGE"  # status of a complete answer whose tokens the server did not count
 STATUS = {

@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-PATH = "cluster.router.PreferenceRouter"
+PATH = "cluster.serving.router.PreferenceRouter"
 
 
 class PreferenceRouter(RequestRouter):  # type: ignore[misc] # Ray has no types

@@ -21,7 +21,7 @@ from typing import Protocol
 from ray.exceptions import RayError, TaskCancelledError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 
-from cluster.sliding_window import SlidingWindow
+from cluster.serving.sliding_window import SlidingWindow
 from engine.errors import Cancelled, DeadlineExceeded, EngineFailure, Overloaded, Preempted, SparkpoolError, Unavailable
 from engine.front import GatewayConfig
 from engine.stats import GatewayCounters

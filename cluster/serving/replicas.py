@@ -10,8 +10,8 @@ from typing import Generic
 
 from ray import serve
 
-from cluster.engine_thread import E, EngineThread
 from cluster.records import RecordPart, part_of
+from cluster.serving.engine_thread import E, EngineThread
 from decode import Decoder
 from engine.config import Config, EngineConfig
 from engine.facts import ModelFacts
@@ -59,7 +59,7 @@ class EngineDeployment(Generic[E]):
         return stats.named(self._replica, self._pool)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Return the replica's load: Serve asks every second and passes it to cluster/autoscale.py."""
+        """Return the replica's load: Serve asks every second and passes it to cluster/serving/autoscale.py."""
         return ReplicaLoad.of(await self.stats()).metrics
 
     async def assert_consistent(self) -> None:
@@ -88,7 +88,7 @@ class PrefillDeployment(EngineDeployment[Prefiller]):
         """Yield the `Handoff`, stay open until its pages have been released, then yield `Ended`.
 
         Serve waits for an open call when it scales down or redeploys, so for the pages too; cancelling frees them.
-        `preferred_replicas` are for the router that brought the request here (cluster/router.py).
+        `preferred_replicas` are for the router that brought the request here (cluster/serving/router.py).
         """
         async for event in self._thread.stream(request.id, lambda engine: engine.add(request)):
             yield event

@@ -19,16 +19,16 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions, RequestRouterConfig
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from cluster import autoscale, router
-from cluster.front import environment, wait_for_answer
-from cluster.proxy import APPLICATION, GATEWAY
-from cluster.replicas import DecodeDeployment, PrefillDeployment
-from cluster.servicer import InferenceServicer
+from cluster.serving import autoscale, router
+from cluster.serving.front import environment, wait_for_answer
+from cluster.serving.proxy import APPLICATION, GATEWAY
+from cluster.serving.replicas import DecodeDeployment, PrefillDeployment
+from cluster.serving.servicer import InferenceServicer
 from engine.config import Config, EngineConfig
 from engine.errors import ConfigError
 from engine.front import GatewayConfig
 
-SERVICERS = ["cluster.proxy.add_servicers"]
+SERVICERS = ["cluster.serving.proxy.add_servicers"]
 PREFILL = "Prefill"
 MARGIN_SECONDS = 10.0  # from the end of a gateway's last request until it is stopped
 POLL_SECONDS, PROGRESS_SECONDS = 0.2, 5.0
@@ -168,7 +168,7 @@ def deploy_config(config: Config) -> dict[str, Any]:
             {
                 "name": APPLICATION,
                 "route_prefix": "/",
-                "import_path": "cluster.app:application",
+                "import_path": "cluster.serving.app:application",
                 "args": config.model_dump(mode="json", exclude_unset=True),
                 **policy,
             }

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli_drafters import fail
+from cluster.cli.drafters import fail
 
 commands = typer.Typer()
 

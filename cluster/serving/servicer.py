@@ -13,14 +13,14 @@ from grpc_health.v1 import health_pb2
 from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 
-from cluster.answers import answers
-from cluster.board import LiveBoard
-from cluster.gateway import Gateway, Journey
-from cluster.pools import ServePools
 from cluster.proto import sparkpool_pb2 as pb
-from cluster.protos import answers_of, joined, prompt_of, reply_of, request_of
-from cluster.proxy import CALL_KEY
 from cluster.records import all_parts, message_of
+from cluster.serving.answers import answers
+from cluster.serving.board import LiveBoard
+from cluster.serving.gateway import Gateway, Journey
+from cluster.serving.pools import ServePools
+from cluster.serving.protos import answers_of, joined, prompt_of, reply_of, request_of
+from cluster.serving.proxy import CALL_KEY
 from engine.config import Config
 from engine.errors import Overloaded, SparkpoolError
 from engine.facts import ModelFacts
@@ -87,7 +87,7 @@ class InferenceServicer:
             return pb.DetokenizeReply(text=self._text.decode(tuple(proto.ids)))
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Return the gateway's recent latencies for cluster/autoscale.py; -1 stands for None."""
+        """Return the gateway's recent latencies for cluster/serving/autoscale.py; -1 stands for None."""
         load = self._gateway.load(self._config.targets.ttft_percentile)
         return {name: -1.0 if value is None else value for name, value in vars(load).items()}
 
@@ -126,7 +126,7 @@ class InferenceServicer:
 
     @contextlib.contextmanager
     def _cancellable(self, context: RayServegRPCContext) -> Iterator[None]:
-        """While the block runs, `cancel` can end it by the id that cluster/proxy.py gave the call."""
+        """While the block runs, `cancel` can end it by the id that cluster/serving/proxy.py gave the call."""
         call = dict(context.invocation_metadata()).get(CALL_KEY)
         task = asyncio.current_task()
         if call is None or task is None:

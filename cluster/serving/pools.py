@@ -12,8 +12,8 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from cluster.gateway import EventStream
 from cluster.records import RecordPart
+from cluster.serving.gateway import EventStream
 from engine.errors import Unavailable
 from engine.facts import ModelFacts
 from engine.stats import ReplicaStats

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from policy.load import FrontLoad, Load, ReplicaLoad
 from policy.scale import PREFILL, Bounds, Decision, Outcome, Prediction, State, Targets, decide
 
-PATH = "cluster.autoscale:ServiceLevels"
+PATH = "cluster.serving.autoscale:ServiceLevels"
 PERIOD_SECONDS = 1.0
 logger = logging.getLogger("ray.serve")
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from cluster.app import deploy_config
-from cluster.cluster_file import ClusterFile, Nodes
-from cluster.front import switches
+from cluster.deploy.cluster_file import ClusterFile, Nodes
+from cluster.serving.app import deploy_config
+from cluster.serving.front import switches
 from engine.config import Config, EngineConfig
 from engine.errors import ConfigError
 from engine.front import GatewayConfig

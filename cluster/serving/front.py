@@ -5,7 +5,7 @@
     proxy      client -> Serve's proxy -> gateway     a Python process that decodes and encodes each message
 
 A gateway behaves the same behind all three. With the first two it listens for clients itself, and Serve calls
-`cluster.proxy.add_servicers` in each gateway instead of in its proxies.
+`cluster.serving.proxy.add_servicers` in each gateway instead of in its proxies.
 """
 
 import contextlib

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 
-from cluster.gateway import Gateway, Journey
+from cluster.serving.gateway import Gateway, Journey
 from engine.types import Chunk
 
 Spoken = tuple[Journey, Chunk]

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli_drafters import fail
+from cluster.cli.drafters import fail
 
 commands = typer.Typer(pretty_exceptions_enable=False)
 DEFAULT_ADDRESS = "127.0.0.1:9000"
@@ -78,7 +78,7 @@ def bench(
     import grpc
     from rich.console import Console
 
-    from cluster.bench.run import BenchOptions, run
+    from cluster.loadgen.run import BenchOptions, run
     from engine.errors import ConfigError
 
     try:

@@ -19,12 +19,12 @@ import grpc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cluster.bench.endpoint import APIS, Endpoint, base_url, connected, read_key
-from cluster.bench.load import LoadGenerator, RequestRecord, Schedule, SendRequest
-from cluster.bench.report import Summary, as_json, latency_table, lines, reasons, summary
-from cluster.bench.words import Words
-from cluster.bench.workload import Job, Lengths, arrivals, as_text, random_jobs, read_prompts
 from cluster.client import generate_request
+from cluster.loadgen.endpoint import APIS, Endpoint, base_url, connected, read_key
+from cluster.loadgen.load import LoadGenerator, RequestRecord, Schedule, SendRequest
+from cluster.loadgen.report import Summary, as_json, latency_table, lines, reasons, summary
+from cluster.loadgen.words import Words
+from cluster.loadgen.workload import Job, Lengths, arrivals, as_text, random_jobs, read_prompts
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.proto.sparkpool_pb2_grpc import InferenceStub
 from cluster.records import RecordFiles

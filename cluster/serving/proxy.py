@@ -17,8 +17,8 @@ from typing import Any
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from ray import serve
 
-from cluster.pools import cancel_everywhere
 from cluster.proto.sparkpool_pb2_grpc import add_InferenceServicer_to_server
+from cluster.serving.pools import cancel_everywhere
 
 APPLICATION, GATEWAY = "sparkpool", "Gateway"
 CALL_KEY = "sparkpool-call"

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 
-from cluster.gateway import Journey
 from cluster.proto import sparkpool_pb2 as pb
+from cluster.serving.gateway import Journey
 from engine.errors import BadRequest, UnknownModel
 from engine.facts import ModelFacts
 from engine.front import GatewayConfig

@@ -22,7 +22,7 @@ def check(
     A configuration is checked against the nodes of the given cluster files, or without any against this machine.
     Nothing is started and no weights are loaded.
     """
-    from cluster.deploy_check import check as findings
+    from cluster.deploy.check import check as findings
 
     failed = False
     for finding in findings(files):

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from cluster.bench.chunks import EndpointAnswer, as_dict, events, message_of, parsed, status_of
-from cluster.bench.load import CallEvent, CallFailed, RequestRecord, SendRequest
-from cluster.bench.workload import Job
+from cluster.loadgen.chunks import EndpointAnswer, as_dict, events, message_of, parsed, status_of
+from cluster.loadgen.load import CallEvent, CallFailed, RequestRecord, SendRequest
+from cluster.loadgen.workload import Job
 from engine.errors import ConfigError
 
 APIS = ("chat", "completions")
