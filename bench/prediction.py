@@ -11,7 +11,7 @@ and with DSpark (three drafts of each request), and from an emulated Groq 3 LPX.
                      messages alone, its steps are modelled.)
 
 Then the simulator predicts PREDICTED concurrencies and other prompts, which it never saw. The engines' own schedules
-run in it (compare/simulate.py). Three runs each; medians, and by how much the runs differ among themselves.
+run in it (compare/simulator/simulate.py). Three runs each; medians, and by how much the runs differ among themselves.
 """
 
 import json
@@ -37,12 +37,12 @@ from cluster.client import Client
 from cluster.front import free_ports
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.proxy import APPLICATION
-from compare.replica import Kit
-from compare.simulate import simulate
 from compare.simulator.acceptance import Rates
 from compare.simulator.outcome import SimulationResult
+from compare.simulator.replica import Kit
+from compare.simulator.simulate import simulate
+from compare.simulator.system import System
 from compare.simulator.workload import Arrival, Workload
-from compare.system import System
 from engine.config import SHIPPED_DRAFTER, Config
 from engine.pages import CacheLayout
 from engine.steptime import StepTimes

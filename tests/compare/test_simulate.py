@@ -6,19 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import compare.replica
-import compare.scaling
-import compare.simulated_gateway
+import compare.simulator.replica
+import compare.simulator.scaling
+import compare.simulator.simulated_gateway
 import decode.decoder
 import decode.plan
 import local.colocated
 import policy.board
 import policy.scale
 import prefill.prefiller
-from compare.simulate import simulate
 from compare.simulator.acceptance import Rates, Recorded
 from compare.simulator.mixes import FixedSize, generate
 from compare.simulator.outcome import End, SimulationResult
+from compare.simulator.simulate import simulate
 from compare.simulator.workload import Arrival, PromptSegment, Workload
 from engine.errors import ConfigError
 from hardware.link import Link
@@ -32,12 +32,12 @@ def burst(count: int = 60, tokens: int = 200, answer: int = 40) -> Workload:
 
 
 def test_the_code_that_runs_is_the_clusters_own() -> None:
-    assert compare.replica.Decoder is decode.decoder.Decoder
-    assert compare.replica.Prefiller is prefill.prefiller.Prefiller
-    assert compare.replica.ColocatedEngine is local.colocated.ColocatedEngine
-    assert compare.replica.planner_of is decode.plan.planner_of
-    assert compare.simulated_gateway.Board is policy.board.Board
-    assert compare.scaling.decide is policy.scale.decide
+    assert compare.simulator.replica.Decoder is decode.decoder.Decoder
+    assert compare.simulator.replica.Prefiller is prefill.prefiller.Prefiller
+    assert compare.simulator.replica.ColocatedEngine is local.colocated.ColocatedEngine
+    assert compare.simulator.replica.planner_of is decode.plan.planner_of
+    assert compare.simulator.simulated_gateway.Board is policy.board.Board
+    assert compare.simulator.scaling.decide is policy.scale.decide
 
 
 def test_one_request_alone() -> None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import methodcaller
 
-from compare.replica import Replica, Workshop
-from compare.scaling import Scale
 from compare.simulator.outcome import End, Machine, Served, SimulationResult
+from compare.simulator.replica import Replica, Workshop
+from compare.simulator.scaling import Scale
+from compare.simulator.system import System
+from compare.simulator.virtual import Timeline
 from compare.simulator.workload import Arrival, Workload, tokens_of
-from compare.system import System
-from compare.virtual import Timeline
 from engine.errors import Overloaded, Preempted, SparkpoolError, Unavailable
 from engine.types import Chunk, Ended, Event, Handoff, Request, Sampling, StopRules
 from local.rules import rules

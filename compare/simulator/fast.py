@@ -1,6 +1,6 @@
 """The same cluster, faster: whole steps of a replica at once, over arrays of requests instead of objects.
 
-What is the same as in compare/simulate.py: arrivals, step times, acceptance, the admission of requests by seats and
+The same as in simulate.py: arrivals, step times, acceptance, the admission of requests by seats and
 bytes of cache, chunked prefill under one token budget, the link. What is simpler, and why it changes little: a request
 goes to the replica with fewest (which is where `rank_decode` sends it while all have room and measure the same);
 prefill replicas share no prefixes but what `Arrival.shared` says was sent to that very replica before; every request of
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compare.fast_replicas import DecodeReplica, Decoding, Entry, Plans, Prefilling, PrefillReplica
+from compare.simulator.fast_replicas import DecodeReplica, Decoding, Entry, Plans, Prefilling, PrefillReplica
 from compare.simulator.outcome import End, Machine, Served, SimulationResult
 from compare.simulator.workload import Workload
 from engine.errors import ConfigError
@@ -31,7 +31,7 @@ class FastSystem:
 def simulate_fast(
     system: FastSystem, workload: Workload, seed: int = 0, concurrency: int | None = None
 ) -> SimulationResult:
-    """As compare/simulate.py: simulate."""
+    """As compare/simulator/simulate.py: simulate."""
     return Run(system, workload, seed, concurrency).run()
 
 

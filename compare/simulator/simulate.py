@@ -3,13 +3,13 @@
     arrivals -> SimulatedGateway (policy/board.py: route, admit) -> Replica (prefill) -> Link -> Replica (decode) ->
     Served policy/scale.py, once a second
 
-A replica is a real `Prefiller`, `Decoder` or `ColocatedEngine` over pages without bytes (compare/replica.py).
+A replica is a real `Prefiller`, `Decoder` or `ColocatedEngine` over pages without bytes (compare/simulator/replica.py).
 """
 
-from compare.simulated_gateway import SimulatedGateway
 from compare.simulator.outcome import SimulationResult
+from compare.simulator.simulated_gateway import SimulatedGateway
+from compare.simulator.system import System
 from compare.simulator.workload import Workload
-from compare.system import System
 
 
 def simulate(system: System, workload: Workload, seed: int = 0, concurrency: int | None = None) -> SimulationResult:

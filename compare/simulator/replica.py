@@ -1,4 +1,4 @@
-"""One simulated replica: a real engine on a virtual clock, between the doubles of compare/virtual.py."""
+"""One simulated replica: a real engine on a virtual clock, between the doubles of compare/simulator/virtual.py."""
 
 from collections import deque
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from compare.simulator.acceptance import AcceptanceModel
 from compare.simulator.outcome import Machine
-from compare.virtual import (
+from compare.simulator.virtual import (
     DrawnTransfer,
     NoModel,
     NoStore,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compare.replica import Kit
+from compare.simulator.replica import Kit
 from engine.config import Config
 from engine.errors import ConfigError
 from policy.board import PREFILL

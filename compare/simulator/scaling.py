@@ -8,7 +8,7 @@ from policy.load import FrontLoad, Load, ReplicaLoad
 from policy.scale import Bounds, State, Targets, decide
 
 if TYPE_CHECKING:
-    from compare.simulated_gateway import SimulatedGateway
+    from compare.simulator.simulated_gateway import SimulatedGateway
 
 SCALE_SECONDS = 1.0  # as often as cluster/autoscale.py decides
 
