@@ -39,7 +39,7 @@ from cluster.proto import sparkpool_pb2 as pb
 from cluster.proxy import APPLICATION
 from compare.simulator.acceptance import Rates
 from compare.simulator.outcome import SimulationResult
-from compare.simulator.replica import Kit
+from compare.simulator.replica import SimulatedPool
 from compare.simulator.simulate import simulate
 from compare.simulator.system import System
 from compare.simulator.workload import Arrival, Workload
@@ -139,17 +139,16 @@ class ServedSystem:
         return not self.emulated or concurrency <= SLOWEST
 
     def predicted(self, concurrency: int, requests: int) -> SimulationResult:
-        kit = Kit(
+        pool = SimulatedPool(
             layout=self.layout,
             num_pages=dict.fromkeys(self.layout.groups, 4000),
             prefill_times=self.prefilling,
             step_times=ContendedStepTimes(self.times, self.step),
             link=Link(2e9, 1e-3),
             acceptance=Rates.of(*self.rates) if self.rates else None,
-            prefix_caching=False,
         )
-        kits, hop = {"prefill": kit, "default": kit}, max(0.0, self.message.of(concurrency))
-        system = System(config=self.config, kits=kits, hop_seconds=hop, message_seconds=5e-4)
+        pools, hop = {"prefill": pool, "default": pool}, max(0.0, self.message.of(concurrency))
+        system = System(config=self.config, pools=pools, hop_seconds=hop, message_seconds=5e-4)
         arrivals = tuple(Arrival(at=0.0, input_tokens=PROMPT, output_tokens=OUTPUT) for _ in range(requests))
         return simulate(system, Workload(arrivals), concurrency=concurrency)
 

@@ -1,49 +1,50 @@
-"""Several answers to one prompt: as many journeys, merged into one stream."""
+"""Several answers to one prompt, merged into one stream."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 
-from cluster.gateway import Gateway, Journey
+from cluster.gateway import Gateway
 from engine.types import Chunk
+from policy.request_state import RequestState
 
-Spoken = tuple[Journey, Chunk]
+IndexedChunk = tuple[RequestState, Chunk]
 
 
-async def answers(gateway: Gateway, journeys: list[Journey]) -> AsyncGenerator[Spoken]:
-    """What each journey says, as it comes. If one fails, all end.
+async def answers(gateway: Gateway, states: list[RequestState]) -> AsyncGenerator[IndexedChunk]:
+    """Yield each request's chunks as they come. If one fails, all end.
 
-    The others set out when the first has its first token: then they find the pages of the prompt.
+    The others begin when the first has its first token: then they find the pages of the prompt.
     """
-    first, *others = journeys
-    spoken: asyncio.Queue[Spoken | None] = asyncio.Queue()
+    first, *others = states
+    chunks: asyncio.Queue[IndexedChunk | None] = asyncio.Queue()
     begun = asyncio.Event()
 
-    async def follow(journey: Journey) -> None:
-        async with contextlib.aclosing(gateway.generate(journey)) as chunks:
-            async for chunk in chunks:
-                spoken.put_nowait((journey, chunk))
+    async def follow(state: RequestState) -> None:
+        async with contextlib.aclosing(gateway.generate(state)) as generated:
+            async for chunk in generated:
+                chunks.put_nowait((state, chunk))
                 begun.set()
 
-    async def follow_later(journey: Journey) -> None:
+    async def follow_later(state: RequestState) -> None:
         await begun.wait()
-        await follow(journey)
+        await follow(state)
 
     async def follow_all() -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(follow(first))
-                for journey in others:
-                    group.create_task(follow_later(journey))
+                for state in others:
+                    group.create_task(follow_later(state))
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
         finally:
-            spoken.put_nowait(None)
+            chunks.put_nowait(None)
 
     task = asyncio.create_task(follow_all())
     try:
-        while (said := await spoken.get()) is not None:
-            yield said
+        while (entry := await chunks.get()) is not None:
+            yield entry
         await task
     finally:
         task.cancel()

@@ -1,55 +1,62 @@
-"""The gateway owns a request from its arrival to its last token. It knows nothing of gRPC or HTTP.
+"""The gateway performs what policy/journey.py decides for a request. It knows nothing of gRPC, HTTP or Ray.
 
     request -> prefill stream: Handoff ................................ open until the pages are released
                     |-> decode stream: Chunk, Chunk, ... Chunk(finish)  -> caller
 
 or, where that costs less (policy/route.py: rank_local), one stream from a decode replica: Handoff, Chunk, Chunk, ...
-
-If a replica or a handoff is lost on the way, the same request is prefilled again together with the tokens that the
-caller already has, so that nothing is said twice and nothing is missing.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
-from ray.exceptions import RayError, TaskCancelledError
-from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
-
-from cluster.sliding_window import SlidingWindow
-from engine.errors import Cancelled, DeadlineExceeded, EngineFailure, Overloaded, Preempted, SparkpoolError, Unavailable
-from engine.front import GatewayConfig
+from engine.config import GatewayConfig
+from engine.errors import Overloaded, Preempted, SparkpoolError
 from engine.types import Chunk, Ended, Event, Handoff, Request
 from policy.admit import RetryBudget
-from policy.load import FrontLoad
+from policy.journey import (
+    Action,
+    Begin,
+    CallerLeft,
+    CancelAttempt,
+    ChooseReplicas,
+    DeadlinePassed,
+    Decode,
+    Deliver,
+    Fail,
+    Finish,
+    JourneyEvent,
+    Prefill,
+    RetryPolicy,
+    Routed,
+    Serve,
+    Wait,
+    Waited,
+    advance,
+)
+from policy.load import FrontLoad, RecentAnswers
+from policy.request_state import RequestState
 
 logger = logging.getLogger("ray.serve")
 
-RECENT_SECONDS, SLOWEST = 10.0, 5.0  # answers of so many seconds; the slowest are those below this percentile
-RETRY_SECONDS = 0.05  # doubled each time: a replica that has just died takes a moment to be routed around
-Events = AsyncGenerator[Event]
-LOST = (Unavailable, EngineFailure)  # what another attempt may cure
-
 
 class EventStream(Protocol):
-    """A replica's answer: Serve's response generator, or a double."""
+    """A replica's answer: Serve's response generator, or a double. It fails with SparkpoolErrors only."""
 
     def __aiter__(self) -> AsyncIterator[Event]: ...
     def cancel(self) -> object: ...
 
 
-class Pools(Protocol):
-    """Both pools, as far as a request needs them."""
+class ReplicaPools(Protocol):
+    """The replicas, as far as a request needs them. A call goes to the first preferred replica that can take it."""
 
-    def prefill(self, request: Request, preferred_replicas: Sequence[str]) -> EventStream:
-        """`preferred_replicas`: replicas, best first; the first that can takes it."""
-        ...
-
+    def prefill(self, request: Request, preferred_replicas: Sequence[str]) -> EventStream: ...
     def decode(
         self, pool: str, request: Request, handoff: Handoff, preferred_replicas: Sequence[str]
     ) -> EventStream: ...
@@ -58,12 +65,12 @@ class Pools(Protocol):
         ...
 
     def cancel(self, request_id: str) -> None:
-        """Tell every replica to drop a request; returns at once."""
+        """Tell every replica to drop a request; return at once."""
         ...
 
 
-class Places(Protocol):
-    """Where requests go, and whether they are let in: policy/board.py."""
+class Router(Protocol):
+    """Decides whether requests are admitted and where they go; policy/board.py explains each method."""
 
     async def refresh(self) -> None: ...
     def admit(self, request: Request) -> None: ...
@@ -73,48 +80,6 @@ class Places(Protocol):
     def decoding(self, pool: str, request: Request) -> AbstractContextManager[Sequence[str]]: ...
     def serving(self, preferred_replicas: Sequence[str], request: Request) -> AbstractContextManager[None]: ...
     def handed_over(self, seconds: float) -> None: ...
-
-
-@dataclass
-class Journey:
-    """What is known of one request while it is served. Times are seconds on this process's clock. `pool` is the decode
-    pool that it names; if it names none, the one that it gets."""
-
-    request: Request
-    arrived: float
-    pool: str
-    index: int = 0
-    prefills: int = 0
-    losses: int = 0
-    preemptions: int = 0
-    tokens: list[int] = field(default_factory=list)
-    handoff: Handoff | None = None
-    cached_tokens: int = 0
-    prompt_logprobs: tuple[float, ...] = ()
-    handed_over_at: float | None = None
-    first_token_at: float | None = None
-    last: Chunk | None = None
-
-    @property
-    def seconds_left(self) -> float:
-        return self.arrived + self.request.seconds_left - time.monotonic()
-
-    @property
-    def attempt(self) -> Request:
-        """The request as a pool sees it now; each time it is sent round it has an id of its own."""
-        return replace(
-            self.request.resumed(tuple(self.tokens)),
-            id=f"{self.request.id}.{self.prefills}",
-            age_seconds=time.monotonic() - self.arrived,
-            seconds_left=self.seconds_left,
-            prompt_logprobs=self.request.prompt_logprobs and self.handoff is None,
-        )
-
-    def take(self, handoff: Handoff) -> None:
-        """What the first handoff says of the prompt stays; of the rest, the last one counts."""
-        if self.handoff is None:
-            self.cached_tokens, self.prompt_logprobs = handoff.cached_tokens, handoff.prompt_logprobs
-        self.handoff = handoff
 
 
 @dataclass
@@ -131,44 +96,32 @@ class FrontCounters:
 class Gateway:
     """Carries requests through both pools."""
 
-    def __init__(self, pools: Pools, places: Places, config: GatewayConfig) -> None:
+    def __init__(self, pools: ReplicaPools, router: Router, config: GatewayConfig) -> None:
         self._pools = pools
-        self._places = places
-        self._config = config
-        self._retries = RetryBudget(config.max_ongoing)
-        self._first_token_seconds = SlidingWindow(RECENT_SECONDS)
-        self._user_rates = SlidingWindow(RECENT_SECONDS)
+        self._router = router
+        self._retries = RetryPolicy(config.retries, RetryBudget(config.max_ongoing))
+        self._recent = RecentAnswers()
         self.counters = FrontCounters()
 
     def load(self, ttft_percentile: float) -> FrontLoad:
-        """What answers of late were like."""
-        return FrontLoad(
-            ttft_seconds=self._first_token_seconds.percentile(ttft_percentile),
-            user_rate=self._user_rates.percentile(SLOWEST),
-        )
+        """Return what the answers of the last seconds were like."""
+        return self._recent.load(ttft_percentile)
 
-    async def generate(self, journey: Journey) -> AsyncGenerator[Chunk]:
-        """The request's chunks, each token once. Raises a SparkpoolError if it cannot be finished."""
+    async def generate(self, state: RequestState) -> AsyncGenerator[Chunk]:
+        """Yield the request's chunks, each token once. Raise a SparkpoolError if it cannot be finished."""
         self.counters.requests += 1
         self.counters.ongoing += 1
-        deadline = asyncio.get_running_loop().time() + journey.seconds_left
         try:
-            await self._places.refresh()
-            journey.pool = self._places.pool(journey.request, journey.pool)
-            if journey.index == 0:  # the other answers come in with the first
-                self._places.admit(journey.attempt)
-            async with contextlib.aclosing(self._attempts(journey)) as chunks:
-                while journey.last is None or journey.last.finish is None:
-                    async with asyncio.timeout_at(deadline):
-                        chunk = await anext(chunks)
+            await self._router.refresh()
+            state.pool = self._router.pool(state.request, state.pool)
+            if state.index == 0:  # the other answers to a prompt are admitted with the first
+                self._router.admit(state.attempt(time.monotonic()))
+            async with contextlib.aclosing(self._drive(state)) as chunks:
+                async for chunk in chunks:
                     yield chunk
-            self._note(journey)
-        except TimeoutError:
-            self.counters.failed += 1
-            limit = journey.request.seconds_left
-            raise DeadlineExceeded(
-                f"not finished after {limit} s (deadline_seconds, gateway.request_seconds)"
-            ) from None
+            self._recent.add(state)
+            if state.handoff_seconds is not None:
+                self._router.handed_over(state.handoff_seconds)
         except Overloaded:
             self.counters.refused += 1
             raise
@@ -181,145 +134,118 @@ class Gateway:
         finally:
             self.counters.ongoing -= 1
 
-    async def _attempts(self, journey: Journey) -> AsyncGenerator[Chunk]:
-        while True:
-            journey.prefills += 1
-            try:
-                async with contextlib.aclosing(self._attempt(journey)) as chunks:
-                    async for chunk in chunks:
-                        journey.tokens += chunk.tokens
-                        journey.last = chunk
-                        yield chunk
-                return
-            except Preempted:  # costs no retry: each time the request gets further
-                journey.preemptions += 1
-                self.counters.preemptions += 1
-            except LOST as error:
-                journey.losses += 1
-                if journey.losses > self._config.retries:
-                    tries = f"{journey.request.id} was lost {journey.losses} times (gateway.retries)"
-                    raise Unavailable(f"{tries}; last: {error}") from error
-                if not self._retries.take():
-                    spent = "too many requests were lost of late for another attempt (gateway.max_ongoing)"
-                    raise Unavailable(f"{journey.request.id} was lost, and {spent}; last: {error}") from error
-                self.counters.prefills_repeated += 1
-                logger.warning(f"{journey.request.id} is prefilled again: {error}")
-                await asyncio.sleep(RETRY_SECONDS * 2 ** (journey.losses - 1))
-
-    async def _attempt(self, journey: Journey) -> AsyncGenerator[Chunk]:
-        request = journey.attempt
-        finished = False
+    async def _drive(self, state: RequestState) -> AsyncGenerator[Chunk]:
+        """Perform the request's actions and feed its events, until it has ended or the caller leaves."""
+        seconds_left = state.deadline - time.monotonic()
+        deadline = asyncio.get_running_loop().time() + seconds_left
+        attempt = Attempt(state, self._pools, self._router)
+        event: JourneyEvent = Begin()
         try:
-            await self._places.refresh()
-            preferred_replicas = self._places.local(journey.pool, request)
-            way = (
-                self._in_one_replica(journey, request, preferred_replicas)
-                if preferred_replicas
-                else self._through_both(journey, request)
-            )
-            async with way as events:
-                async for event in events:
-                    assert isinstance(event, Chunk)
-                    if journey.first_token_at is None:
-                        journey.first_token_at = time.monotonic()
-                    finished = event.finish is not None
-                    yield event
-                    if finished:
-                        return
-            raise Unavailable("the decode stream ended before the request did")
+            while True:
+                for action in advance(state, event, time.monotonic(), self._retries):
+                    if isinstance(action, Deliver):
+                        yield action.chunk
+                    else:
+                        self._count(state, action)
+                        attempt.perform(action)
+                if state.ended:
+                    return
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        event = await attempt.next_event()
+                except TimeoutError:
+                    event = DeadlinePassed()
         finally:
-            if not finished:
-                self._pools.cancel(request.id)
+            if not state.ended:
+                for action in advance(state, CallerLeft(), time.monotonic()):
+                    attempt.perform(action)
+            attempt.close()
 
-    @contextlib.asynccontextmanager
-    async def _through_both(self, journey: Journey, request: Request) -> AsyncIterator[Events]:
-        """What decode says of a request that a prefill replica has handed over."""
-        async with contextlib.AsyncExitStack() as stack:
-            with self._places.prefilling(request) as preferred_replicas:
-                prefill = await stack.enter_async_context(_read(self._pools.prefill(request, preferred_replicas)))
-                handoff = await _handoff(prefill)
-            journey.take(handoff)
-            journey.handed_over_at = time.monotonic()
-            await stack.enter_async_context(_kept_open(prefill))
-            preferred_replicas = stack.enter_context(self._places.decoding(journey.pool, request))
-            decoding = self._pools.decode(journey.pool, journey.attempt, handoff, preferred_replicas)  # older by now
-            yield await stack.enter_async_context(_read(decoding))
-
-    @contextlib.asynccontextmanager
-    async def _in_one_replica(
-        self, journey: Journey, request: Request, preferred_replicas: Sequence[str]
-    ) -> AsyncIterator[Events]:
-        """What decode says of a request that it prefills itself."""
-        with self._places.serving(preferred_replicas, request):
-            async with _read(self._pools.serve(journey.pool, request, preferred_replicas)) as events:
-                journey.take(await _handoff(events))
-                journey.handed_over_at = None
-                yield events
-
-    def _note(self, journey: Journey) -> None:
-        """A request has ended well."""
-        self._retries.give_back()
-        if journey.first_token_at is None:
-            return
-        self._first_token_seconds.add(journey.first_token_at - journey.arrived)
-        timings = journey.last.timings if journey.last else None
-        if journey.handed_over_at is not None and timings is not None and journey.prefills == 1:
-            hop = journey.first_token_at - journey.handed_over_at
-            self._places.handed_over(hop + timings.wait_seconds + timings.transfer_seconds)
-        seconds = time.monotonic() - journey.first_token_at
-        if len(journey.tokens) > 1 and seconds > 0:
-            self._user_rates.add((len(journey.tokens) - 1) / seconds)
+    def _count(self, state: RequestState, action: Action) -> None:
+        match action:
+            case Wait(error=Preempted()):
+                self.counters.preemptions += 1
+            case Wait(error=error):
+                self.counters.prefills_repeated += 1
+                logger.warning(f"{state.request.id} is prefilled again: {error}")
 
 
-async def _handoff(events: Events) -> Handoff:
-    async for event in events:
-        assert isinstance(event, Handoff)
-        return event
-    raise Unavailable("the prefill stream ended without a handoff")
+class Attempt:
+    """The open streams of a request's current attempt, and where its next event comes from."""
+
+    def __init__(self, state: RequestState, pools: ReplicaPools, router: Router) -> None:
+        self._state = state
+        self._pools = pools
+        self._router = router
+        self._streams = contextlib.ExitStack()
+        self._counted = contextlib.ExitStack()  # where the router counts the request
+        self._events: AsyncIterator[Event]
+        self.next_event: Callable[[], Awaitable[JourneyEvent]]
+
+    def perform(self, action: Action) -> None:
+        """Perform any action but Deliver. Nothing here waits. Fail raises."""
+        pool = self._state.pool
+        match action:
+            case ChooseReplicas(request):
+                self.next_event = partial(self._routed, request)
+            case Wait(seconds):
+                self.next_event = partial(_waited, seconds)
+            case Prefill(request):
+                replicas = self._counted.enter_context(self._router.prefilling(request))
+                self._open(self._pools.prefill(request, replicas))
+            case Serve(request, replicas):
+                self._counted.enter_context(self._router.serving(replicas, request))
+                self._open(self._pools.serve(pool, request, replicas))
+            case Decode(request, handoff):
+                self._counted.close()
+                self._streams.callback(asyncio.create_task(_drain(self._events)).cancel)
+                replicas = self._counted.enter_context(self._router.decoding(pool, request))
+                self._open(self._pools.decode(pool, request, handoff, replicas))
+            case CancelAttempt(request_id):
+                self.close()
+                self._pools.cancel(request_id)
+            case Finish():
+                self.close()
+            case Fail(error):
+                raise error
+
+    def close(self) -> None:
+        """Cancel the streams, whether they have ended or not."""
+        self._streams.close()
+        self._counted.close()
+
+    async def _routed(self, request: Request) -> Routed:
+        await self._router.refresh()
+        return Routed(tuple(self._router.local(self._state.pool, request)))
+
+    def _open(self, stream: EventStream) -> None:
+        """Read the next events from `stream`."""
+        self._streams.callback(stream.cancel)
+        self._events = aiter(stream)
+        self.next_event = self._read
+
+    async def _read(self) -> Event:
+        try:
+            return await anext(self._events)
+        except StopAsyncIteration:
+            return Ended(request_id=self._state.attempt_id)
+        except SparkpoolError as error:
+            return Ended(request_id=self._state.attempt_id, error=error)
 
 
-async def _checked(stream: EventStream) -> AsyncGenerator[Event]:
-    """The stream's events, with every way of failing as a SparkpoolError."""
-    try:
-        async for event in stream:
-            if isinstance(event, Ended):
-                if event.error is not None:
-                    raise event.error
-                return
-            yield event
-    except (RequestCancelledError, TaskCancelledError) as error:
-        raise Cancelled("the request was cancelled") from error
-    except DeploymentUnavailableError as error:
-        raise Unavailable(f"no replica is running ({type(error).__name__})") from error
-    except RayError as error:
-        raise Unavailable(f"a replica was lost ({type(error).__name__})") from error
+async def _waited(seconds: float) -> Waited:
+    await asyncio.sleep(seconds)
+    return Waited()
 
 
-@contextlib.asynccontextmanager
-async def _read(stream: EventStream) -> AsyncIterator[Events]:
-    """A replica's events; its stream is cancelled on the way out, whether it has ended or not."""
-    try:
-        yield _checked(stream)
-    finally:
-        stream.cancel()
-
-
-@contextlib.asynccontextmanager
-async def _kept_open(prefill: Events) -> AsyncIterator[None]:
+async def _drain(prefill: AsyncIterator[Event]) -> None:
     """Read the prefill stream to its end beside the decode stream: Serve counts it as ongoing meanwhile.
 
-    How it ends changes nothing here. If the pages were lost before they had been read, the decode replica says so.
+    How it ends changes nothing. If the pages were lost before they had been read, the decode replica says so.
     """
-    task = asyncio.create_task(_drain(prefill))
     try:
-        yield
-    finally:
-        task.cancel()
-
-
-async def _drain(events: Events) -> None:
-    try:
-        async for _ in events:
-            pass
+        async for event in prefill:
+            if isinstance(event, Ended) and event.error is not None:
+                raise event.error
     except SparkpoolError as error:
         logger.info(f"a prefill stream ended early: {error}")

@@ -1,39 +1,65 @@
-"""Both pools as the gateway sees them: streams to one replica, words to all."""
+"""The replicas of all pools, behind Serve's handles. Here alone Ray's exceptions become SparkpoolErrors."""
 
 import asyncio
+import contextlib
 import contextvars
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import grpc
-from ray.exceptions import RayError
-from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+from ray.exceptions import RayError, TaskCancelledError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from cluster.gateway import EventStream
 from cluster.records import Part
-from engine.errors import Unavailable
+from engine.errors import Cancelled, SparkpoolError, Unavailable
 from engine.facts import ModelFacts, ReplicaStats
 from engine.types import Event, Handoff, Request
 
 logger = logging.getLogger("ray.serve")
 ANSWER_SECONDS = 5.0
-GONE = (RayError, grpc.aio.AioRpcError)  # how a replica that dies ends a call: by Ray, or by the stream between us
+
+
+@contextlib.contextmanager
+def translated_errors() -> Iterator[None]:
+    """Raise each way in which Ray or gRPC ends a call as a SparkpoolError."""
+    try:
+        yield
+    except (RequestCancelledError, TaskCancelledError) as error:
+        raise Cancelled("the request was cancelled") from error
+    except DeploymentUnavailableError as error:
+        raise Unavailable(f"no replica is running ({type(error).__name__})") from error
+    except (RayError, RayServeException) as error:
+        raise Unavailable(f"a replica was lost ({type(error).__name__})") from error
+    except grpc.aio.AioRpcError as error:
+        raise Unavailable(f"the stream to a replica broke ({error.code().name})") from error
+
+
+async def broadcast(handle: DeploymentHandle, method: str, *args: Any) -> list[Any]:
+    """Call `method` of every replica, and return their answers. Raise Unavailable if one is lost meanwhile."""
+    seconds = 2 * ANSWER_SECONDS
+    try:
+        with translated_errors():
+            answers: list[Any] = await asyncio.to_thread(
+                lambda: handle.broadcast(method, *args).results(timeout_s=seconds)
+            )
+    except TimeoutError as error:
+        raise Unavailable(f"a replica did not answer within {seconds} s") from error
+    return answers
 
 
 class ReplicaStream:
-    """A replica's answer. If the stream to it breaks, the replica is lost."""
+    """A replica's answer to one request."""
 
-    def __init__(self, response: Any) -> None:
+    def __init__(self, response: EventStream) -> None:
         self._response = response
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        try:
+        with translated_errors():
             async for event in self._response:
                 yield event
-        except grpc.aio.AioRpcError as error:
-            raise Unavailable(f"the stream to a replica broke ({error.code().name})") from error
 
     def cancel(self) -> object:
         return self._response.cancel()
@@ -58,9 +84,9 @@ class ServePools:
         return _called(self._decode[pool].serve, request, preferred_replicas=tuple(preferred_replicas))
 
     def cancel(self, request_id: str) -> None:
-        """Tell every replica to drop a request. Returns at once: it is called while a task is being cancelled.
+        """Tell every replica to drop a request. Return at once: the caller's task may be being cancelled.
 
-        In an empty context, or Serve would take this for a part of the cancelled request and cancel it too.
+        The call runs in an empty context, or Serve would take it for a part of the cancelled request and cancel it too.
         """
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._cancel(request_id), context=contextvars.Context())
@@ -68,55 +94,47 @@ class ServePools:
         task.add_done_callback(self._tasks.discard)
 
     async def facts(self) -> ModelFacts:
-        """The model that the prefill pool serves. Raises Unavailable."""
-        try:
+        """Return the facts of the model that the prefill pool serves. Raise Unavailable if no replica answers."""
+        with translated_errors():
             facts: ModelFacts = await self._handles["prefill"].facts.remote()
-        except (*GONE, DeploymentUnavailableError) as error:
-            raise Unavailable(f"no prefill replica answers ({type(error).__name__})") from error
         return facts
 
     async def healthy(self) -> bool:
-        """Whether a replica of every pool answers."""
+        """Return whether a replica of every pool answers."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await asyncio.gather(*(handle.facts.remote() for handle in self._handles.values()))
-        except (TimeoutError, *GONE, DeploymentUnavailableError):
+                with translated_errors():
+                    await asyncio.gather(*(handle.facts.remote() for handle in self._handles.values()))
+        except (TimeoutError, Unavailable):
             return False
         return True
 
     async def stats(self) -> list[ReplicaStats]:
-        """Every replica of all pools. Raises Unavailable if one is lost while it is asked."""
-        try:
-            found = await asyncio.gather(*(_all(handle, "stats") for handle in self._handles.values()))
-        except GONE as error:
-            raise Unavailable(f"a replica was lost while it was asked ({type(error).__name__}); ask again") from error
-        return [stats for pool in found for stats in pool]
+        """Return the statistics of every replica. Raise Unavailable if one is lost while it is asked."""
+        return [stats for pool in await self._ask("stats", *self._handles) for stats in pool]
 
     async def records(self, skip: dict[str, int]) -> list[Part | None]:
-        """The next part of what each decode replica has recorded. Raises Unavailable if one is lost meanwhile."""
+        """Return the next part of what each decode replica has recorded. Raise Unavailable if one is lost meanwhile."""
+        return [part for pool in await self._ask("records", *self._decode, args=(skip,)) for part in pool]
+
+    async def _ask(self, method: str, *pools: str, args: tuple[Any, ...] = ()) -> list[list[Any]]:
         try:
-            found = await asyncio.gather(*(_all(self._handles[pool], "records", skip) for pool in self._decode))
-        except GONE as error:
-            raise Unavailable(f"a replica was lost while it was asked ({type(error).__name__}); ask again") from error
-        return [part for pool in found for part in pool]
+            return await asyncio.gather(*(broadcast(self._handles[pool], method, *args) for pool in pools))
+        except Unavailable as error:
+            raise Unavailable(f"{error}; ask again") from error
 
     async def _cancel(self, request_id: str) -> None:
         for pool, handle in self._handles.items():
             try:
-                await _all(handle, "cancel", request_id)
-            except (*GONE, RayServeException, TimeoutError) as error:
-                logger.warning(f"{request_id} could not be cancelled in all of {pool}: {type(error).__name__}: {error}")
+                await broadcast(handle, "cancel", request_id)
+            except SparkpoolError as error:
+                logger.warning(f"{request_id} could not be cancelled in all of {pool}: {error}")
 
 
 def _called(method: DeploymentHandle, *args: Any, **kwargs: Any) -> ReplicaStream:
-    """A call with an id of its own. Calls that a request makes inherit the id of that, and Serve's router (2.60) keeps
-    those that wait by their ids: of several answers to one prompt it would forget all but one."""
+    """Call a replica under a new id.
+
+    Calls that a request makes inherit its id, and Serve's router (2.60) keeps waiting calls by their ids: of several
+    answers to one prompt it would forget all but one.
+    """
     return ReplicaStream(contextvars.Context().run(method.remote, *args, **kwargs))
-
-
-async def _all(handle: DeploymentHandle, method: str, *args: Any) -> list[Any]:
-    """The answers of all replicas."""
-    answers: list[Any] = await asyncio.to_thread(
-        lambda: handle.broadcast(method, *args).results(timeout_s=2 * ANSWER_SECONDS)
-    )
-    return answers

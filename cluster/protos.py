@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
-from cluster.gateway import Journey
 from cluster.proto import sparkpool_pb2 as pb
+from engine.config import GatewayConfig
 from engine.errors import BadRequest, UnknownModel
 from engine.facts import ModelFacts, PageCounts, ReplicaStats
-from engine.front import GatewayConfig
 from engine.text import Text
 from engine.types import NO_LIMIT, Chunk, FinishReason, Request, Sampling, StopRules
+from policy.request_state import RequestState
 
 FINISH_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 REQUEST_ID = re.compile(r"[\w.:-]{0,64}", re.ASCII)
@@ -93,18 +93,18 @@ def prompt_of(proto: pb.GenerateRequest | pb.TokenizeRequest, text: Text) -> tup
             raise BadRequest("prompt", "is not set, nor is another form of input: one is needed")
 
 
-def reply_of(chunk: Chunk, journey: Journey) -> pb.GenerateReply:
+def reply_of(chunk: Chunk, state: RequestState) -> pb.GenerateReply:
     """One streamed reply; the last has usage, timings and acceptance."""
-    reply = pb.GenerateReply(text=chunk.text, token_ids=chunk.tokens, logprobs=chunk.logprobs, index=journey.index)
+    reply = pb.GenerateReply(text=chunk.text, token_ids=chunk.tokens, logprobs=chunk.logprobs, index=state.index)
     for top in chunk.top:
         reply.top_logprobs.add(token_ids=[token for token, _ in top], logprobs=[logprob for _, logprob in top])
-    if len(journey.tokens) == len(chunk.tokens):
-        reply.prompt_logprobs.extend(journey.prompt_logprobs)
+    if chunk is state.first_chunk:
+        reply.prompt_logprobs.extend(state.prompt_logprobs)
     if chunk.finish is not None:
         assert chunk.acceptance is not None
         reply.finish_reason = FINISH_REASONS[chunk.finish]
-        reply.usage.CopyFrom(_usage_of(journey))
-        reply.timings.CopyFrom(_timings_of(chunk, journey))
+        reply.usage.CopyFrom(_usage_of(state))
+        reply.timings.CopyFrom(_timings_of(chunk, state))
         reply.acceptance.CopyFrom(pb.Acceptance(**vars(chunk.acceptance)))
     return reply
 
@@ -151,23 +151,23 @@ def _sampling_of(proto: pb.Sampling) -> Sampling:
     )
 
 
-def _usage_of(journey: Journey) -> pb.Usage:
-    assert journey.handoff is not None
+def _usage_of(state: RequestState) -> pb.Usage:
+    assert state.handoff is not None
     return pb.Usage(
-        prompt_tokens=len(journey.request.prompt),
-        completion_tokens=len(journey.tokens),
-        cached_tokens=journey.cached_tokens,
+        prompt_tokens=len(state.request.prompt),
+        completion_tokens=len(state.tokens),
+        cached_tokens=state.cached_tokens,
     )
 
 
-def _timings_of(chunk: Chunk, journey: Journey) -> pb.Timings:
+def _timings_of(chunk: Chunk, state: RequestState) -> pb.Timings:
     assert chunk.timings is not None
-    assert journey.handoff is not None and journey.first_token_at is not None
+    assert state.handoff is not None and state.first_token_at is not None
     return pb.Timings(
-        **asdict(journey.handoff.timings),
+        **asdict(state.handoff.timings),
         **asdict(chunk.timings),
-        first_token_seconds=journey.first_token_at - journey.arrived,
-        total_seconds=time.monotonic() - journey.arrived,
-        prefills=journey.prefills,
-        preemptions=journey.preemptions,
+        first_token_seconds=state.first_token_at - state.arrived_at,
+        total_seconds=time.monotonic() - state.arrived_at,
+        prefills=state.prefills,
+        preemptions=state.preemptions,
     )

@@ -17,10 +17,10 @@ from typing import Any
 
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 
+from cluster.pools import broadcast, translated_errors
 from cluster.proto.sparkpool_pb2_grpc import add_InferenceServicer_to_server
+from engine.errors import SparkpoolError
 
 APPLICATION = "sparkpool"
 CALL_KEY = "sparkpool-call"
@@ -103,7 +103,8 @@ def cancellable(behaviour: Behaviour) -> Behaviour:
 async def _tell_gateways(call: Call) -> None:
     """Cancel a call by its id, wherever it is."""
     try:
-        handle = serve.get_deployment_handle("Gateway", call.application)
-        await asyncio.to_thread(lambda: handle.broadcast("cancel", call.id).results(timeout_s=10))
-    except (RayError, RayServeException, TimeoutError) as error:
-        logger.warning(f"call {call.id} could not be cancelled by name: {type(error).__name__}: {error}")
+        with translated_errors():
+            handle = serve.get_deployment_handle("Gateway", call.application)
+        await broadcast(handle, "cancel", call.id)
+    except SparkpoolError as error:
+        logger.warning(f"call {call.id} could not be cancelled by name: {error}")

@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.answers import answers
 from cluster.board import LiveBoard
-from cluster.gateway import Gateway, Journey
+from cluster.gateway import Gateway
 from cluster.pools import ServePools
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.protos import answers_of, joined, prompt_of, replica_of, reply_of, request_of
@@ -26,6 +26,7 @@ from engine.errors import Overloaded, SparkpoolError
 from engine.facts import ModelFacts
 from engine.text import Text
 from engine.types import check_tokens
+from policy.request_state import RequestState
 
 SERVICES = ("", "sparkpool.v1.Inference")  # what grpc.health.v1 may be asked about; "" is the whole server
 WATCH_SECONDS = 1.0
@@ -54,10 +55,10 @@ class InferenceServicer:
                 self._board.pool(request, proto.decode_pool, proto.service_tier)  # refuses one that is not there
                 named = proto.decode_pool or self._config.gateway.tiers.get(proto.service_tier, "")
                 requests = answers_of(proto, request)
-                journeys = [Journey(r, arrived, named, index) for index, r in enumerate(requests)]
-                async with contextlib.aclosing(answers(self._gateway, journeys)) as spoken:
-                    async for journey, chunk in spoken:
-                        yield reply_of(chunk, journey)
+                states = [RequestState(r, arrived, named, index) for index, r in enumerate(requests)]
+                async with contextlib.aclosing(answers(self._gateway, states)) as spoken:
+                    async for state, chunk in spoken:
+                        yield reply_of(chunk, state)
             except SparkpoolError as error:
                 _refuse(grpc_context, error)
                 raise

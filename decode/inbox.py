@@ -174,7 +174,7 @@ class Inbox:
         """Read the pages of the handoff that are not cached here; READ_DONE if there are none."""
         incoming.reads = self._page_reads(incoming)
         incoming.read_started = self._clock.now()
-        incoming.deadline = incoming.read_started + self._config.read_seconds
+        incoming.deadline = incoming.read_started + self._config.read_timeout_seconds
         if not incoming.reads:
             return E.READ_DONE
         incoming.read = self._transfer.read(incoming.handoff.agents[0], incoming.reads)
@@ -214,7 +214,7 @@ class Inbox:
 
     def _release_lease(self, incoming: Incoming) -> ReadEvent | None:
         """Release the lease and await the answer; TIMEOUT if the peer cannot be reached."""
-        incoming.deadline = self._clock.now() + self._config.answer_seconds
+        incoming.deadline = self._clock.now() + self._config.release_timeout_seconds
         return None if self._notify(incoming, Verb.RELEASE) else E.TIMEOUT
 
     def _give_back_pages(self, incoming: Incoming) -> None:

@@ -6,12 +6,29 @@ from collections.abc import Iterator
 
 from engine.clock import Clock, MonotonicClock
 from engine.config import Config
-from engine.errors import Preempted, SparkpoolError
+from engine.errors import SparkpoolError
 from engine.local_transfer import LocalTransfer, LocalWire
 from engine.text import Text
 from engine.transfer import new_agent_name
-from engine.types import Chunk, Ended, Event, Handoff, Request
+from engine.types import Chunk, Ended, Event, Request
 from local.build import Builder
+from policy.journey import (
+    Action,
+    Begin,
+    CallerLeft,
+    CancelAttempt,
+    ChooseReplicas,
+    Decode,
+    Deliver,
+    Fail,
+    JourneyEvent,
+    Prefill,
+    Routed,
+    Wait,
+    Waited,
+    advance,
+)
+from policy.request_state import RequestState
 
 
 class Pair:
@@ -25,7 +42,7 @@ class Pair:
         join = self._join
         self.prefiller = self.builder.prefiller(new_agent_name("prefill"), join, self.clock)
         self.decoder = self.builder.decoder(new_agent_name("decode"), join, self.text, self.clock)
-        self.requests: dict[str, Request] = {}
+        self.requests: dict[str, RequestState] = {}
         self.chunks: dict[str, list[Chunk]] = defaultdict(list)
         self.errors: dict[str, SparkpoolError] = {}
 
@@ -33,16 +50,17 @@ class Pair:
         return LocalTransfer(name, store, self.wire)
 
     def add(self, request: Request) -> None:
-        """Check and queue a request."""
+        """Check and queue a request. Raise what makes it impossible."""
         request.check(self.builder.facts)
-        self.requests[request.id] = request
-        self.prefiller.add(request)
+        self.requests[request.id] = state = RequestState(request, self.clock.now(), numbered=False)
+        self._feed(state, Begin())
+        if state.ended:
+            raise self.errors.pop(request.id)
 
     def cancel(self, request_id: str) -> None:
         """Cancel in both pools."""
-        self.requests.pop(request_id, None)
-        self.prefiller.cancel(request_id)
-        self.decoder.cancel(request_id)
+        if state := self.requests.get(request_id):
+            self._feed(state, CallerLeft())
 
     def step(self) -> list[Event]:
         """One step of each engine."""
@@ -50,11 +68,7 @@ class Pair:
 
     def step_prefill(self) -> list[Event]:
         """One step of prefill; what it hands over waits in decode."""
-        events = self.prefiller.step()
-        for event in events:
-            if isinstance(event, Handoff) and event.request_id in self.requests:
-                self._carry(event)
-        return self.take(events)
+        return self.take(self.prefiller.step())
 
     def begin(self, requests: list[Request]) -> None:
         """Prefill all of them and let decode admit them; it has not taken a step yet."""
@@ -65,37 +79,47 @@ class Pair:
             self.take(self.decoder.admit())
 
     def take(self, events: list[Event]) -> list[Event]:
-        """Note what an engine says of requests, and send those that gave up their pages through prefill again."""
+        """Do what follows from an engine's events."""
         for event in events:
-            if isinstance(event, Chunk):
-                self.chunks[event.request_id].append(event)
-                if event.finish is not None:
-                    self.requests.pop(event.request_id, None)
-            elif isinstance(event, Ended) and isinstance(event.error, Preempted):
-                self._again(event.request_id)
-            elif isinstance(event, Ended) and event.error is not None:
-                self.errors[event.request_id] = event.error
-                self.requests.pop(event.request_id, None)
+            state = self.requests.get(event.request_id)
+            if state is not None and not (isinstance(event, Ended) and event.error is None):
+                self._feed(state, event)
         return events
 
-    def _again(self, request_id: str) -> None:
-        """Prefill a request that had to give up its pages, with the tokens that it has."""
-        request = self.requests[request_id]
-        said = tuple(token for chunk in self.chunks[request_id] for token in chunk.tokens)
-        self.requests[request_id] = request.resumed(said[len(request.generated) :])
-        try:
-            self.prefiller.add(self.requests[request_id])
-        except SparkpoolError as error:
-            self.errors[request_id] = error
-            del self.requests[request_id]
+    def route(self, request: Request) -> Routed:
+        return Routed()
 
-    def _carry(self, handoff: Handoff) -> None:
-        """Pass a handoff on; if it is not wanted, the request ends and its pages go back."""
-        try:
-            self.decoder.add(self.requests[handoff.request_id], handoff)
-        except SparkpoolError as error:
-            self.cancel(handoff.request_id)
-            self.errors[handoff.request_id] = error
+    def perform(self, action: Action) -> None:
+        """Do what concerns the engines. Raise what an engine says against it."""
+        match action:
+            case Prefill(request):
+                self.prefiller.add(request)
+            case Decode(request, handoff):
+                self.decoder.add(request, handoff)
+            case CancelAttempt(request_id):
+                self.prefiller.cancel(request_id)
+                self.decoder.cancel(request_id)
+
+    def _feed(self, state: RequestState, event: JourneyEvent) -> None:
+        """Perform what follows from an event."""
+        request_id = state.request.id
+        for action in advance(state, event, self.clock.now()):
+            match action:
+                case ChooseReplicas(request):
+                    self._feed(state, self.route(request))
+                case Wait():
+                    self._feed(state, Waited())
+                case Deliver(chunk):
+                    self.chunks[request_id].append(chunk)
+                case Fail(error):
+                    self.errors[request_id] = error
+                case _:
+                    try:
+                        self.perform(action)
+                    except SparkpoolError as error:
+                        self._feed(state, Ended(request_id=request_id, error=error))
+        if state.ended:
+            self.requests.pop(request_id, None)
 
     @property
     def idle(self) -> bool:

@@ -43,7 +43,7 @@ def refusal(
         return _refused(late, soonest - seconds_left)
     queued = min(queued_seconds(stats, priority) for stats in replicas)
     if queued > most_queued_seconds:
-        full = f"{queued:.1f} s of prompts wait already, {most_queued_seconds:.1f} s may (gateway.queued_seconds)"
+        full = f"{queued:.1f} s of prompts wait already, {most_queued_seconds:.1f} s may (gateway.max_queued_seconds)"
         return _refused(full, queued - most_queued_seconds)
     return None
 

@@ -1,13 +1,18 @@
 """What scaling goes by: a service's load at one moment, as it is measured, recorded and replayed."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from engine.facts import ReplicaStats
+from policy.percentile import SlidingWindow
+from policy.request_state import RequestState
 from policy.route import rate_at
 
 RATE_AT = "rate_at_"
+RECENT_SECONDS = 10.0
+SLOW_PERCENTILE = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,27 @@ class FrontLoad:
 
     ttft_seconds: float | None = None
     user_rate: float | None = None
+
+
+class RecentAnswers:
+    """Latencies and rates of the answers that ended within the last RECENT_SECONDS."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._first_token_seconds = SlidingWindow(RECENT_SECONDS, now)
+        self._user_rates = SlidingWindow(RECENT_SECONDS, now)
+
+    def add(self, state: RequestState) -> None:
+        """Count a request that has just ended well."""
+        if state.first_token_seconds is not None:
+            self._first_token_seconds.add(state.first_token_seconds)
+        if state.tokens_per_second is not None:
+            self._user_rates.add(state.tokens_per_second)
+
+    def load(self, ttft_percentile: float) -> FrontLoad:
+        return FrontLoad(
+            ttft_seconds=self._first_token_seconds.percentile(ttft_percentile),
+            user_rate=self._user_rates.percentile(SLOW_PERCENTILE),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

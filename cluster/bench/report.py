@@ -34,19 +34,11 @@ from rich.table import Table
 from cluster.bench.load import Record
 from cluster.tables import by_place, size
 from engine.facts import SYNTHETIC_WARNING
+from policy.percentile import percentile
 
 MOST_OVERRUNS = 0.01  # of steps, in a run that is to be called a comparison
 LATE_SECONDS = 0.01  # more than this, and the client rather than the service has shaped the load
 Summary = dict[str, Any]
-
-
-def percentile(values: list[float], percent: float) -> float:
-    """The value below which `percent` of the values lie, interpolated linearly (numpy's default, and vLLM's)."""
-    ordered = sorted(values)
-    rank = (len(ordered) - 1) * percent / 100
-    low = int(rank)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
 
 
 def spread(values: Iterable[float]) -> dict[str, float] | None:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
+from policy.percentile import percentile
 
 
 class End(enum.StrEnum):
@@ -90,14 +90,14 @@ class SimulationResult:
     def mean_tpot(self) -> float:
         return _mean(one.tpot for one in self.done)
 
-    def ttft(self, percentile: float) -> float:
-        return _percentile((one.ttft for one in self.done), percentile)
+    def ttft(self, percent: float) -> float:
+        return _percentile((one.ttft for one in self.done), percent)
 
-    def tpot(self, percentile: float) -> float:
-        return _percentile((one.tpot for one in self.done), percentile)
+    def tpot(self, percent: float) -> float:
+        return _percentile((one.tpot for one in self.done), percent)
 
-    def end_to_end(self, percentile: float) -> float:
-        return _percentile((one.ended - one.at for one in self.done), percentile)
+    def end_to_end(self, percent: float) -> float:
+        return _percentile((one.ended - one.at for one in self.done), percent)
 
     @property
     def user_rates(self) -> list[float]:
@@ -110,6 +110,6 @@ def _mean(values: Iterable[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _percentile(values: Iterable[float], percentile: float) -> float:
+def _percentile(values: Iterable[float], percent: float) -> float:
     known = [value for value in values if not math.isnan(value)]
-    return float(np.percentile(known, percentile)) if known else math.nan
+    return percentile(known, percent) if known else math.nan

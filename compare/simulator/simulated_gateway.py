@@ -1,60 +1,58 @@
-"""Requests on their way in virtual time: what cluster/gateway.py does, with its waiting turned into events."""
+"""The gateway in virtual time: it performs what policy/journey.py decides for requests, as cluster/gateway.py does."""
 
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from operator import methodcaller
 
 from compare.simulator.outcome import End, Machine, Served, SimulationResult
-from compare.simulator.replica import Replica, Workshop
-from compare.simulator.scaling import Scale
+from compare.simulator.replica import Replica, VirtualWorld
+from compare.simulator.scaling import SimulatedAutoscaler
 from compare.simulator.system import System
-from compare.simulator.virtual import Timeline
+from compare.simulator.virtual import SimulatedNetwork, Timeline
 from compare.simulator.workload import Arrival, Workload, tokens_of
-from engine.errors import Overloaded, Preempted, SparkpoolError, Unavailable
-from engine.types import Chunk, Ended, Event, Handoff, Request, Sampling, StopRules
-from local.rules import rules
+from engine.errors import Overloaded, Unavailable
+from engine.types import Ended, Event, Request, Sampling, StopRules
+from local.policies import initial_replicas, routing_rules
+from policy.admit import RetryBudget
 from policy.board import PREFILL, Board
+from policy.journey import (
+    Begin,
+    CancelAttempt,
+    ChooseReplicas,
+    DeadlinePassed,
+    Decode,
+    Fail,
+    Finish,
+    JourneyEvent,
+    Prefill,
+    RetryPolicy,
+    Routed,
+    Serve,
+    Wait,
+    Waited,
+    advance,
+)
+from policy.load import FrontLoad, RecentAnswers
+from policy.request_state import Phase, RequestState
 
 FRESH_SECONDS = 0.25  # as often as cluster/board.py asks
 LEAVE_SECONDS = 1.0  # how often one that drains is looked at
-RETRY_SECONDS = 0.05  # as cluster/gateway.py
-RECENT_SECONDS = 10.0  # the answers that scaling goes by
 
 
 @dataclass(eq=False)
-class Journey:
-    """One request on its way, as cluster/gateway.py: Journey."""
+class SimulatedRequest:
+    """A request of the workload. `sent_to` are the replicas that have its current attempt."""
 
     arrival: Arrival
     index: int
-    request: Request
-    at: float
-    pool: str = ""
-    attempts: int = 0
-    losses: int = 0
-    preemptions: int = 0
-    cached_tokens: int = 0
-    tokens: list[int] = field(default_factory=list)
-    first: float | None = None
-    handed_over: bool = False
-    local: bool = False
+    state: RequestState
     deadline: int | None = None
     counted: ExitStack = field(default_factory=ExitStack)
-
-    def attempt(self, now: float) -> Request:
-        """The request as a pool sees it now."""
-        age = now - self.at
-        resumed = self.request.resumed(tuple(self.tokens))
-        return replace(
-            resumed,
-            id=f"{self.index}.{self.attempts}",
-            age_seconds=age,
-            seconds_left=self.request.seconds_left - age,
-        )
+    sent_to: list[Replica] = field(default_factory=list)
 
 
 class SimulatedGateway:
@@ -65,27 +63,29 @@ class SimulatedGateway:
         self._workload, self._concurrency = workload, concurrency
         self._timeline = Timeline()
         self._domains: list[str] = []
-        self._workshop = Workshop(
-            self._timeline, system.message_seconds, lambda name: self._domains[int(name.partition(".")[0])], seed
-        )
+        network = SimulatedNetwork(system.message_seconds)
+        self._world = VirtualWorld(self._timeline, network, self._domains, seed)
         config = system.config
-        self._board = Board(rules(config))
+        self._board = Board(routing_rules(config))
         self._asked_at = float("-inf")
         self._replicas: dict[str, Replica] = {}
         self._numbers = 0
         self._gone: list[Machine] = []
-        self._journeys: dict[str, Journey] = {}
-        self._queued: deque[Journey] = deque()
+        gateway = config.gateway
+        self._max_ongoing = gateway.replicas * gateway.max_ongoing
+        self._retries = RetryPolicy(gateway.retries, RetryBudget(self._max_ongoing))
+        self._recent = RecentAnswers(lambda: self.now)
+        self._attempts: dict[str, SimulatedRequest] = {}
+        self._queued: deque[SimulatedRequest] = deque()
         self._ongoing = 0
         self._served: dict[int, Served] = {}
         self._next = 0
-        self._scale = Scale(self) if config.scaled else None
+        self._scale = SimulatedAutoscaler(self) if config.scaled else None
 
     def run(self) -> SimulationResult:
-        for pool, section in self._config.sections.items():
-            scale = section.scale
-            for _ in range(scale.min_replicas if scale else section.replicas):
-                self.start(pool.removeprefix("decode."))
+        for pool, count in initial_replicas(self._config).items():
+            for _ in range(count):
+                self.start(pool)
         if self._concurrency is None:
             for arrival in self._workload:
                 self._timeline.at(arrival.at, self._arrive)
@@ -122,19 +122,15 @@ class SimulatedGateway:
         """Those that take requests."""
         return [replica for replica in self._replicas.values() if replica.pool == pool and not replica.draining]
 
-    def recent(self) -> list[Served]:
-        """Answers that ended lately."""
-        since = self.now - RECENT_SECONDS
-        return [one for one in self._served.values() if one.end == End.DONE and one.ended >= since]
+    def load(self, ttft_percentile: float) -> FrontLoad:
+        """Return what the answers of the last seconds were like."""
+        return self._recent.load(ttft_percentile)
 
     def start(self, pool: str) -> None:
         """One replica more of a pool."""
-        name, kit = f"{pool}-{self._numbers}", self._system.kits[pool]
+        name = f"{pool}-{self._numbers}"
         self._numbers += 1
-        if pool == PREFILL:
-            replica = self._workshop.prefill(name, kit, self._config.prefill)
-        else:
-            replica = self._workshop.decode(name, pool, kit, self._config.decode[pool])
+        replica = Replica(name, pool, self._config.pools[pool], self._system.pools[pool], self._world)
         replica.deliver = self._deliver
         self._replicas[name] = replica
         self._asked_at = float("-inf")
@@ -167,135 +163,118 @@ class SimulatedGateway:
             stop=StopRules(max_tokens=arrival.output_tokens, ignore_eos=True),
             seconds_left=self._config.gateway.request_seconds,
         )
-        journey = Journey(arrival, index, request, self.now)
-        gateway = self._config.gateway
-        if self._ongoing < gateway.replicas * gateway.max_ongoing:
-            self._begin(journey)
-        elif len(self._queued) < gateway.max_queued:
-            self._queued.append(journey)
+        one = SimulatedRequest(arrival, index, RequestState(request, self.now))
+        if self._ongoing < self._max_ongoing:
+            self._begin(one)
+        elif len(self._queued) < self._config.gateway.max_queued:
+            self._queued.append(one)
         else:
-            self._end(journey, End.REFUSED)
+            self._record(one, End.REFUSED)
 
-    def _begin(self, journey: Journey) -> None:
+    def _begin(self, one: SimulatedRequest) -> None:
         self._ongoing += 1
         self._refresh()
         try:
-            journey.pool = self._board.pool(journey.request, tier=journey.arrival.tier)
-            self._board.admit(journey.attempt(self.now))
+            one.state.pool = self._board.pool(one.state.request, tier=one.arrival.tier)
+            self._board.admit(one.state.attempt(self.now))
         except Overloaded:
             self._ongoing -= 1
-            self._end(journey, End.REFUSED)
+            self._record(one, End.REFUSED)
             return
-        deadline = journey.at + journey.request.seconds_left
-        journey.deadline = self._timeline.at(max(self.now, deadline), partial(self._late, journey))
-        self._attempt(journey)
+        deadline = max(self.now, one.state.deadline)
+        one.deadline = self._timeline.at(deadline, partial(self._feed, one, DeadlinePassed()))
+        self._feed(one, Begin())
 
-    def _attempt(self, journey: Journey) -> None:
-        journey.attempts += 1
-        journey.handed_over = False
-        self._refresh()
-        request = journey.attempt(self.now)
-        self._journeys[request.id] = journey
-        preferred_replicas = self._board.local(journey.pool, request)
-        journey.local = bool(preferred_replicas)
-        if preferred_replicas:
-            journey.counted.enter_context(self._board.serving(preferred_replicas, request))
-            self._send(preferred_replicas, journey.pool, request, methodcaller("serve", request))
-        else:
-            preferred_replicas = journey.counted.enter_context(self._board.prefilling(request))
-            self._send(preferred_replicas, PREFILL, request, methodcaller("add", request))
+    def _feed(self, one: SimulatedRequest, event: JourneyEvent) -> None:
+        """Perform what follows from an event."""
+        pool = one.state.pool
+        for action in advance(one.state, event, self.now, self._retries):
+            match action:
+                case ChooseReplicas(request):
+                    self._refresh()
+                    self._feed(one, Routed(self._board.local(pool, request)))
+                case Prefill(request):
+                    replicas = one.counted.enter_context(self._board.prefilling(request))
+                    self._send(one, replicas, PREFILL, methodcaller("add", request))
+                case Serve(request, replicas):
+                    one.counted.enter_context(self._board.serving(replicas, request))
+                    self._send(one, replicas, pool, methodcaller("serve", request))
+                case Decode(request, handoff):
+                    one.counted.close()
+                    replicas = one.counted.enter_context(self._board.decoding(pool, request))
+                    self._send(one, replicas, pool, methodcaller("add", request, handoff))
+                case CancelAttempt(request_id):
+                    for replica in one.sent_to:
+                        self._call(replica, request_id, methodcaller("cancel", request_id))
+                    self._close(one)
+                case Wait(seconds):
+                    self._timeline.at(self.now + seconds, partial(self._feed, one, Waited()))
+                case Finish():
+                    self._recent.add(one.state)
+                    if one.state.handoff_seconds is not None:
+                        self._board.handed_over(one.state.handoff_seconds)
+                    self._end(one, End.DONE)
+                case Fail(error):
+                    self._end(one, End.REFUSED if isinstance(error, Overloaded) else End.FAILED)
 
-    def _send(self, preferred_replicas: Sequence[str], pool: str, request: Request, call: Callable[..., None]) -> None:
-        """To the first wish that is still there, or else to the replica with least to do."""
-        wished = (self._replicas[name] for name in preferred_replicas if name in self._replicas)
-        replica = next((one for one in wished if not one.draining), None)
+    def _send(
+        self, one: SimulatedRequest, preferred_replicas: Sequence[str], pool: str, call: Callable[..., None]
+    ) -> None:
+        """Send to the first preferred replica that is still there, or else to the replica with the fewest requests."""
+        self._attempts[one.state.attempt_id] = one
+        known = (self._replicas[name] for name in preferred_replicas if name in self._replicas)
+        replica = next((replica for replica in known if not replica.draining), None)
         if replica is None:
             alive = self.replicas(pool)
             if not alive:
-                self._lost(self._journeys.pop(request.id), Unavailable(f"no replica of {pool} is running"))
+                self._feed(one, Ended(request_id="", error=Unavailable(f"no replica of {pool} is running")))
                 return
-            replica = min(alive, key=lambda one: one.stats().running + one.stats().waiting)
-        chosen = replica
-        self._timeline.at(self.now + self._system.hop_seconds, partial(chosen.call, request.id, call))
+            replica = min(alive, key=lambda replica: replica.stats().running + replica.stats().waiting)
+        one.sent_to.append(replica)
+        self._call(replica, one.state.attempt_id, call)
+
+    def _call(self, replica: Replica, request_id: str, call: Callable[..., None]) -> None:
+        self._timeline.at(self.now + self._system.hop_seconds, partial(replica.call, request_id, call))
 
     def _deliver(self, replica: Replica, event: Event) -> None:
         """An event has left a replica; a hop later it is here."""
         self._timeline.at(self.now + self._system.hop_seconds, partial(self._hear, replica, event))
 
     def _hear(self, replica: Replica, event: Event) -> None:
-        journey = self._journeys.get(event.request_id)
-        if journey is None or event.request_id != f"{journey.index}.{journey.attempts}":
+        one = self._attempts.get(event.request_id)
+        if one is None:
             return  # of an attempt that is over
-        if isinstance(event, Handoff):
-            self._handed_over(journey, event)
-        elif isinstance(event, Chunk):
-            journey.tokens += event.tokens
-            journey.first = self.now if journey.first is None else journey.first
-            if event.finish is not None:
-                if event.timings is not None and not journey.local and journey.attempts == 1:
-                    timings = event.timings
-                    self._board.handed_over(
-                        2 * self._system.hop_seconds + timings.wait_seconds + timings.transfer_seconds
-                    )
-                self._finish(journey, End.DONE)
-        elif replica.pool != PREFILL or not journey.handed_over:
-            assert isinstance(event, Ended)
-            self._lost(journey, event.error or Unavailable("the stream ended early"))
+        if isinstance(event, Ended) and replica.pool == PREFILL and one.state.phase is Phase.DECODING:
+            return  # the prefill stream ends after its handoff
+        self._feed(one, event)
 
-    def _handed_over(self, journey: Journey, handoff: Handoff) -> None:
-        if journey.attempts == 1:
-            journey.cached_tokens = handoff.cached_tokens
-        journey.handed_over = True
-        if journey.local:
-            return
-        journey.counted.close()
-        request = journey.attempt(self.now)
-        preferred_replicas = journey.counted.enter_context(self._board.decoding(journey.pool, request))
-        self._send(preferred_replicas, journey.pool, request, methodcaller("add", request, handoff))
+    def _close(self, one: SimulatedRequest) -> None:
+        """Forget the current attempt."""
+        one.counted.close()
+        one.sent_to.clear()
+        self._attempts.pop(one.state.attempt_id, None)
 
-    def _lost(self, journey: Journey, error: SparkpoolError) -> None:
-        """Preempted requests go round again, lost ones a few times; what cannot be served fails."""
-        journey.counted.close()
-        if isinstance(error, Preempted):
-            journey.preemptions += 1
-            self._attempt(journey)
-        elif isinstance(error, Unavailable) and journey.losses < self._config.gateway.retries:
-            journey.losses += 1
-            self._timeline.at(self.now + RETRY_SECONDS * 2 ** (journey.losses - 1), partial(self._attempt, journey))
-        elif isinstance(error, Overloaded):
-            self._finish(journey, End.REFUSED)
-        else:
-            self._finish(journey, End.FAILED)
-
-    def _late(self, journey: Journey) -> None:
-        if journey.index not in self._served:
-            for replica in self._replicas.values():
-                name = f"{journey.index}.{journey.attempts}"
-                replica.call(name, methodcaller("cancel", name))
-            self._finish(journey, End.FAILED)
-
-    def _finish(self, journey: Journey, end: End) -> None:
-        journey.counted.close()
-        self._journeys.pop(f"{journey.index}.{journey.attempts}", None)
-        assert journey.deadline is not None
-        self._timeline.cancel(journey.deadline)
+    def _end(self, one: SimulatedRequest, end: End) -> None:
+        self._close(one)
+        assert one.deadline is not None
+        self._timeline.cancel(one.deadline)
         self._ongoing -= 1
-        self._end(journey, end)
+        self._record(one, end)
         if self._queued:
             self._begin(self._queued.popleft())
 
-    def _end(self, journey: Journey, end: End) -> None:
-        arrival = journey.arrival
-        self._served[journey.index] = Served(
-            at=journey.at,
+    def _record(self, one: SimulatedRequest, end: End) -> None:
+        arrival, state = one.arrival, one.state
+        self._served[one.index] = Served(
+            at=state.arrived_at,
             ended=self.now,
             end=end,
-            first=math.nan if journey.first is None else journey.first,
+            first=math.nan if state.first_token_at is None else state.first_token_at,
             input_tokens=arrival.input_tokens,
-            tokens=len(journey.tokens),
-            cached_tokens=journey.cached_tokens,
-            preemptions=journey.preemptions,
-            pool=journey.pool,
+            tokens=len(state.tokens),
+            cached_tokens=state.cached_tokens,
+            preemptions=state.preemptions,
+            pool=state.pool,
             domain=arrival.domain,
             tier=arrival.tier,
         )

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from compare.simulator.replay import bench_run
 from compare.study.economics import Economics
 from compare.study.scenario import MeasuredSection, Scenario, WorkloadSection
@@ -14,6 +12,7 @@ from compare.study.setups import DeviceUnits
 from compare.study.simulated import PERCENTILES
 from engine.errors import ConfigError
 from hardware.device import Device, Numbers
+from policy.percentile import percentile
 
 MAX_DEVIATION = 0.10
 """The largest difference of a file's mean prompt or answer from the scenario's, as a share of that."""
@@ -116,4 +115,4 @@ def _concurrency(run: Any) -> float:
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:
-    return {str(percentile): float(np.percentile(values, percentile)) for percentile in PERCENTILES}
+    return {str(percent): percentile(values, percent) for percent in PERCENTILES}

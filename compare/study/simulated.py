@@ -15,7 +15,7 @@ from random import Random
 
 from compare.simulator.acceptance import Rates
 from compare.simulator.fast import FastSystem, simulate_fast
-from compare.simulator.fast_replicas import Decoding, Prefilling
+from compare.simulator.fast_replicas import FastDecodePool, FastPrefillPool
 from compare.simulator.outcome import SimulationResult
 from compare.simulator.workload import Arrival, PromptSegment, Workload
 from compare.study.scenario import WorkloadSection
@@ -100,13 +100,13 @@ def _system(study: Study, point: OperatingPoint, decode: int, prefill: int) -> F
     assert setup.prefill is not None and setup.prefill_part is not None
     context = scenario.workload.input_tokens
     return FastSystem(
-        prefill=Prefilling(
+        prefill=FastPrefillPool(
             replicas=prefill,
             times=setup.prefill,
             chunk_tokens=CHUNK,
             cached_tokens=2 * context,
         ),
-        decode=Decoding(
+        decode=FastDecodePool(
             replicas=decode,
             times=setup.times,
             max_requests=setup.max_requests,

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 
+from cluster.pools import ReplicaStream
 from engine.facts import Acceptance
 from engine.types import (
     Chunk,
@@ -57,20 +58,18 @@ class ScriptedPools:
         self.cancelled: list[str] = []
         self.preferred_replicas: list[tuple[str, ...]] = []
 
-    def prefill(self, request: Request, preferred_replicas: Sequence[str]) -> ScriptedStream:
+    def prefill(self, request: Request, preferred_replicas: Sequence[str]) -> ReplicaStream:
         self.preferred_replicas.append(tuple(preferred_replicas))
         attempt = len(self.requests)
         self.requests.append(request)
         return self._open(self._prefills.get(attempt, [handoff(request)]), open_ended=True)
 
-    def decode(
-        self, pool: str, request: Request, handoff: Handoff, preferred_replicas: Sequence[str]
-    ) -> ScriptedStream:
+    def decode(self, pool: str, request: Request, handoff: Handoff, preferred_replicas: Sequence[str]) -> ReplicaStream:
         self.preferred_replicas.append(tuple(preferred_replicas))
         self.decoded.append(request)
         return self._open(self._decodes[len(self.requests) - 1], open_ended=False)
 
-    def serve(self, pool: str, request: Request, preferred_replicas: Sequence[str]) -> ScriptedStream:
+    def serve(self, pool: str, request: Request, preferred_replicas: Sequence[str]) -> ReplicaStream:
         self.requests.append(request)
         self.preferred_replicas.append(tuple(preferred_replicas))
         return self._open([handoff(request), *self._decodes[len(self.requests) - 1]], open_ended=False)
@@ -78,13 +77,13 @@ class ScriptedPools:
     def cancel(self, request_id: str) -> None:
         self.cancelled.append(request_id)
 
-    def _open(self, script: Script, open_ended: bool) -> ScriptedStream:
+    def _open(self, script: Script, open_ended: bool) -> ReplicaStream:
         self.streams.append(ScriptedStream(script, open_ended))
-        return self.streams[-1]
+        return ReplicaStream(self.streams[-1])
 
 
 class Anywhere:
-    """Places where everybody may come and nobody minds where they go."""
+    """A router that admits every request and prefers no replica."""
 
     async def refresh(self) -> None:
         pass

@@ -10,11 +10,12 @@ import pytest
 
 from cluster.answers import answers
 from cluster.client import generate_request
-from cluster.gateway import Gateway, Journey
+from cluster.gateway import Gateway
 from cluster.proto import sparkpool_pb2 as pb
+from engine.config import GatewayConfig
 from engine.errors import BadRequest
-from engine.front import GatewayConfig
 from engine.types import Ended, FinishReason, Request, Sampling, StopRules
+from policy.request_state import RequestState
 from tests.cluster.conftest import Service, text, tokens
 from tests.cluster.doubles import Anywhere, Script, ScriptedPools, chunk
 from tests.oracle import Oracle
@@ -103,8 +104,8 @@ def merged(scripts: list[Script]) -> list[tuple[int, tuple[int, ...]]]:
 
     async def collect() -> list[tuple[int, tuple[int, ...]]]:
         gateway = Gateway(pools, Anywhere(), GatewayConfig(retries=0))
-        journeys = [Journey(replace(REQUEST, id=f"r-{i}"), time.monotonic(), "", i) for i in range(len(scripts))]
-        return [(journey.index, said.tokens) async for journey, said in answers(gateway, journeys)]
+        states = [RequestState(replace(REQUEST, id=f"r-{i}"), time.monotonic(), "", i) for i in range(len(scripts))]
+        return [(state.index, said.tokens) async for state, said in answers(gateway, states)]
 
     try:
         return asyncio.run(collect())
@@ -135,8 +136,8 @@ def test_a_caller_that_leaves_ends_every_answer() -> None:
     pools = ScriptedPools([[chunk(1), 60.0], [chunk(2), 60.0], [60.0]])
 
     async def leave() -> None:
-        journeys = [Journey(replace(REQUEST, id=f"r-{i}"), time.monotonic(), "", i) for i in range(3)]
-        async with contextlib.aclosing(answers(Gateway(pools, Anywhere(), GatewayConfig()), journeys)) as spoken:
+        states = [RequestState(replace(REQUEST, id=f"r-{i}"), time.monotonic(), "", i) for i in range(3)]
+        async with contextlib.aclosing(answers(Gateway(pools, Anywhere(), GatewayConfig()), states)) as spoken:
             assert [(await anext(spoken))[0].index for _ in range(2)] == [0, 1]
         assert len(pools.streams) == 6
         assert all(stream.cancelled for stream in pools.streams)

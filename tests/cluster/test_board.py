@@ -7,7 +7,6 @@ import pytest
 
 from cluster.board import FRESH_SECONDS, OLD_SECONDS, LiveBoard
 from cluster.router import ranked
-from cluster.sliding_window import SlidingWindow
 from engine.config import Config
 from engine.errors import BadRequest, Overloaded, Unavailable
 from engine.facts import ReplicaStats
@@ -61,7 +60,7 @@ def test_requests_spread_over_replicas_before_these_have_said_so() -> None:
 
 def test_what_was_sent_counts_once_when_the_replica_says_it_too() -> None:
     async def scenario() -> None:
-        room = Room(replica("a", **PACE), queued_seconds=1.5)
+        room = Room(replica("a", **PACE), max_queued_seconds=1.5)
         await room.later(0.0)
         with room.board.prefilling(request(100)):
             room.board.admit(request(10, first=500))  # 1 s of work waits
@@ -159,19 +158,6 @@ def test_wishes_come_first_and_whoever_is_gone_is_passed_over() -> None:
     assert ranked((), replicas) == [["A", "B", "C"]]
     assert ranked(("a", "b", "c", "a"), replicas) == [["A"], ["B"], ["C"]]
     assert ranked(("x",), {}) == []
-
-
-def test_recent_values_by_nearest_rank_until_they_are_old() -> None:
-    now = 0.0
-    recent = SlidingWindow(10.0, lambda: now)
-    assert recent.percentile(50) is None
-    for value in range(1, 101):
-        recent.add(float(value))
-    assert [recent.percentile(p) for p in (1, 50, 95, 99.5)] == [1.0, 50.0, 95.0, 100.0]
-    now = 9.0
-    recent.add(7.0)
-    now = 11.0
-    assert recent.percentile(5) == 7.0
 
 
 def test_a_short_prompt_stays_in_decode_where_a_handoff_would_cost_more() -> None:

@@ -8,7 +8,8 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import RequestCancelledError
 
-from cluster.gateway import RETRY_SECONDS, FrontCounters, Gateway, Journey
+from cluster.gateway import FrontCounters, Gateway
+from engine.config import GatewayConfig
 from engine.errors import (
     BadRequest,
     Cancelled,
@@ -18,8 +19,9 @@ from engine.errors import (
     Preempted,
     Unavailable,
 )
-from engine.front import GatewayConfig
 from engine.types import Ended, FinishReason, Request, Sampling, StopRules
+from policy.journey import RETRY_SECONDS
+from policy.request_state import RequestState
 from tests.cluster.doubles import Anywhere, Script, ScriptedPools, chunk, handoff
 
 STOP = FinishReason.STOP
@@ -30,14 +32,14 @@ LOST = Ended(request_id="any", error=HandoffLost("gone"))
 def run(pools: ScriptedPools, request: Request = REQUEST, **config: float) -> tuple[list[int], Gateway]:
     """The tokens a caller gets of `request`."""
     gateway = Gateway(pools, Anywhere(), GatewayConfig(**config))
-    return travel(gateway, Journey(request, arrived=time.monotonic(), pool="default")), gateway
+    return travel(gateway, RequestState(request, arrived_at=time.monotonic(), pool="default")), gateway
 
 
-def travel(gateway: Gateway, journey: Journey) -> list[int]:
+def travel(gateway: Gateway, state: RequestState) -> list[int]:
     """The tokens that a caller gets; then nothing goes on."""
 
     async def collect() -> list[int]:
-        tokens = [token async for chunk in gateway.generate(journey) for token in chunk.tokens]
+        tokens = [token async for chunk in gateway.generate(state) for token in chunk.tokens]
         await asyncio.sleep(0.01)
         assert len(asyncio.all_tasks()) == 1
         return tokens
@@ -128,21 +130,21 @@ def test_a_preempted_request_goes_on_however_often_it_happens() -> None:
     pools = ScriptedPools([[chunk(1), gone], [chunk(2), gone], [chunk(3), gone], [chunk(4, finish=STOP)]])
 
     gateway = Gateway(pools, Anywhere(), GatewayConfig(retries=0))
-    journey = Journey(REQUEST, arrived=time.monotonic(), pool="default")
+    state = RequestState(REQUEST, arrived_at=time.monotonic(), pool="default")
 
-    assert travel(gateway, journey) == [1, 2, 3, 4]
+    assert travel(gateway, state) == [1, 2, 3, 4]
     assert (gateway.counters.preemptions, gateway.counters.prefills_repeated) == (3, 0)
-    assert (journey.preemptions, journey.prefills) == (3, 4)
+    assert (state.preemptions, state.prefills) == (3, 4)
 
 
 def test_the_first_token_is_the_one_that_is_timed() -> None:
     pools = ScriptedPools([[0.05, chunk(1), 0.3, LOST], [chunk(2, finish=STOP)]])
-    journey = Journey(REQUEST, arrived=time.monotonic(), pool="default")
+    state = RequestState(REQUEST, arrived_at=time.monotonic(), pool="default")
 
-    travel(Gateway(pools, Anywhere(), GatewayConfig()), journey)
+    travel(Gateway(pools, Anywhere(), GatewayConfig()), state)
 
-    assert journey.first_token_at is not None
-    assert 0.05 < journey.first_token_at - journey.arrived < time.monotonic() - journey.arrived - 0.3
+    assert state.first_token_at is not None
+    assert 0.05 < state.first_token_at - state.arrived_at < time.monotonic() - state.arrived_at - 0.3
 
 
 def test_every_attempt_knows_how_old_the_request_is_and_how_long_it_has() -> None:
@@ -172,12 +174,12 @@ def test_what_the_first_handoff_says_of_the_prompt_stays_and_is_not_asked_again(
     first = replace(handoff(REQUEST), cached_tokens=4, prompt_logprobs=(-1.0,))
     second = replace(handoff(REQUEST), nonce="other", cached_tokens=9)
     pools = ScriptedPools([[chunk(1), LOST], [chunk(2, finish=STOP)]], prefills={0: [first], 1: [second]})
-    journey = Journey(replace(REQUEST, prompt_logprobs=True), arrived=time.monotonic(), pool="default")
+    state = RequestState(replace(REQUEST, prompt_logprobs=True), arrived_at=time.monotonic(), pool="default")
 
-    travel(Gateway(pools, Anywhere(), GatewayConfig()), journey)
+    travel(Gateway(pools, Anywhere(), GatewayConfig()), state)
 
-    assert (journey.cached_tokens, journey.prompt_logprobs) == (4, (-1.0,))
-    assert journey.handoff is second
+    assert (state.cached_tokens, state.prompt_logprobs) == (4, (-1.0,))
+    assert state.handoff is second
     assert [request.prompt_logprobs for request in pools.requests] == [True, False]
 
 
@@ -189,7 +191,7 @@ def test_a_request_that_fails_is_counted_once(script: Script, error: type[Except
     gateway = Gateway(ScriptedPools([script]), Anywhere(), GatewayConfig())
 
     with pytest.raises(error):
-        travel(gateway, Journey(replace(REQUEST, seconds_left=0.05), arrived=time.monotonic(), pool="default"))
+        travel(gateway, RequestState(replace(REQUEST, seconds_left=0.05), arrived_at=time.monotonic(), pool="default"))
 
     assert gateway.counters == FrontCounters(requests=1, failed=1)
 
@@ -221,7 +223,7 @@ def test_a_caller_that_leaves_lets_go_of_everything(prefills, decodes) -> None: 
 
     async def leave() -> None:
         async def collect() -> None:
-            async for _ in gateway.generate(Journey(REQUEST, arrived=0.0, pool="default")):
+            async for _ in gateway.generate(RequestState(REQUEST, arrived_at=0.0, pool="default")):
                 pass
 
         task = asyncio.create_task(collect())

@@ -11,11 +11,9 @@ from random import Random
 
 import grpc
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cluster.bench.load import Ask, Load, Record, Schedule
-from cluster.bench.report import lines, percentile, summary
+from cluster.bench.report import lines, summary
 from cluster.bench.workload import Job, Lengths, arrivals, random_jobs, read_prompts
 from cluster.proto import sparkpool_pb2 as pb
 from engine.errors import ConfigError
@@ -43,18 +41,6 @@ def load(ask: Ask, schedule: Schedule, num_jobs: int) -> list[Record]:
     run = Load(ask, schedule)
     asyncio.run(run.run([Job("x", 1)] * num_jobs))
     return sorted(run.records, key=lambda r: r.index)
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50))
-def test_percentiles_are_those_of_the_standard_library(values: list[float]) -> None:
-    cuts = statistics.quantiles(values, n=100, method="inclusive")
-
-    for percent in (1, 50, 95, 99):
-        assert percentile(values, percent) == pytest.approx(cuts[percent - 1], abs=1e-6)
-
-
-def test_one_value_is_all_its_percentiles() -> None:
-    assert percentile([3.0], 99) == 3.0
 
 
 def test_latencies_follow_their_definitions() -> None:

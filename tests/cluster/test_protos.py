@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from cluster.gateway import Journey
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.protos import answers_of, joined, replica_of, reply_of, request_of
+from engine.config import GatewayConfig
 from engine.errors import BadRequest, UnknownModel
 from engine.facts import Acceptance, PageCounts, ReplicaStats
-from engine.front import GatewayConfig
 from engine.text import Text
 from engine.types import (
     NO_LIMIT,
@@ -24,6 +23,7 @@ from engine.types import (
     Sampling,
     StopRules,
 )
+from policy.request_state import RequestState
 from tests.checkpoints import byte_tokenizer
 from tests.cluster.doubles import handoff
 from tests.engine.test_types import MODEL as SMALL
@@ -172,11 +172,14 @@ def test_there_are_one_to_sixty_four_answers_and_only_one_that_is_greedy() -> No
 
 
 def test_a_reply_says_what_its_chunk_says_and_the_last_one_accounts_for_all() -> None:
-    journey = Journey(asked(), arrived=time.monotonic() // 1 - 5.0, pool="default", index=2, prefills=3, preemptions=1)
-    told = handoff(journey.request)
+    state = RequestState(
+        asked(), arrived_at=time.monotonic() // 1 - 5.0, pool="default", index=2, prefills=3, preemptions=1
+    )
+    told = handoff(state.request)
     timings = PrefillTimings(queue_seconds=0.25, prefill_seconds=0.5)
-    journey.take(replace(told, cached_tokens=2, prompt_logprobs=(-1.0, -2.0), timings=timings))
-    journey.first_token_at = journey.arrived + 1.0
+    state.handoff = replace(told, timings=timings)
+    state.cached_tokens, state.prompt_logprobs = 2, (-1.0, -2.0)
+    state.first_token_at = state.arrived_at + 1.0
     took = DecodeTimings(wait_seconds=1, transfer_seconds=2, decode_seconds=4, moved_bytes=8, moved_pages=16)
     top = (((9, -0.5), (4, -1.5)),)
     became = Acceptance(10, 7, 5, [4, 3], [3, 2], steps=4, synthetic=True)
@@ -187,9 +190,10 @@ def test_a_reply_says_what_its_chunk_says_and_the_last_one_accounts_for_all() ->
     ]
 
     replies = []
+    state.first_chunk = chunks[0]
     for chunk in chunks:
-        journey.tokens += chunk.tokens
-        replies.append(reply_of(chunk, journey))
+        state.tokens += chunk.tokens
+        replies.append(reply_of(chunk, state))
 
     first, last = replies
     told_top = [pb.Alternatives(token_ids=[9, 4], logprobs=[-0.5, -1.5])]

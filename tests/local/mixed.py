@@ -3,10 +3,10 @@
 from typing import Any
 
 from engine.config import Config
-from engine.errors import SparkpoolError
 from engine.transfer import new_agent_name
 from engine.types import Event, Handoff, Request
 from local import ColocatedEngine, Pair
+from policy.journey import Action, Routed, Serve
 from tests.local.rig import Rig
 
 
@@ -17,19 +17,16 @@ class MixedPair(Pair):
 
     def __init__(self, config: Config, *arguments: Any, **named: Any) -> None:
         super().__init__(config, *arguments, **named)
-        self.colocated: ColocatedEngine = self.builder.colocated(
-            new_agent_name("decode"), self._join, self.text, self.clock
-        )
-        self.decoder = self.colocated
+        engine = self.builder.decode_engine(new_agent_name("decode"), self._join, self.text, clock=self.clock)
+        assert isinstance(engine, ColocatedEngine)
+        self.decoder = self.colocated = engine
         self.served: set[str] = set()
         self.handoffs: dict[str, Handoff] = {}
 
     def serve(self, request: Request) -> None:
         """Check a request, and let decode prefill it."""
-        request.check(self.builder.facts)
         self.served.add(request.id)
-        self.colocated.serve(request)
-        self.requests[request.id] = request
+        self.add(request)
 
     def generate(self, requests: list[Request], served: bool = True) -> dict[str, list[int]]:
         """Several at once, all without a handoff; or every second one, beginning with the first."""
@@ -47,16 +44,14 @@ class MixedPair(Pair):
         self.handoffs |= {event.request_id: event for event in events if isinstance(event, Handoff)}
         return super().take(events)
 
-    def _again(self, request_id: str) -> None:
-        if request_id not in self.served:
-            super()._again(request_id)
-            return
-        request = self.requests.pop(request_id)
-        said = tuple(token for chunk in self.chunks[request_id] for token in chunk.tokens)
-        try:
-            self.serve(request.resumed(said[len(request.generated) :]))
-        except SparkpoolError as error:
-            self.errors[request_id] = error
+    def route(self, request: Request) -> Routed:
+        return Routed(("decode",) if request.id in self.served else ())
+
+    def perform(self, action: Action) -> None:
+        if isinstance(action, Serve):
+            self.colocated.serve(action.request)
+        else:
+            super().perform(action)
 
 
 class MixedRig(Rig, MixedPair):

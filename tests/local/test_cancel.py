@@ -129,7 +129,7 @@ def test_when_it_has_finished(rig: Rig) -> None:
 def test_before_its_first_token_went_out(rig: Rig) -> None:
     rig.add(request("r"))
     (handoff,) = rig.prefiller.step()
-    rig.decoder.add(rig.requests["r"], handoff)
+    rig.decoder.add(rig.requests["r"].request, handoff)
 
     rig.cancel("r")
 

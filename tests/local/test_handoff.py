@@ -186,7 +186,7 @@ def test_another_model_is_refused_with_the_difference(rig: Rig) -> None:
     theirs = replace(handoff, target_fingerprint={**handoff.target_fingerprint, "weights": "of another run"})
 
     with pytest.raises(HandoffRefused) as caught:
-        rig.decoder.add(rig.requests["r"], theirs)
+        rig.decoder.add(rig.requests["r"].request, theirs)
 
     assert "weights: prefill has of another run, decode " in str(caught.value)
     assert "config" not in str(caught.value), "what agrees is not named"
@@ -201,7 +201,7 @@ def test_every_part_of_the_fingerprint_is_compared(rig: Rig, key: str) -> None:
     theirs = {name: value for name, value in handoff.target_fingerprint.items() if name != key}
 
     with pytest.raises(HandoffRefused, match=f"{key}: prefill has None"):
-        rig.decoder.add(rig.requests["r"], replace(handoff, target_fingerprint=theirs))
+        rig.decoder.add(rig.requests["r"].request, replace(handoff, target_fingerprint=theirs))
 
 
 def test_a_prompt_that_could_never_fit_is_turned_away(make_rig: MakeRig) -> None:

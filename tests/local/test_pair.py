@@ -102,7 +102,7 @@ def test_counters_count(rig: Rig) -> None:
     prefill, decode = rig.prefiller.stats(), rig.decoder.stats()
     assert (prefill.requests, prefill.tokens, prefill.cancelled, prefill.failed) == (3, 60, 0, 0)
     assert prefill.prompt_tokens == decode.prompt_tokens == 60
-    assert (decode.requests, decode.cancelled, decode.failed, decode.handoff_reads) == (3, 1, 0, 3)
+    assert (decode.requests, decode.cancelled, decode.failed, decode.reads) == (3, 1, 0, 3)
     assert decode.tokens == sum(len(rig.tokens(name)) for name in "abc")
     assert decode.waiting == decode.running == prefill.waiting == prefill.running == prefill.leases_held == 0
 

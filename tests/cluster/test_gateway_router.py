@@ -6,17 +6,18 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from cluster.gateway import FrontCounters, Gateway, Journey
+from cluster.gateway import FrontCounters, Gateway
+from engine.config import GatewayConfig
 from engine.errors import Overloaded, Unavailable
-from engine.front import GatewayConfig
 from engine.types import Request
 from policy.load import FrontLoad
+from policy.request_state import RequestState
 from tests.cluster.doubles import Anywhere, ScriptedPools, chunk
 from tests.cluster.test_gateway import LOST, REQUEST, STOP, travel
 
 
 class FullHouse(Anywhere):
-    """Places where nobody is let in."""
+    """A router that admits no request."""
 
     def admit(self, request: Request) -> None:
         raise Overloaded("too much waits", retry_seconds=1.5)
@@ -27,7 +28,7 @@ def test_a_request_that_is_not_let_in_does_nothing_at_all() -> None:
     gateway = Gateway(pools, FullHouse(), GatewayConfig())
 
     with pytest.raises(Overloaded, match=r"retry in 1\.5 s"):
-        travel(gateway, Journey(REQUEST, arrived=time.monotonic(), pool="default"))
+        travel(gateway, RequestState(REQUEST, arrived_at=time.monotonic(), pool="default"))
 
     assert pools.requests == []
     assert gateway.counters == FrontCounters(requests=1, refused=1)
@@ -40,11 +41,11 @@ def test_attempts_more_end_when_all_that_was_tried_is_lost() -> None:
 
     for _ in range(3):
         with pytest.raises(Unavailable):
-            travel(gateway, Journey(REQUEST, arrived=time.monotonic(), pool="default"))
+            travel(gateway, RequestState(REQUEST, arrived_at=time.monotonic(), pool="default"))
 
     assert len(lost.requests) == 3 + 3
     with pytest.raises(Unavailable, match=r"too many requests were lost .*gateway\.max_ongoing"):
-        travel(gateway, Journey(REQUEST, arrived=time.monotonic(), pool="default"))
+        travel(gateway, RequestState(REQUEST, arrived_at=time.monotonic(), pool="default"))
 
 
 def test_each_leg_goes_where_the_board_says() -> None:
@@ -59,7 +60,7 @@ def test_each_leg_goes_where_the_board_says() -> None:
 
     pools = ScriptedPools([[chunk(1), LOST], [chunk(2, finish=STOP)]])
 
-    travel(Gateway(pools, Somewhere(), GatewayConfig()), Journey(REQUEST, arrived=time.monotonic(), pool=""))
+    travel(Gateway(pools, Somewhere(), GatewayConfig()), RequestState(REQUEST, arrived_at=time.monotonic(), pool=""))
 
     assert pools.preferred_replicas == [("p2", "p1"), ("default-d1", "d2")] * 2
 
@@ -69,7 +70,7 @@ def test_the_front_tells_what_answers_of_late_were_like() -> None:
     gateway = Gateway(pools, Anywhere(), GatewayConfig())
     assert gateway.load(95.0) == FrontLoad()
 
-    travel(gateway, Journey(REQUEST, arrived=time.monotonic(), pool=""))
+    travel(gateway, RequestState(REQUEST, arrived_at=time.monotonic(), pool=""))
 
     found = gateway.load(95.0)
     assert found.ttft_seconds is not None and 0.05 <= found.ttft_seconds < 0.5
@@ -77,7 +78,7 @@ def test_the_front_tells_what_answers_of_late_were_like() -> None:
 
 
 class Local(Anywhere):
-    """Places where the first attempt stays in one decode replica."""
+    """A router whose first attempt stays in one decode replica."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -92,20 +93,22 @@ class Local(Anywhere):
 
 
 def test_a_request_may_be_prefilled_where_it_is_decoded() -> None:
-    pools, places = ScriptedPools([[chunk(1), chunk(2, finish=STOP)]]), Local()
-    journey = Journey(REQUEST, arrived=time.monotonic(), pool="")
+    pools, router = ScriptedPools([[chunk(1), chunk(2, finish=STOP)]]), Local()
+    state = RequestState(REQUEST, arrived_at=time.monotonic(), pool="")
 
-    assert travel(Gateway(pools, places, GatewayConfig()), journey) == [1, 2]
+    assert travel(Gateway(pools, router, GatewayConfig()), state) == [1, 2]
 
     assert (pools.preferred_replicas, len(pools.streams), pools.decoded) == ([("d1",)], 1, [])
-    assert journey.handoff is not None and pools.streams[0].cancelled
-    assert places.seconds == [], "nothing was handed over"
+    assert state.handoff is not None and pools.streams[0].cancelled
+    assert router.seconds == [], "nothing was handed over"
 
 
 def test_what_is_lost_there_goes_on_through_both_pools() -> None:
-    pools, places = ScriptedPools([[chunk(1), LOST], [0.02, chunk(2), chunk(3, finish=STOP)]]), Local()
+    pools, router = ScriptedPools([[chunk(1), LOST], [0.02, chunk(2), chunk(3, finish=STOP)]]), Local()
 
-    tokens = travel(Gateway(pools, places, GatewayConfig()), Journey(REQUEST, arrived=time.monotonic(), pool=""))
+    tokens = travel(
+        Gateway(pools, router, GatewayConfig()), RequestState(REQUEST, arrived_at=time.monotonic(), pool="")
+    )
 
     assert tokens == [1, 2, 3]
     assert len(pools.decoded) == 1
@@ -114,10 +117,10 @@ def test_what_is_lost_there_goes_on_through_both_pools() -> None:
 
 def test_what_a_handoff_took_is_told_to_the_board() -> None:
     """From the end of prefill to the first token, and what decode waited and read; here 20 ms and nothing."""
-    pools, places = ScriptedPools([[0.02, chunk(1), 0.1, chunk(2, finish=STOP)]]), Local()
-    places.local("", REQUEST)
+    pools, router = ScriptedPools([[0.02, chunk(1), 0.1, chunk(2, finish=STOP)]]), Local()
+    router.local("", REQUEST)
 
-    travel(Gateway(pools, places, GatewayConfig()), Journey(REQUEST, arrived=time.monotonic(), pool=""))
+    travel(Gateway(pools, router, GatewayConfig()), RequestState(REQUEST, arrived_at=time.monotonic(), pool=""))
 
-    (seconds,) = places.seconds
+    (seconds,) = router.seconds
     assert 0.02 <= seconds < 0.1

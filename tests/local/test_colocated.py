@@ -54,7 +54,7 @@ def test_tokens_are_those_of_both_pools(
 
     assert mixed.generate(asked(sampling), served) == expected
 
-    stats = mixed.joint.stats()
+    stats = mixed.colocated.stats()
     assert stats.local_prefills == (len(LENGTHS) if served else len(LENGTHS) // 2)
     assert stats.local_tokens == sum(LENGTHS if served else LENGTHS[::2])
     assert (stats.drafted > 0) == (drafter is not None)
@@ -85,8 +85,8 @@ def test_drafts_are_as_good_as_after_a_handoff(drafter: Path | str) -> None:
     for one in requests:
         steps = [[len(chunk.tokens) for chunk in engines.chunks[one.id]] for engines in (handed, mixed)]
         assert steps[0] == steps[1]
-    assert mixed.joint.stats().prefix_hit_tokens >= 64 + 128
-    assert mixed.joint.stats().accepted > 40, "hardly anything was accepted"
+    assert mixed.colocated.stats().prefix_hit_tokens >= 64 + 128
+    assert mixed.colocated.stats().accepted > 40, "hardly anything was accepted"
 
 
 def test_the_handoff_comes_first_and_says_what_the_other_pools_would(rig: MixedRig) -> None:
@@ -118,13 +118,13 @@ def test_its_pages_change_hands_as_they_are(rig: MixedRig) -> None:
     rig.serve(request("r", tokens=100))
     rig.until(lambda: rig.decoding("r"))
 
-    sequence = rig.joint.decoder._schedule.running["r"]
+    sequence = rig.colocated.decoder._schedule.running["r"]
     assert sequence.tables is not None
     for name, span in rig.handoffs["r"].spans.items():
         table = sequence.tables.groups[name]
         assert (table.first_page, *table.page_ids[: len(span.page_ids)]) == (span.first_page, *span.page_ids)
-        assert rig.joint.stats().pages[name].held == len(table.page_ids), "a copy of them is held, too"
-    assert rig.joint.stats().moved_pages == rig.joint.stats().reads == 0
+        assert rig.colocated.stats().pages[name].held == len(table.page_ids), "a copy of them is held, too"
+    assert rig.colocated.stats().moved_pages == rig.colocated.stats().reads == 0
     rig.run()
 
 
@@ -137,12 +137,12 @@ def test_a_prefix_is_found_whichever_way_it_came(qwen3: Path, tmp_path: Path, fi
     begin, then = (mixed.add, mixed.serve) if first == "handed over" else (mixed.serve, mixed.add)
     begin(same[0])
     mixed.run()
-    before = mixed.joint.stats()
+    before = mixed.colocated.stats()
 
     then(same[1])
     mixed.run()
 
-    after = mixed.joint.stats()
+    after = mixed.colocated.stats()
     assert after.prefix_hit_tokens - before.prefix_hit_tokens == 128
     if first == "handed over":
         assert mixed.handoffs["b"].cached_tokens == 128
@@ -163,7 +163,7 @@ def test_an_answer_may_end_with_its_first_token(rig: MixedRig, max_tokens: int) 
     (chunk,) = rig.chunks["r"]
     assert chunk.finish == ("length" if max_tokens == 1 else "stop")
     assert chunk.timings is not None and chunk.acceptance is not None
-    assert rig.joint.stats().running == 0
+    assert rig.colocated.stats().running == 0
 
 
 @pytest.mark.parametrize("state", ["waiting", "prefilling", "decoding", "done"])
@@ -182,10 +182,10 @@ def test_it_can_be_cancelled_in_every_state(make_mixed: MakeMixed, state: str) -
     rig.cancel("r")
 
     rig.assert_consistent()
-    assert rig.joint.stats().cancelled == (state != "done")
+    assert rig.colocated.stats().cancelled == (state != "done")
     rig.run()
     assert len(rig.chunks["r"]) == heard
-    rig.joint._pages.assert_idle()
+    rig.colocated._pages.assert_idle()
     assert len(rig.tokens("first")) == (20 if state == "waiting" else 0)
 
 
@@ -200,8 +200,8 @@ def test_its_deadline_counts_from_when_it_came(make_mixed: MakeMixed, state: str
     if state == "decoding":
         rig.clock.advance(4.0)
         rig.until(lambda: rig.decoding("r"))
-        assert rig.joint.decoder._schedule.running["r"].deadline == pytest.approx(came + 10.0)
-        assert rig.joint.decoder._schedule.running["r"].precedence == pytest.approx((0, came))
+        assert rig.colocated.decoder._schedule.running["r"].deadline == pytest.approx(came + 10.0)
+        assert rig.colocated.decoder._schedule.running["r"].precedence == pytest.approx((0, came))
     rig.step()
     assert not rig.errors
 
@@ -209,7 +209,7 @@ def test_its_deadline_counts_from_when_it_came(make_mixed: MakeMixed, state: str
     rig.step()
 
     assert isinstance(rig.errors["r"], DeadlineExceeded)
-    assert rig.joint.stats().failed == 1
+    assert rig.colocated.stats().failed == 1
     rig.cancel("first")
     rig.run()
 
@@ -237,7 +237,7 @@ def test_a_request_with_nan_ends_alone(poisoned: MixedRig, place: str) -> None:
 
     assert isinstance(poisoned.errors["sick!"], ModelFailure)
     assert {one.id: poisoned.tokens(one.id + "!") for one in healthy} == alone
-    for records in poisoned.joint._pages.store.records.values():
+    for records in poisoned.colocated._pages.store.records.values():
         assert records[1:].view(torch.float32).isfinite().all(), "NaN stays in a page"
 
 
@@ -246,10 +246,10 @@ def test_a_chunk_goes_between_two_steps_of_those_who_run(rig: MixedRig) -> None:
     rig.serve(request("runs", tokens=20, max_tokens=60))
     rig.until(lambda: rig.decoding("runs"))
     rig.serve(request("long", tokens=32 * 9 + 1))
-    before, tokens = rig.joint.stats(), len(rig.tokens("runs"))
+    before, tokens = rig.colocated.stats(), len(rig.tokens("runs"))
     rig.until(lambda: rig.decoding("long"))
 
-    after = rig.joint.stats()
+    after = rig.colocated.stats()
     assert after.local_tokens - before.local_tokens == 32 * 9 + 1
     assert after.steps - before.steps == len(rig.tokens("runs")) - tokens == 10
     rig.run()
