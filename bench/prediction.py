@@ -11,7 +11,7 @@ and with DSpark (three drafts of each request), and from an emulated Groq 3 LPX.
                      messages alone, its steps are modelled.)
 
 Then the simulator predicts PREDICTED concurrencies and other prompts, which it never saw. The engines' own schedules
-run in it (compare/simulate.py). Three runs each; medians, and by how much the runs differ among themselves.
+run in it (compare/simulator/simulate.py). Three runs each; medians, and by how much the runs differ among themselves.
 """
 
 import json
@@ -37,12 +37,12 @@ from cluster.proto import sparkpool_pb2 as pb
 from cluster.serving.app import running
 from cluster.serving.front import free_ports
 from cluster.serving.proxy import APPLICATION
-from compare.replica import SimulatedPool
-from compare.simulate import simulate
 from compare.simulator.acceptance import Rates
 from compare.simulator.outcome import SimulationResult
+from compare.simulator.replica import SimulatedPool
+from compare.simulator.simulate import simulate
+from compare.simulator.system import System
 from compare.simulator.workload import Arrival, Workload
-from compare.system import System
 from engine.config import SHIPPED_DRAFTER, Config
 from engine.pages import CacheLayout
 from engine.steptime import StepTimes
@@ -67,8 +67,8 @@ SIDES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the model's secti
 
 
 @dataclass(frozen=True)
-class More:
-    """Seconds more than alone, by how many requests there are: straight lines through some points."""
+class ExtraSeconds:
+    """Seconds that contention adds, by the number of requests: straight lines through some points."""
 
     at: dict[int, float]
 
@@ -78,19 +78,19 @@ class More:
         a, b = counts[place : place + 2]
         return self.at[a] + (requests - a) * (self.at[b] - self.at[a]) / (b - a)
 
-    def plus(self, more: dict[int, float], least: float = -math.inf) -> "More":
-        return More({count: max(least, seconds + more[count]) for count, seconds in self.at.items()})
+    def plus(self, more: dict[int, float], least: float = -math.inf) -> "ExtraSeconds":
+        return ExtraSeconds({count: max(least, seconds + more[count]) for count, seconds in self.at.items()})
 
     def __str__(self) -> str:
         return ", ".join(f"{1e3 * self.at[count]:.2f} of {count}" for count in sorted(self.at))
 
 
 @dataclass(frozen=True)
-class Contended:
+class ContendedStepTimes:
     """Step times of an engine that shares its machine."""
 
     times: StepTimes
-    more: More
+    more: ExtraSeconds
 
     def draft_seconds(self, requests: int, context: int) -> float:
         return self.times.draft_seconds(requests, context)
@@ -101,15 +101,15 @@ class Contended:
 
 
 @dataclass(frozen=True)
-class Prefilling:
-    """By the pace that the prefill replica has measured in place, of one prompt after the other."""
+class MeasuredPrefillTimes:
+    """Prefill times of one prompt after the other, at the speed that the prefill replica has measured."""
 
     least: float
     each: float
 
     @classmethod
-    def of(cls, queue: pb.PrefillQueue, chunk_tokens: int) -> "Prefilling":
-        """The straight line that it says: seconds of one token, and tokens per second of whole chunks."""
+    def of(cls, queue: pb.PrefillQueue, chunk_tokens: int) -> "MeasuredPrefillTimes":
+        """Return the line through the seconds of one token and those of a whole chunk."""
         whole = chunk_tokens / queue.tokens_per_second
         return cls(queue.min_step_seconds, (whole - queue.min_step_seconds) / (chunk_tokens - 1))
 
@@ -118,21 +118,21 @@ class Prefilling:
 
 
 @dataclass
-class Side:
-    """One way of serving, and what its profile says of it: the contention that is explained above, in seconds."""
+class ServedSystem:
+    """A system that is served and simulated, with its contention in seconds, as explained above."""
 
     config: Config
     times: StepTimes
     layout: CacheLayout
     emulated: bool
     rates: tuple[float, ...] = ()
-    prefilling: Prefilling = field(default_factory=lambda: Prefilling(1e-3, 1e-5))
-    step: More = field(default_factory=lambda: More({1: 0.0, 2: 0.0}))
-    message: More = field(default_factory=lambda: More({1: 0.0, 2: 0.0}))
+    prefilling: MeasuredPrefillTimes = field(default_factory=lambda: MeasuredPrefillTimes(1e-3, 1e-5))
+    step: ExtraSeconds = field(default_factory=lambda: ExtraSeconds({1: 0.0, 2: 0.0}))
+    message: ExtraSeconds = field(default_factory=lambda: ExtraSeconds({1: 0.0, 2: 0.0}))
 
     def __str__(self) -> str:
         rates = ", ".join(f"{rate:.2f}" for rate in self.rates) or "-"
-        return f"ms more than alone: a step {self.step}; a message {self.message}. Acceptance by place: {rates}"
+        return f"ms more than alone: a step {self.step}; a message {self.message}. Acceptance by position: {rates}"
 
     def keeps_up(self, concurrency: int) -> bool:
         """Whether this machine can show so many at once."""
@@ -143,7 +143,7 @@ class Side:
             layout=self.layout,
             num_pages=dict.fromkeys(self.layout.groups, 4000),
             prefill_times=self.prefilling,
-            step_times=Contended(self.times, self.step),
+            step_times=ContendedStepTimes(self.times, self.step),
             link=Link(2e9, 1e-3),
             acceptance=Rates.of(*self.rates) if self.rates else None,
         )
@@ -154,7 +154,7 @@ class Side:
 
     def fit(self, measured: dict[int, dict[str, float]]) -> None:
         """Contention, so that predictions of `measured` come true: by the difference that is left, again and again."""
-        self.step = self.message = More(dict.fromkeys(measured, 0.0))
+        self.step = self.message = ExtraSeconds(dict.fromkeys(measured, 0.0))
         tokens = 1 + sum(Rates.of(*self.rates).survival("")) if self.rates else 1.0
         for _ in range(ROUNDS):
             found = {n: _of(self.predicted(n, _requests(n))) for n in measured}
@@ -190,7 +190,7 @@ def run(report: Report) -> None:
 
 
 @contextmanager
-def served(model: dict[str, Any], decode: dict[str, Any]) -> Iterator[tuple[Side, str]]:
+def served(model: dict[str, Any], decode: dict[str, Any]) -> Iterator[tuple[ServedSystem, str]]:
     """A cluster, and what can be known of it before a request has come."""
     grpc_port, http_port = free_ports(2)
     config = Config.parse(
@@ -209,11 +209,11 @@ def served(model: dict[str, Any], decode: dict[str, Any]) -> Iterator[tuple[Side
     else:
         times = builder.step_times(section)
     with running(config):
-        yield Side(config, times, builder.layout, section.emulated), f"127.0.0.1:{grpc_port}"
+        yield ServedSystem(config, times, builder.layout, section.emulated), f"127.0.0.1:{grpc_port}"
 
 
 def profile(
-    side: Side, address: str, concurrencies: Sequence[int], prompts: Sequence[Sequence[int]], folder: Path
+    side: ServedSystem, address: str, concurrencies: Sequence[int], prompts: Sequence[Sequence[int]], folder: Path
 ) -> None:
     """Runs of other prompts at other concurrencies than those that are predicted; the first to warm up."""
     measured(address, 1, prompts, folder)
@@ -221,7 +221,7 @@ def profile(
         prefill = next(one for one in client.stats().replicas if one.identity.role == "prefill")
         found = {n: measured(address, n, prompts, folder) for n in concurrencies}
         decode = next(one for one in client.stats().replicas if one.identity.role == "decode")
-    side.prefilling = Prefilling.of(prefill.prefill_queue, side.config.prefill.chunk_tokens)
+    side.prefilling = MeasuredPrefillTimes.of(prefill.prefill_queue, side.config.prefill.chunk_tokens)
     survival = [a / v for a, v in zip(decode.counters.accepted_at, decode.counters.verified_at, strict=True) if v]
     before = [1.0, *survival]
     side.rates = tuple(min(1.0, s / b) if b else 0.0 for s, b in zip(survival, before, strict=False))

@@ -7,15 +7,15 @@ losses made up to give steps of a plausible length: what is measured here is the
 import time
 
 from bench.shape import Report
-from compare.fast import FastSystem, simulate_fast
-from compare.fast_replicas import FastDecodePool, FastPrefillPool
-from compare.replica import SimulatedPool
-from compare.simulate import simulate
 from compare.simulator.acceptance import Rates
+from compare.simulator.fast import FastSystem, simulate_fast
+from compare.simulator.fast_replicas import FastDecodePool, FastPrefillPool
 from compare.simulator.mixes import FixedSize, generate
 from compare.simulator.outcome import End, SimulationResult
-from compare.system import System
-from compare.virtual import cache_layout
+from compare.simulator.replica import SimulatedPool
+from compare.simulator.simulate import simulate
+from compare.simulator.system import System
+from compare.simulator.virtual import cache_layout
 from engine.config import Config
 from hardware.device import Device, Numbers
 from hardware.link import Link

@@ -19,7 +19,7 @@ MAX_DEFERRED = 32  # steps
 
 
 class StepRunner(Protocol):
-    """Runs the models of a step, or a simulation of them (compare/virtual.py)."""
+    """Runs the models of a step, or a simulation of them (compare/simulator/virtual.py)."""
 
     @property
     def block_length(self) -> int:

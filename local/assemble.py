@@ -1,7 +1,7 @@
 """What a replica of a pool runs: the one place where engines are put together.
 
 Both worlds call `assemble`: the real one (local/build.py) with a model, a device's pages and a network, the virtual one
-(compare/replica.py) with parts that take modelled time and compute nothing. They differ in their `Parts` alone.
+(compare/simulator/replica.py) with parts that take modelled time and compute nothing. Only their `Parts` differ.
 """
 
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """The life of one request, from its admission to its last token: states, events and actions, without I/O.
 
 A driver feeds events to `advance` and performs the actions that it returns. There are three: asyncio with replicas in a
-cluster (cluster/gateway.py), virtual time (compare/simulated_gateway.py) and a plain loop in one process
+cluster (cluster/gateway.py), virtual time (compare/simulator/simulated_gateway.py) and a plain loop in one process
 (local/pair.py). What happens when is decided here alone:
 
     state         event           next state    actions

@@ -1,4 +1,4 @@
-"""Section: every figure that results rest on, and what the scenario takes for granted."""
+"""Section: every figure that results depend on, and what the scenario assumes."""
 
 from compare.report.document import (
     Basis,
@@ -17,14 +17,14 @@ from hardware.figure import Figure
 
 
 def assumptions(study: Study) -> ReportSection:
-    """Every figure of every device that a result rests on, losses, and what the scenario takes for granted."""
+    """Every figure of every device that a result rests on, losses, and what the scenario assumes."""
     blocks: list[Block] = [_scenario(study), _losses(study)]
     study.rests_on  # noqa: B018  all figures are asked for, so that they are in `used`
     for device, numbers in study.built.numbers.items():
         assumed_here = study.scenario.devices[device].assumed if device in study.scenario.devices else {}
         rows = tuple(_figure(name, figure, assumed_here.get(name)) for name, figure in sorted(numbers.used.items()))
         columns = ("figure", "value", "source")
-        title = "figures that results rest on"
+        title = "figures that results depend on"
         blocks.append(Table(f"device-{key_of(device)}", title, columns, rows, subject=numbers.device.name))
         blocks += [Paragraph((Name(note),)) for note in numbers.device.notes]
     return ReportSection("assumptions", "Assumptions", tuple(blocks))
@@ -51,8 +51,8 @@ def _losses(study: Study) -> Table:
             cells.append(Number(value, "us" if name.endswith("_us") else "", kind, losses.source, low, high))
         rows.append((Name(device), *cells, Name(losses.source)))
     columns = ("device", "of arithmetic", "of bandwidth", "of network", "each layer", "each step", "where from")
-    note = ("Shares of the data sheet's figures that steps get, and times that depend on no work.",)
-    return Table("losses", "What steps get of a device's figures", columns, tuple(rows), note)
+    note = ("Shares of the data sheet's figures, and times that do not depend on the work.",)
+    return Table("losses", "Shares of a device's figures that steps get", columns, tuple(rows), note)
 
 
 def _range(section: LossesSection, name: str) -> tuple[float | None, float | None]:
@@ -71,7 +71,7 @@ def _scenario(study: Study) -> Table:
         ("of the prefill pool's capacity, used", assumed(100 * scenario.utilisation, "%")),
         ("energy, where cost follows from price", assumed(scenario.energy, "$/kWh")),
         ("tokens of a step with one next-token draft", _published(acceptance.mtp, acceptance)),
-        ("how well confidences tell (area under the curve)", _published(acceptance.auc, acceptance)),
+        ("how well confidences predict acceptance (area under the curve)", _published(acceptance.auc, acceptance)),
         ("layers of DSpark's drafter", _published(acceptance.layers, acceptance)),
     ]
     for length in acceptance.dspark:
@@ -82,7 +82,7 @@ def _scenario(study: Study) -> Table:
         rows.append(("owning what costs a million", Number(middle(capital), "$/h", Basis.UNKNOWN, why, *capital)))
     else:
         rows.append(("owning what costs a million", assumed(capital, "$/h")))
-    return Table("scenario", "What the scenario takes for granted", ("what", "value"), tuple(rows))
+    return Table("scenario", "What the scenario assumes", ("what", "value"), tuple(rows))
 
 
 def _published(value: float, acceptance: AcceptanceSection) -> Number:

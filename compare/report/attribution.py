@@ -17,13 +17,14 @@ from compare.study.study import Study
 
 
 def attribution(study: Study) -> ReportSection:
-    """Each step of the scenario has one thing more than the one before."""
+    """Show the steps of the scenario, each of which adds one change."""
     about = Paragraph(
         (
-            "Output tokens per second of a megawatt, one thing more in each step. Zero is a system that is too slow: "
-            "what comes after it is no factor, it is the difference between possible and impossible. Near the fastest "
-            "that a system can be, its factor says more of that wall than of what was added. One pool is in steady "
-            "state: what prompts do to the tail of steps, which two pools are for, is not in its figures.",
+            "Output tokens per second of a megawatt; each step adds one change. Zero means that a system is too slow: "
+            "the step after it is no factor, but the difference between possible and impossible. Near a system's "
+            "highest speed, its factor says more about that limit than about the change. Systems with one pool are in "
+            "steady state: their figures do not include how prompts delay decode steps, which is why there are two "
+            "pools.",
         )
     )
     speeds = sorted({*study.scenario.decide_at, *study.scenario.interactivity})
@@ -36,7 +37,7 @@ def attribution(study: Study) -> ReportSection:
         cells = [_factor(value, None if before is None else before[n]) for n, value in enumerate(own)]
         rows.append((Name(name), *cells))
     note = ("Empty: this one or the one before is too slow, or it is the first.",)
-    blocks.append(Table("steps", "Over the one before, at each speed", columns, tuple(rows), note))
+    blocks.append(Table("steps", "Factor over the step before, at each speed", columns, tuple(rows), note))
     return ReportSection("attribution", "What is due to what", tuple(blocks))
 
 

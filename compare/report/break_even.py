@@ -38,10 +38,11 @@ def break_even(study: Study, found: Sequence[Verdict]) -> ReportSection:
     blocks: list[Block] = [
         Paragraph(
             (
-                "Of all traffic a share is premium: its users get at least so many tokens per second each. Contenders "
-                "come in whole replicas, which hold the model however little is asked of them. One pays from the share "
-                "whose tokens cost as much without it as a replica costs. Below, that share over what nobody has "
-                "published; figures that are not on an axis are in the middle of their range.",
+                "A share of all traffic is premium: its users get at least a given number of tokens per second each. "
+                "Contenders come in whole replicas, which must hold the model however low the load is. A contender "
+                "pays "
+                "from the share whose tokens cost as much without it as one replica costs. The charts show that share "
+                "over unpublished figures; those that are not on an axis are in the middle of their ranges.",
             )
         )
     ]
@@ -51,7 +52,7 @@ def break_even(study: Study, found: Sequence[Verdict]) -> ReportSection:
         if one.says is VerdictKind.ALONE:
             speed = assumed(one.rivals.user_rate, "tok/s of each user")
             blocks.append(
-                Paragraph((Name(one.rivals.contender), " is needed from the first user who wants ", speed, "."))
+                Paragraph((Name(one.rivals.contender), " is needed from the first user who requires ", speed, "."))
             )
         else:
             blocks += _heats(study, one)
@@ -218,7 +219,7 @@ def _smallest(study: Study, speed: float) -> Table:
     note = (
         "A replica at ",
         assumed(speed, "tok/s of each user"),
-        ". Idle: of all replicas that it takes, what is not used, if so much of ",
+        ". Idle: the unused share of all replicas needed, if that share of ",
         assumed(traffic, "tok/s"),
         " is premium and no other traffic fills it. GPUs that stand idle there can serve other traffic; what holds one "
         "model's weights in SRAM cannot. Systems that are too slow are left out.",

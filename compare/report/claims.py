@@ -1,4 +1,4 @@
-"""Section: what the press and vendors say, what that compares, and what comes of it here."""
+"""Section: claims of the press and of vendors, what they compare, and the same comparison here."""
 
 import math
 from dataclasses import dataclass
@@ -37,7 +37,9 @@ def section(study: Study) -> ReportSection:
         rows.append((Name(claim.says), Name(claim.compares), here, Name(claim.under)))
     columns = ("what is said", "what that compares", "here", "under which conditions")
     blocks: list[Block] = [
-        Paragraph(("Each is true of something. None holds at every load, and most compare two changes at once.",)),
+        Paragraph(
+            ("Each is true under some conditions. None holds at every load, and most compare two changes at once.",)
+        ),
         Table("claims", "What has been said", columns, tuple(rows)),
     ]
     return ReportSection("claims", "What has been said", tuple(blocks))

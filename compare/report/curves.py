@@ -37,8 +37,8 @@ def sections(study: Study, measured: Mapping[str, MeasuredSystem]) -> list[Repor
 
 def _per_unit(study: Study) -> View:
     about = (
-        "All units of both pools are counted: GPUs, chips or wafers, the prefill pool in the share that it is needed. "
-        "Units that help GPUs (LPUs) are not counted here: see the next two sections for what they draw and cost."
+        "All units of both pools are counted: GPUs, chips or wafers, and as much of the prefill pool as is needed. "
+        "Units that help GPUs (LPUs) are not counted here: the next two sections have their power and cost."
     )
     axis = Axis("output tokens per second of each unit", "tok/s", log=True)
     return View("per-unit", "Throughput of a unit against speed", axis, lambda best: best.per_unit, about)
@@ -46,11 +46,11 @@ def _per_unit(study: Study) -> View:
 
 def _per_megawatt(study: Study) -> View:
     basis = study.scenario.power
-    what = "all in, as the meter of the site sees it" if basis == "all-in" else "of the chips alone"
+    what = "all in, as the site's meter measures it" if basis == "all-in" else "of the chips alone"
     axis = Axis(f"output tokens per second of a megawatt ({basis})", "tok/s/MW", log=True)
     about = (
         f"Power is {what}. Published bases differ: some devices' figures are the rack's own draw, without cooling "
-        "(Assumptions has each). Whiskers and ranges are over all figures that nobody has published."
+        "(Assumptions has each). Ranges are over all unpublished figures."
     )
     return View("per-megawatt", "Throughput of a megawatt against speed", axis, lambda best: best.per_megawatt, about)
 
@@ -58,8 +58,8 @@ def _per_megawatt(study: Study) -> View:
 def _per_dollar() -> View:
     axis = Axis("dollars of a million output tokens", "$", log=True)
     about = (
-        "Owning, all in: what analysts estimate; of devices with a guessed price, capital and energy. The cost of "
-        "prompts is in it, as the prefill pool is. Ranges are over all figures that nobody has published."
+        "The cost of owning, all in: analysts' estimates; for devices with an estimated price, capital and energy. It "
+        "includes the prefill pool and so the cost of prompts. Ranges are over all unpublished figures."
     )
     return View("per-dollar", "Cost at a fixed speed", axis, dollars, about, math.inf)
 
@@ -128,10 +128,10 @@ def _prefill_table(study: Study) -> Table:
         rows.append((Name(name), *(None if best is None else percent(_prefill_share(study, best)) for best in found)))
     columns: tuple[TextPart, ...] = ("system", *(assumed(rate, "tok/s of each user") for rate in rates))
     note = (
-        "Speculation and decode hardware change the rest. What papers say of decode alone shrinks by this in the "
-        "whole. One pool has no share of its own.",
+        "Speculation and decode hardware change only the rest: gains that papers state for decode alone are smaller by "
+        "this in the whole. A system with one pool has no share of its own.",
     )
-    return Table("prefill-share", "Of the power, what prefill takes", columns, tuple(rows), note)
+    return Table("prefill-share", "Share of the power that prefill takes", columns, tuple(rows), note)
 
 
 def _prefill_share(study: Study, best: Best) -> float:

@@ -256,7 +256,7 @@ def _digits(value: float | None, unit: str) -> str:
     if value is None:
         return ""
     if math.isinf(value):
-        return "without end"
+        return "infinite"
     if value == round(value) and abs(value) < 1e5:
         return f"{value:,.0f}"
     size = math.floor(math.log10(abs(value)))

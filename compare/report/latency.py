@@ -76,9 +76,10 @@ def _latency_text(study: Study) -> tuple[str | Number, ...]:
         assumed(100 * workload.cached_share, "%"),
         " in a prefill replica's cache) and answers of ",
         assumed(workload.output_tokens, "tokens"),
-        " in the mean, up to half shorter or longer. So many requests are under way for each decode replica all the "
-        "time, those in prefill included: whoever has an answer asks again. Queues for prefill, the handoff of pages "
-        "and steps that wait for each other are in these times; the network to users is not.",
+        " in the mean, up to half shorter or longer. A constant number of requests is under way for each decode "
+        "replica, "
+        "those in prefill included: each answer is followed by the next request. These times include queues for "
+        "prefill, the handoff of pages and steps that wait for each other; they do not include the network to users.",
     )
 
 

@@ -8,7 +8,7 @@ from compare.study.measured import MeasuredSystem
 from compare.study.study import Best, Study
 from hardware.figure import Figure
 
-STEADY = "steady state of modelled steps; what they rest on is under Assumptions"
+STEADY = "steady state of modelled steps; what they depend on is under Assumptions"
 
 
 def modelled(value: float, unit: str, source: str = STEADY, ends: Sequence[float] = ()) -> Number:

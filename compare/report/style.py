@@ -28,7 +28,7 @@ MARKERS = ("o●", "s■", "D◆", "^▲", "v▼", "X✖", "*★")
 """Each as matplotlib calls it and as text. Not as many as colours, so that pairs of both repeat late."""
 MAX_COLUMNS, MAX_ROWS = 8, 16
 """The largest heat map whose values are written into its cells."""
-NOTHING = "Nothing is known that could be drawn here."
+NOTHING = "There is no value that could be drawn here."
 BELOW, ABOVE = 1, 0
 """Which colours a tornado's low and high ends have, and a waterfall's steps down and up."""
 

@@ -59,7 +59,7 @@ def _method() -> Iterator[Paragraph]:
             "read off the paper's figure. A step of it takes accepted length times requests over throughput, with an "
             "accepted length of ",
             Number(PUBLISHED_MTP, "tokens", Basis.MEASURED, GOLDEN),
-            ". Steps get longer with the tokens that layers compute, whoever drafts. What DSpark's drafts are worth is "
+            ". Steps get longer with the tokens that layers compute, whoever drafts. The gain of DSpark's drafts is "
             "published: up to ",
             Number(PUBLISHED_DSPARK[-1], "tokens", Basis.MEASURED, GOLDEN),
             " a step, and confidences that tell which drafts survive with an area under the curve of ",

@@ -27,10 +27,10 @@ def verdicts(study: Study, found: Sequence[Verdict]) -> ReportSection:
     blocks: list[Block] = [
         Paragraph(
             (
-                "Each contender against what one would have without it, by the cost of a million output tokens. What "
-                "nobody has published was put at the ends of its range: "
-                "a verdict without condition holds at all of them. How far off the model itself is, is not in these "
-                "ranges: see Predicted against published.",
+                "Each contender is compared with the system one would have without it, by the cost of a million output "
+                "tokens. Unpublished figures were set to both ends of their ranges: a verdict without a condition "
+                "holds at all of them. These ranges do not include the error of the model itself: see Predicted "
+                "against published.",
             )
         )
     ]
@@ -69,10 +69,17 @@ def _words(one: Verdict) -> list[TextPart]:
     middle, favourable, unfavourable = one.ratio
     times = modelled(middle, "times", ends=(favourable, unfavourable))
     says: dict[VerdictKind, tuple[TextPart, ...]] = {
-        VerdictKind.PAYS: (name, " pays: wherever the unknown figures lie it costs ", times, " what ", other, " does."),
+        VerdictKind.PAYS: (
+            name,
+            " pays: whatever the unknown figures are, it costs ",
+            times,
+            " what ",
+            other,
+            " does.",
+        ),
         VerdictKind.NOT: (
             name,
-            " does not pay: wherever the unknown figures lie it costs ",
+            " does not pay: whatever the unknown figures are, it costs ",
             times,
             " what ",
             other,
@@ -85,13 +92,13 @@ def _words(one: Verdict) -> list[TextPart]:
     }
     parts = list(says[one.says])
     if one.says is VerdictKind.OPEN and not one.conditions:
-        parts.append(" No unknown figure turns that alone; several at their ends together do.")
+        parts.append(" No unknown figure alone changes that; several at their ends together do.")
     for condition in one.conditions:
         side = "below" if condition.below else "above"
         value = modelled(condition.value, condition.unknown.unit, "bisection, all else in the middle of its range")
         parts += [" It pays if ", Name(condition.unknown.name), f" is {side} ", value, ", all else in the middle."]
     if one.turns:
-        parts.append(" Another use turns it: ")
+        parts.append(" Another use changes it: ")
         for number, effect in enumerate(one.turns):
             parts += ["; " if number else "", Name(effect.unknown.name), *_turn(effect)]
         parts.append(".")
@@ -123,9 +130,8 @@ def sensitivity(found: Sequence[Verdict]) -> ReportSection:
     blocks: list[Block] = [
         Paragraph(
             (
-                "What the ratio of costs, a contender's over the other's, becomes with one thing at its lowest or "
-                "highest, all else in the middle: figures that nobody has published, and what another user may have "
-                "otherwise.",
+                "The ratio of costs, a contender's over the other's, with one input at its lowest or highest and all "
+                "others in the middle of their ranges: unpublished figures, and inputs that differ between users.",
             )
         )
     ]

@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from random import Random
 
-from compare.fast import FastSystem, simulate_fast
-from compare.fast_replicas import FastDecodePool, FastPrefillPool
 from compare.simulator.acceptance import Rates
+from compare.simulator.fast import FastSystem, simulate_fast
+from compare.simulator.fast_replicas import FastDecodePool, FastPrefillPool
 from compare.simulator.outcome import SimulationResult
 from compare.simulator.workload import Arrival, PromptSegment, Workload
 from compare.study.scenario import WorkloadSection

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compare.replica import SimulatedPool
 from compare.simulator.acceptance import Rates
-from compare.system import System
-from compare.virtual import cache_layout
+from compare.simulator.replica import SimulatedPool
+from compare.simulator.system import System
+from compare.simulator.virtual import cache_layout
 from engine.config import Config
 from hardware.link import Link
 from hardware.model import Model

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import local.assemble
-from compare.replica import Replica, VirtualWorld
-from compare.virtual import SimulatedNetwork, Timeline
+from compare.simulator.replica import Replica, VirtualWorld
+from compare.simulator.virtual import SimulatedNetwork, Timeline
 from decode.decoder import Decoder
 from engine.config import Config
 from engine.engine import Engine

@@ -61,7 +61,7 @@ def rows(file: Path) -> list[dict[str, str]]:
         (number(0, "s"), "0 s"),
         (number(3.2, "$"), "$3.20"),
         (number(-3.2, "$"), "-$3.20"),
-        (number(math.inf), "without end tok/s"),
+        (number(math.inf), "infinite tok/s"),
         (ranged(412, 310, 640), "412 (310 to 640) tok/s"),
         (ranged(412, 412.1, 412.2), "412 tok/s"),
     ],

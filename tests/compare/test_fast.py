@@ -2,12 +2,12 @@
 
 import pytest
 
-from compare.fast import FastSystem, simulate_fast
-from compare.fast_replicas import FastDecodePool, FastPrefillPool
-from compare.simulate import simulate
 from compare.simulator.acceptance import Rates
+from compare.simulator.fast import FastSystem, simulate_fast
+from compare.simulator.fast_replicas import FastDecodePool, FastPrefillPool
 from compare.simulator.mixes import FixedSize, generate
 from compare.simulator.outcome import End, SimulationResult
+from compare.simulator.simulate import simulate
 from compare.simulator.workload import Arrival, PromptSegment, Workload
 from hardware.link import Link
 from tests.compare.machines import FLASH_BYTES, GPU, Steady, simulated_pool, system

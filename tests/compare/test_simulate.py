@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import compare.replica
-import compare.scaling
-import compare.simulated_gateway
+import compare.simulator.replica
+import compare.simulator.scaling
+import compare.simulator.simulated_gateway
 import decode.decoder
 import decode.plan
 import local.assemble
@@ -18,11 +18,11 @@ import policy.board
 import policy.journey
 import policy.scale
 import prefill.prefiller
-from compare.replica import SimulatedPool
-from compare.simulate import simulate
 from compare.simulator.acceptance import Rates, Recorded
 from compare.simulator.mixes import FixedSize, generate
 from compare.simulator.outcome import End, SimulationResult
+from compare.simulator.replica import SimulatedPool
+from compare.simulator.simulate import simulate
 from compare.simulator.workload import Arrival, PromptSegment, Workload
 from engine.errors import ConfigError, EngineFailure, HandoffLost, SparkpoolError
 from engine.types import Request
@@ -38,14 +38,14 @@ def burst(count: int = 60, tokens: int = 200, answer: int = 40) -> Workload:
 
 
 def test_the_code_that_runs_is_the_clusters_own() -> None:
-    assert compare.replica.assemble is local.build.assemble is local.assemble.assemble
+    assert compare.simulator.replica.assemble is local.build.assemble is local.assemble.assemble
     assert local.assemble.Decoder is decode.decoder.Decoder
     assert local.assemble.Prefiller is prefill.prefiller.Prefiller
     assert local.assemble.ColocatedEngine is local.colocated.ColocatedEngine
     assert local.assemble.planner_of is decode.plan.planner_of
-    assert compare.simulated_gateway.Board is policy.board.Board
-    assert compare.scaling.decide is policy.scale.decide
-    assert compare.simulated_gateway.advance is policy.journey.advance
+    assert compare.simulator.simulated_gateway.Board is policy.board.Board
+    assert compare.simulator.scaling.decide is policy.scale.decide
+    assert compare.simulator.simulated_gateway.advance is policy.journey.advance
 
 
 def test_one_request_alone() -> None:

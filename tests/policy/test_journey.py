@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cluster.gateway
-import compare.simulated_gateway
+import compare.simulator.simulated_gateway
 import local.pair
 import policy.journey
 import policy.request_state
@@ -72,11 +72,11 @@ LOCAL = (Begin(), Routed(("d1", "d2")))
 
 
 def test_gateway_simulator_and_pair_share_one_journey() -> None:
-    drivers = (cluster.gateway, compare.simulated_gateway, local.pair)
+    drivers = (cluster.gateway, compare.simulator.simulated_gateway, local.pair)
     assert all(driver.advance is policy.journey.advance for driver in drivers)
     assert all(driver.RequestState is policy.request_state.RequestState for driver in drivers)
     for name in ("RetryPolicy", "RetryBudget", "RecentAnswers", "RequestState"):
-        assert getattr(cluster.gateway, name) is getattr(compare.simulated_gateway, name)
+        assert getattr(cluster.gateway, name) is getattr(compare.simulator.simulated_gateway, name)
     for driver in drivers:
         assert not [name for name in vars(driver) if name in ("RETRY_SECONDS", "RECENT_SECONDS", "RETRYABLE")]
 

@@ -138,7 +138,7 @@ def test_packed_attention_equals_the_dense_mask(
     shapes += [(rows, groups, context + num_anchors * block, size) for size in (6, 4)]
     query, key, value = (torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes)
 
-    packed, _ = packed_blocks(nn.Module(), query, key, value, None, 0.3, packs(anchor_BN, block, at_once=4))
+    packed, _ = packed_blocks(nn.Module(), query, key, value, None, 0.3, packs(anchor_BN, block, pack_anchors=4))
     repeated = [x.repeat_interleave(heads // groups, dim=1) for x in (key, value)]
     score = (query @ repeated[0].mT * 0.3).masked_fill(~block_mask(anchor_BN, block, context), -torch.inf)
     dense = (score.softmax(-1) @ repeated[1]).transpose(1, 2)

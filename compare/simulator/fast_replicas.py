@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from compare.simulator.acceptance import AcceptanceModel
+from compare.simulator.virtual import PrefillTimes
 from compare.simulator.workload import Arrival
-from compare.virtual import PrefillTimes
 from engine.facts import Survival, expected_rate
 from engine.steptime import StepTimes
 from hardware.link import Link

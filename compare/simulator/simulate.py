@@ -5,13 +5,13 @@
                 SimulatedAutoscaler, once a second
                   policy/scale.py
 
-A replica runs a real `Prefiller`, `Decoder` or `ColocatedEngine` over pages without bytes (compare/replica.py).
+A replica runs a real `Prefiller`, `Decoder` or `ColocatedEngine` over pages without bytes (replica.py).
 """
 
-from compare.simulated_gateway import SimulatedGateway
 from compare.simulator.outcome import SimulationResult
+from compare.simulator.simulated_gateway import SimulatedGateway
+from compare.simulator.system import System
 from compare.simulator.workload import Workload
-from compare.system import System
 
 
 def simulate(system: System, workload: Workload, seed: int = 0, concurrency: int | None = None) -> SimulationResult:

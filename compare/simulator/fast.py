@@ -1,6 +1,6 @@
 """A faster simulator of the same cluster: each replica computes whole steps over arrays of requests.
 
-The same as in compare/simulate.py: arrivals, step times, acceptance, admission by `max_requests` and pages, chunked
+The same as in simulate.py: arrivals, step times, acceptance, admission by `max_requests` and pages, chunked
 prefill under one token budget, the link. Simpler, with little effect: a request goes to the replica with the fewest
 (where `rank_decode` sends it while all have room and the same speed); a prefill replica caches only what
 `Arrival.shared` names and it has computed before; every request of a step has the same number of drafts verified, the
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compare.fast_replicas import (
+from compare.simulator.fast_replicas import (
     DecodeStepTable,
     FastDecodePool,
     FastDecodeReplica,
@@ -41,7 +41,7 @@ class FastSystem:
 def simulate_fast(
     system: FastSystem, workload: Workload, seed: int = 0, concurrency: int | None = None
 ) -> SimulationResult:
-    """Serve a workload, as `simulate` in compare/simulate.py does."""
+    """Serve a workload, as `simulate` in compare/simulator/simulate.py does."""
     return FastSimulation(system, workload, seed, concurrency).run()
 
 

@@ -1,4 +1,4 @@
-"""One simulated replica: a real engine on a virtual clock, made of the parts in compare/virtual.py."""
+"""One simulated replica: a real engine on a virtual clock, made of the parts in compare/simulator/virtual.py."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from compare.simulator.acceptance import AcceptanceModel
 from compare.simulator.outcome import Machine
-from compare.virtual import (
+from compare.simulator.virtual import (
     EmptyPageStore,
     EmptyText,
     PrefillTimes,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compare.replica import SimulatedPool
+from compare.simulator.replica import SimulatedPool
 from engine.config import Config
 from engine.errors import ConfigError
 

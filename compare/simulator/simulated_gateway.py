@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from operator import methodcaller
 
-from compare.replica import Replica, VirtualWorld
-from compare.scaling import SimulatedAutoscaler
 from compare.simulator.outcome import End, Machine, Served, SimulationResult
+from compare.simulator.replica import Replica, VirtualWorld
+from compare.simulator.scaling import SimulatedAutoscaler
+from compare.simulator.system import System
+from compare.simulator.virtual import SimulatedNetwork, Timeline
 from compare.simulator.workload import Arrival, Workload, tokens_of
-from compare.system import System
-from compare.virtual import SimulatedNetwork, Timeline
 from engine.errors import Overloaded, Unavailable
 from engine.types import Ended, Event, Request, Sampling, StopRules
 from local.policies import initial_replicas, routing_rules

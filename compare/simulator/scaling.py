@@ -9,7 +9,7 @@ from policy.load import Load, ReplicaLoad
 from policy.scale import State, decide
 
 if TYPE_CHECKING:
-    from compare.simulated_gateway import SimulatedGateway
+    from compare.simulator.simulated_gateway import SimulatedGateway
 
 SCALE_SECONDS = 1.0  # the period of cluster/serving/autoscale.py
 
