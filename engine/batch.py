@@ -19,6 +19,8 @@ from engine.pages import CacheLayout, PageGroup, Tables
 from engine.pages.pool import SCRATCH_PAGE
 
 SHORT_ROW_TOKENS = 16
+Positions = Tensor | tuple[Tensor, ...]
+"""The output of a rotary embedding of transformers: cos and sin, or one complex tensor (DeepSeek-V2)."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,11 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         return self.token_ids_T.shape[0]
+
+    @cached_property
+    def prepared(self) -> dict[str, object]:
+        """What the first layer's kernel prepares for the others (engine/kernels/program.py)."""
+        return {}
 
     @classmethod
     def joined(cls, batches: Sequence["Batch"]) -> "Batch":

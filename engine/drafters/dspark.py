@@ -105,7 +105,7 @@ class DSpark:
     keeps_rows = False
 
     def __init__(self, loaded: LoadedDSpark, store: PageStore) -> None:
-        self._model = loaded.model
+        self._model = model = loaded.model
         self._embedding = loaded.embedding
         self._head = loaded.head
         self._store = store
@@ -113,7 +113,7 @@ class DSpark:
         self.block_length = loaded.block_length
         temperatures = loaded.temperatures or (1.0,) * loaded.block_length
         self._temperature_K = torch.tensor(temperatures, device=store.device)
-        self._native = native_context(loaded.model, store)
+        self._native = native_context(model.fc, model.hidden_norm, model.attentions, store)
 
     @torch.inference_mode()
     def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from engine.attention import attach
-from engine.device import give_back
+from engine.device import release_freed_memory
 from engine.errors import CheckpointRefused
 from engine.kernels import use_kernels
 from engine.models.fp8 import dequantised_state
@@ -69,7 +69,7 @@ def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedMo
     num_parameters = sum(p.numel() for p in module.parameters())
     loaded = time.monotonic()
     kernels = use_kernels(module)
-    give_back()
+    release_freed_memory()
     seconds = f"{loaded - began:.1f} s, made ready for {kernels} in {time.monotonic() - loaded:.1f} s"
     logger.info(f"{path}: {num_parameters:,} parameters loaded in {seconds}")
     return LoadedModel(
