@@ -28,7 +28,7 @@ from engine.config import SHIPPED_MODEL, Config
 from engine.pages import PageStore
 from engine.text import Text
 from engine.transfer import NixlTransfer, PageRead, ReadState, new_agent_name
-from engine.types import AgentEntry, Chunk, Ended, Handoff, Request, Sampling, StopRules
+from engine.types import AgentEntry, Chunk, Handoff, Request, RequestEnded, Sampling, StopRules
 from local.build import Builder, set_threads
 from tests.checkpoints import DEEPSEEK_V3, save_random
 
@@ -186,7 +186,7 @@ class DecodeSide:
     def _last_chunk(self, patient: bool) -> Chunk:
         while True:
             for event in self._engine.step():
-                assert not isinstance(event, Ended), event.error
+                assert not isinstance(event, RequestEnded), event.error
                 if isinstance(event, Chunk) and event.finish is not None:
                     return event
             deadline = self._engine.next_deadline()

@@ -24,7 +24,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledErr
 from cluster.sliding_window import SlidingWindow
 from engine.errors import Cancelled, DeadlineExceeded, EngineFailure, Overloaded, Preempted, SparkpoolError, Unavailable
 from engine.front import GatewayConfig
-from engine.types import Chunk, Ended, Event, Handoff, Request
+from engine.types import Chunk, Event, Handoff, Request, RequestEnded
 from policy.admit import RetryBudget
 from policy.load import FrontLoad
 
@@ -282,7 +282,7 @@ async def _checked(stream: EventStream) -> AsyncGenerator[Event]:
     """The stream's events, with every way of failing as a SparkpoolError."""
     try:
         async for event in stream:
-            if isinstance(event, Ended):
+            if isinstance(event, RequestEnded):
                 if event.error is not None:
                     raise event.error
                 return

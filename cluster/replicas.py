@@ -82,7 +82,7 @@ class PrefillReplica(EngineReplica):
         super().__init__("prefill", config.prefill, builder, lambda name: builder.prefiller(name, _nixl(config)))
 
     async def prefill(self, request: Request, preferred_replicas: Sequence[str] = ()) -> AsyncIterator[Event]:
-        """Yields the `Handoff`, then stays open until the pages have been released, and ends with `Ended`.
+        """Yields the `Handoff`, then stays open until the pages have been released, and ends with `RequestEnded`.
 
         Staying open is what makes Serve wait for the pages when it scales down or redeploys; cancelling frees them.
         `preferred_replicas` are for the router that brought the request here (cluster/router.py).
@@ -111,7 +111,7 @@ class DecodeReplica(EngineReplica):
     async def decode(
         self, request: Request, handoff: Handoff, preferred_replicas: Sequence[str] = ()
     ) -> AsyncIterator[Event]:
-        """Yields `Chunk`s up to the one that finishes the request, or `Ended` with an error."""
+        """Yields `Chunk`s up to the one that finishes the request, or `RequestEnded` with an error."""
         async for event in self._thread.stream(request.id, lambda engine: engine.add(request, handoff)):
             yield event
 

@@ -15,7 +15,7 @@ from compare.system import System
 from compare.virtual import Timeline
 from compare.workload import Arrival, Workload, tokens_of
 from engine.errors import Overloaded, Preempted, SparkpoolError, Unavailable
-from engine.types import Chunk, Ended, Event, Handoff, Request, Sampling, StopRules
+from engine.types import Chunk, Event, Handoff, Request, RequestEnded, Sampling, StopRules
 from local.rules import rules
 from policy.board import PREFILL, Board
 
@@ -239,7 +239,7 @@ class SimulatedGateway:
                     )
                 self._finish(journey, End.DONE)
         elif replica.pool != PREFILL or not journey.handed_over:
-            assert isinstance(event, Ended)
+            assert isinstance(event, RequestEnded)
             self._lost(journey, event.error or Unavailable("the stream ended early"))
 
     def _handed_over(self, journey: Journey, handoff: Handoff) -> None:

@@ -20,7 +20,7 @@ from engine.clock import Stopwatch
 from engine.drafters import DraftBlock
 from engine.pages import CacheLayout
 from engine.pages.layout import Entry
-from engine.transfer import Message, PageRead, ReadState
+from engine.transfer import LeaseMessage, PageRead, ReadState
 from engine.types import AgentEntry, SampledToken
 from hardware.link import Link
 from hardware.model import Model
@@ -196,7 +196,7 @@ class DrawnTransfer:
         self._clock = clock
         self._arrives: dict[int, float] = {}
         self._numbers = itertools.count()
-        self._inbox: list[tuple[float, str, Message]] = []
+        self._inbox: list[tuple[float, str, LeaseMessage]] = []
         self.wake: Callable[[float], None] = lambda moment: None
         wire.agents[name] = self
 
@@ -215,13 +215,13 @@ class DrawnTransfer:
         del self._arrives[read]
         return ReadState.DONE
 
-    def notify(self, peer: str, message: Message) -> bool:
+    def notify(self, peer: str, message: LeaseMessage) -> bool:
         receiver, moment = self._wire.agents[peer], self._clock.now() + self._wire.message_seconds
         receiver._inbox.append((moment, self.entry.name, message))
         receiver.wake(moment)
         return True
 
-    def notifications(self) -> list[tuple[str, Message]]:
+    def notifications(self) -> list[tuple[str, LeaseMessage]]:
         now = self._clock.now()
         here = [(peer, message) for moment, peer, message in self._inbox if moment <= now]
         self._inbox = [one for one in self._inbox if one[0] > now]

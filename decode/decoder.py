@@ -21,13 +21,13 @@ from decode.step_runner import StepRunner
 from engine.clock import Clock
 from engine.config import DecodeConfig
 from engine.device import peak_bytes
-from engine.drafters import row_from
+from engine.drafters import hidden_from_bytes
 from engine.errors import DeadlineExceeded, DoesNotFit, Overloaded, Preempted
 from engine.facts import Acceptance, Counters, ReplicaStats
 from engine.pages import Pages, Tables
 from engine.text import Text
 from engine.transfer import Transfer
-from engine.types import Chunk, Ended, Event, Handoff, Request, Sampling
+from engine.types import Chunk, Event, Handoff, Request, RequestEnded, Sampling
 
 OVERHEAD_EMA_WEIGHT = 0.1  # the share of the newest step in the mean of what steps take besides
 
@@ -181,7 +181,7 @@ class Decoder:
             self._counters.preempted += 1
             del self._arrivals[sequence.id]
             reason = f"{sequence.id} gave up its pages after {sequence.num_generated} tokens"
-            events.append(Ended(request_id=sequence.id, error=Preempted(reason)))
+            events.append(RequestEnded(request_id=sequence.id, error=Preempted(reason)))
         return events
 
     def warm_up(self) -> None:
@@ -249,7 +249,7 @@ class Decoder:
         sequence = Sequence(request, self._text, self._eos_token_ids, now)
         with_drafter = self._peers.share_drafter(handoff)
         if with_drafter:
-            sequence.drafter_row = row_from(handoff.drafter_row)
+            sequence.drafter_hidden = hidden_from_bytes(handoff.drafter_hidden)
         else:
             sequence.context_from = handoff.num_tokens
             self._counters.handoffs_without_context += 1
@@ -274,13 +274,13 @@ class Decoder:
         self._schedule.publish(incoming.sequence)
         self._arrivals[incoming.sequence.id] = RequestTimings(incoming, now)
 
-    def _late(self, sequence: Sequence) -> Ended:
+    def _late(self, sequence: Sequence) -> RequestEnded:
         self._counters.failed += 1
         self._arrivals.pop(sequence.id, None)
         reason = f"{sequence.id} was not finished {sequence.request.seconds_left} s after it came to decode"
-        return Ended(request_id=sequence.id, error=DeadlineExceeded(reason))
+        return RequestEnded(request_id=sequence.id, error=DeadlineExceeded(reason))
 
-    def _counted(self, step: Step, events: list[Chunk | Ended]) -> list[Event]:
+    def _counted(self, step: Step, events: list[Chunk | RequestEnded]) -> list[Event]:
         """Count the step; whoever has ended leaves, a finished one with its timings and what became of its drafts."""
         self._counters.steps += 1
         self._counters.draft_seconds += step.timestamps.draft_seconds
@@ -291,7 +291,7 @@ class Decoder:
             accepted = len(event.tokens) - 1 if isinstance(event, Chunk) else 0
             self._counters.count(step.block.length, verified, accepted)
             sequence.acceptance.count(step.block.length, verified, accepted)
-            if isinstance(event, Ended):
+            if isinstance(event, RequestEnded):
                 self._counters.failed += 1
                 del self._arrivals[sequence.id]
             else:

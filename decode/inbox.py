@@ -1,6 +1,6 @@
 """Handoffs on their way in: pages read over the transfer, leases renewed and released.
 
-`handoff_reads.py` says what may happen; this does it. A handoff leaves as an admitted `Incoming`, or as `Ended`.
+`handoff_reads.py` says what may happen; this does it. A handoff leaves as an admitted `Incoming`, or as `RequestEnded`.
 """
 
 from decode.handoff_reads import Incoming, ReadEvent, ReadPhase
@@ -10,8 +10,8 @@ from engine.config import DecodeConfig
 from engine.errors import HandoffLost
 from engine.facts import Counters
 from engine.pages import Pages, Precedence, Tables
-from engine.transfer import Message, PageRead, ReadState, Transfer, Verb
-from engine.types import Ended
+from engine.transfer import LeaseCommand, LeaseMessage, PageRead, ReadState, Transfer
+from engine.types import RequestEnded
 
 P, E = ReadPhase, ReadEvent
 READ_EVENTS = {ReadState.DONE: E.READ_DONE, ReadState.FAILED: E.READ_FAILED}
@@ -29,7 +29,7 @@ class Inbox:
         self._config = config
         self._counters = counters
         self._incoming: dict[str, Incoming] = {}
-        self._ended: list[Ended] = []
+        self._ended: list[RequestEnded] = []
         self.reads = self.reads_lost = 0
         self.moved_bytes = self.moved_pages = 0
         self.transfer_seconds = 0.0
@@ -72,7 +72,7 @@ class Inbox:
     def decline(self, incoming: Incoming) -> None:
         """Release a handoff whose pages nobody wants: the request has ended with its first token."""
         self._transfer.connect(incoming.handoff.agents[0])
-        self._say(incoming, Verb.RELEASE)
+        self._say(incoming, LeaseCommand.RELEASE)
 
     def cancel(self, request_id: str) -> bool:
         """Stop a request in whatever phase it is. False if it is not here."""
@@ -89,7 +89,7 @@ class Inbox:
             self.cancel(sequence.id)
         return late
 
-    def poll(self, spare_tokens: int) -> tuple[list[Incoming], list[Ended]]:
+    def poll(self, spare_tokens: int) -> tuple[list[Incoming], list[RequestEnded]]:
         """Take messages, look at reads and start more, as many as may hold pages yet.
 
         Returns the handoffs whose pages are ours now, and the requests that lost theirs. `spare_tokens`: what a new
@@ -113,7 +113,7 @@ class Inbox:
                 continue  # the answer to a request that is gone
             if not message.held:
                 self._apply(incoming, E.NOT_HELD)
-            elif message.verb == Verb.RELEASE:
+            elif message.command == LeaseCommand.RELEASE:
                 self._apply(incoming, E.HELD)
             elif incoming.phase == P.WAITING:
                 incoming.deadline = now + incoming.handoff.lease_seconds
@@ -128,7 +128,7 @@ class Inbox:
             self._apply(incoming, E.TIMEOUT)
         elif incoming.phase in (P.WAITING, P.READING) and incoming.renew_at <= now:
             incoming.renew_at = now + incoming.handoff.lease_seconds / 3
-            self._say(incoming, Verb.RENEW)
+            self._say(incoming, LeaseCommand.RENEW)
 
     def _start(self, spare_tokens: int) -> None:
         """Post the reads of waiting handoffs by precedence; the first that does not fit holds up the rest."""
@@ -172,7 +172,7 @@ class Inbox:
         elif after == P.RELEASING:
             self._count(incoming, now)
             incoming.deadline = now + self._config.answer_seconds
-            if not self._say(incoming, Verb.RELEASE):
+            if not self._say(incoming, LeaseCommand.RELEASE):
                 return self._apply(incoming, E.TIMEOUT)
         elif after == P.GONE:
             self._pages.release_quarantine(incoming.handoff.nonce)
@@ -210,7 +210,7 @@ class Inbox:
     def _abandon(self, incoming: Incoming, before: ReadPhase, event: ReadEvent) -> None:
         """The handoff will not be decoded here: let the lease go, and the pages when no byte can arrive."""
         if before != P.RELEASING and event != E.NOT_HELD:
-            self._say(incoming, Verb.RELEASE)
+            self._say(incoming, LeaseCommand.RELEASE)
         if incoming.phase == P.DRAINING:
             self._pages.quarantine(self._tables(incoming))
         elif before != P.WAITING:
@@ -221,15 +221,15 @@ class Inbox:
         if event != E.CANCEL:
             self.reads_lost += 1
             reason = f"the pages of {incoming.sequence.id} were lost while {before} ({event})"
-            self._ended.append(Ended(request_id=incoming.sequence.id, error=HandoffLost(reason)))
+            self._ended.append(RequestEnded(request_id=incoming.sequence.id, error=HandoffLost(reason)))
 
     def _drop(self, peer: str) -> None:
         """A failed read means a dead peer; forget it, unless other reads from it still have to end."""
         if not any(i.peer == peer and i.phase in (P.READING, P.DRAINING) for i in self._incoming.values()):
             self._transfer.drop(peer)
 
-    def _say(self, incoming: Incoming, verb: Verb) -> bool:
-        message = Message(verb=verb, nonce=incoming.handoff.nonce, metadata=self._transfer.entry.metadata)
+    def _say(self, incoming: Incoming, verb: LeaseCommand) -> bool:
+        message = LeaseMessage(command=verb, nonce=incoming.handoff.nonce, metadata=self._transfer.entry.metadata)
         return self._transfer.notify(incoming.peer, message)
 
     def _tables(self, incoming: Incoming) -> Tables:

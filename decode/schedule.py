@@ -7,12 +7,12 @@ from decode.objective import StepLoad
 from decode.sequence import Sequence
 from engine.batch import Batch, Row
 from engine.config import DecodeConfig
-from engine.drafters import Anchor, DraftBlock, Rows
+from engine.drafters import Anchor, DraftBlock, HiddenStates
 from engine.errors import ModelFailure
-from engine.logits_processors import Draw, LogitsProcessors
+from engine.logits_processors import LogitsProcessors, TokenHistory
 from engine.pages import Pages, Precedence
 from engine.sampling import NO_TOKEN, SamplingBatch
-from engine.types import Chunk, Ended, SampledToken
+from engine.types import Chunk, RequestEnded, SampledToken
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class DecodeBatch:
         return [s.anchor for s in self.sequences]
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> HiddenStates:
         """What the drafter kept of each request's last step."""
-        return [s.drafter_row for s in self.sequences]
+        return [s.drafter_hidden for s in self.sequences]
 
-    def keep(self, rows: Rows) -> None:
+    def keep(self, rows: HiddenStates) -> None:
         """What the drafter keeps of this one."""
         for sequence, row in zip(self.sequences, rows, strict=True):
-            sequence.drafter_row = row
+            sequence.drafter_hidden = row
 
     def demand(self, overhead_seconds: float = 0.0) -> StepLoad:
         """What a planner wants to know of the requests."""
@@ -79,7 +79,10 @@ class VerifyBatch:
 
     @property
     def logits_processors(self) -> LogitsProcessors | None:
-        draws = [Draw(s.request, [*s.tokens, *d[:n]]) if s.request.edits_logits else None for s, n, d in self._places]
+        draws = [
+            TokenHistory(s.request, [*s.tokens, *d[:n]]) if s.request.needs_logits_processors else None
+            for s, n, d in self._places
+        ]
         return LogitsProcessors.of(draws, self.batch.eos_token_ids, self.batch.pages.store.device)
 
     @property
@@ -189,9 +192,9 @@ class DecodeSchedule:
         ready = tuple(sequence for sequence in self.running.values() if not self._lacks_pages(sequence))
         return DecodeBatch(ready, self._pages, self._eos_token_ids)
 
-    def commit(self, step: Step) -> list[Chunk | Ended]:
+    def commit(self, step: Step) -> list[Chunk | RequestEnded]:
         """Give every request its tokens, in the order of the batch. What has ended gives its pages back."""
-        events: list[Chunk | Ended] = []
+        events: list[Chunk | RequestEnded] = []
         for sequence, drawn in zip(step.batch.sequences, step.drawn, strict=True):
             if any(draw.token == NO_TOKEN for draw in drawn):
                 events.append(self._broken(sequence))
@@ -232,9 +235,9 @@ class DecodeSchedule:
         assert sequence.tables is not None
         return any(self._pages.missing(sequence.tables, sequence.num_cached + self._step_tokens).values())
 
-    def _broken(self, sequence: Sequence) -> Ended:
+    def _broken(self, sequence: Sequence) -> RequestEnded:
         assert sequence.tables is not None
         self._pages.clear(sequence.tables, published=True)
         self.remove(sequence.id)
         reason = f"the model gave NaN or infinity after {len(sequence.tokens)} tokens of {sequence.id}"
-        return Ended(request_id=sequence.id, error=ModelFailure(reason))
+        return RequestEnded(request_id=sequence.id, error=ModelFailure(reason))

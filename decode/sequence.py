@@ -25,7 +25,7 @@ class Sequence:
         self.tables: Tables | None = None
         self.num_cached = request.num_tokens
         self.context_from = 0
-        self.drafter_row: Tensor | None = None
+        self.drafter_hidden: Tensor | None = None
         self.acceptance = Acceptance()
         self.finish: FinishReason | None = None
         self._stop_strings = StopStrings(request.stop.stop)
@@ -59,7 +59,7 @@ class Sequence:
         assert self.tables is not None
         position = len(self.tokens) - 1
         return Anchor(
-            self.tokens[-1], position, self.tables, self.request.sampling, self.context_from, self.drafter_row
+            self.tokens[-1], position, self.tables, self.request.sampling, self.context_from, self.drafter_hidden
         )
 
     @property

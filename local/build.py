@@ -171,7 +171,7 @@ class Builder:
         return {**self.drafter.fingerprint, "layout": self.layout.fingerprint("drafter")}
 
     def _drafter(self, pages: Pages) -> Drafter:
-        return self.drafter.over(pages.store) if self.drafter else NoDrafter()
+        return self.drafter.bind(pages.store) if self.drafter else NoDrafter()
 
     def _rounds(self, section: DecodeConfig, pages: Pages, clock: Clock) -> ModelStepRunner:
         drafter = self._drafter(pages)

@@ -10,7 +10,7 @@ from engine.errors import Preempted, SparkpoolError
 from engine.local_transfer import LocalTransfer, LocalWire
 from engine.text import Text
 from engine.transfer import new_agent_name
-from engine.types import Chunk, Ended, Event, Handoff, Request
+from engine.types import Chunk, Event, Handoff, Request, RequestEnded
 from local.build import Builder
 
 
@@ -71,9 +71,9 @@ class Pair:
                 self.chunks[event.request_id].append(event)
                 if event.finish is not None:
                     self.requests.pop(event.request_id, None)
-            elif isinstance(event, Ended) and isinstance(event.error, Preempted):
+            elif isinstance(event, RequestEnded) and isinstance(event.error, Preempted):
                 self._again(event.request_id)
-            elif isinstance(event, Ended) and event.error is not None:
+            elif isinstance(event, RequestEnded) and event.error is not None:
                 self.errors[event.request_id] = event.error
                 self.requests.pop(event.request_id, None)
         return events

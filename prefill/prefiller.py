@@ -15,14 +15,14 @@ from engine.batch import Batch
 from engine.clock import Clock, Stopwatch
 from engine.config import PrefillConfig
 from engine.device import peak_bytes
-from engine.drafters import Drafter, row_bytes
+from engine.drafters import Drafter, hidden_to_bytes
 from engine.errors import DeadlineExceeded, DoesNotFit, HandoffLost, ModelFailure, Overloaded
 from engine.facts import Counters, ReplicaStats
-from engine.logits_processors import Draw, LogitsProcessors
+from engine.logits_processors import LogitsProcessors, TokenHistory
 from engine.pages import Pages, Tables
 from engine.sampling import NO_TOKEN, SamplingBatch, sample
-from engine.transfer import Message, Transfer, Verb
-from engine.types import Ended, Event, Handoff, PrefillTimings, Request, SampledToken, Sampling, StopRules
+from engine.transfer import LeaseCommand, LeaseMessage, Transfer
+from engine.types import Event, Handoff, PrefillTimings, Request, RequestEnded, SampledToken, Sampling, StopRules
 from prefill.lease import LeaseEnd, LeaseTable
 from prefill.pace import Pace
 from prefill.schedule import Prompt, PromptChunk, PromptSchedule
@@ -64,7 +64,7 @@ class Prefiller:
         self._counters = Counters()
         self._computing = Stopwatch(clock)
         self._schedule = PromptSchedule(
-            pages, config.chunk_tokens, config.max_requests, self._counters, drafter.keeps_rows, spare_tokens
+            pages, config.chunk_tokens, config.max_requests, self._counters, drafter.keeps_hidden, spare_tokens
         )
         self._leases = LeaseTable(config.lease_seconds)
 
@@ -177,15 +177,15 @@ class Prefiller:
         for peer, message in self._transfer.notifications():
             if message.held is not None:
                 continue  # an answer, and we asked nothing
-            if message.verb == Verb.RENEW:
+            if message.command == LeaseCommand.RENEW:
                 held = self._leases.renew(message.nonce, now)
             else:
                 lease = self._leases.release(message.nonce, now)
                 held = lease is not None
                 if lease is not None:
                     self._pages.release(lease.tables)
-                    events.append(Ended(request_id=lease.request_id))
-            self._transfer.notify(peer, Message(verb=message.verb, nonce=message.nonce, held=held))
+                    events.append(RequestEnded(request_id=lease.request_id))
+            self._transfer.notify(peer, LeaseMessage(command=message.command, nonce=message.nonce, held=held))
         return events
 
     def _expire(self) -> list[Event]:
@@ -195,12 +195,12 @@ class Prefiller:
             self._give_up(prompt)
             self._counters.failed += 1
             reason = f"{prompt.request.id} was not prefilled {prompt.request.seconds_left} s after it came"
-            events.append(Ended(request_id=prompt.request.id, error=DeadlineExceeded(reason)))
+            events.append(RequestEnded(request_id=prompt.request.id, error=DeadlineExceeded(reason)))
         for lease in self._leases.expire(now):
             self._pages.release(lease.tables)
             self._counters.failed += 1
             reason = f"nobody read the pages of {lease.request_id} within {self._leases.term_seconds} s"
-            events.append(Ended(request_id=lease.request_id, error=HandoffLost(reason)))
+            events.append(RequestEnded(request_id=lease.request_id, error=HandoffLost(reason)))
         return events
 
     def _give_up(self, prompt: Prompt) -> None:
@@ -211,9 +211,9 @@ class Prefiller:
         """The drafter's context of these tokens, and what it keeps of the last one of each chunk."""
         ends = list(accumulate(chunk.num_logits for chunk in chunks))
         last_R = batch.logits_index[[end - 1 for end in ends]]
-        rows = self._drafter.absorb(batch, taps, [chunk.prompt.drafter_row for chunk in chunks], last_R)
+        rows = self._drafter.absorb(batch, taps, [chunk.prompt.drafter_hidden for chunk in chunks], last_R)
         for chunk, row in zip(chunks, rows, strict=True):
-            chunk.prompt.drafter_row = row
+            chunk.prompt.drafter_hidden = row
 
     def _advance(self, chunks: list[PromptChunk], logits: Tensor) -> list[Event]:
         """Count the chunks as computed, let others find their pages, and offer what is complete."""
@@ -240,20 +240,20 @@ class Prefiller:
         """The token after each chunk. Where a prompt goes on, only whether there is one will matter: it is greedy."""
         requests = [chunk.prompt.request for chunk in chunks]
         rows = [(r.sampling if c.is_last else Sampling(), r.num_tokens) for c, r in zip(chunks, requests, strict=True)]
-        draws = [Draw(r, r.tokens) if c.is_last else None for c, r in zip(chunks, requests, strict=True)]
+        draws = [TokenHistory(r, r.tokens) if c.is_last else None for c, r in zip(chunks, requests, strict=True)]
         logits_processors = LogitsProcessors.of(draws, self._eos_token_ids, logits_RV.device)
         draws_R = sample(logits_RV, SamplingBatch.of(rows, logits_RV.device), logits_processors)
         with self._computing:  # the wait for them
-            return draws_R.drawn()
+            return draws_R.to_host()
 
-    def _broken(self, prompt: Prompt, num_tokens: int) -> Ended:
+    def _broken(self, prompt: Prompt, num_tokens: int) -> RequestEnded:
         assert prompt.tables is not None
         self._schedule.running.remove(prompt)
         self._pages.clear(prompt.tables, published=True)
         self._pages.release(prompt.tables)
         self._counters.failed += 1
         reason = f"the model gave NaN or infinity in the first {num_tokens} tokens of {prompt.request.id}"
-        return Ended(request_id=prompt.request.id, error=ModelFailure(reason))
+        return RequestEnded(request_id=prompt.request.id, error=ModelFailure(reason))
 
     def _offer(self, prompt: Prompt, first: SampledToken) -> Handoff:
         assert prompt.tables is not None and prompt.started is not None
@@ -275,7 +275,7 @@ class Prefiller:
             timings=PrefillTimings(queue_seconds=prompt.started - prompt.arrived, prefill_seconds=now - prompt.started),
             prompt_logprobs=tuple(prompt.logprobs),
             cached_tokens=prompt.known,
-            drafter_row=row_bytes(prompt.drafter_row),
+            drafter_hidden=hidden_to_bytes(prompt.drafter_hidden),
         )
 
 

@@ -22,7 +22,7 @@ from engine.types import Request
 @dataclass(eq=False)
 class Prompt:
     """A request on its way through the model. Its first `computed` tokens are in pages, `known` were there before.
-    `drafter_row` is what the drafter keeps of the last of them."""
+    `drafter_hidden` is what the drafter keeps of the last of them."""
 
     request: Request
     arrived: float
@@ -31,7 +31,7 @@ class Prompt:
     started: float | None = None
     tables: Tables | None = None
     logprobs: list[float] = field(default_factory=list)
-    drafter_row: Tensor | None = None
+    drafter_hidden: Tensor | None = None
 
     @property
     def remaining(self) -> int:
@@ -83,12 +83,12 @@ class PromptSchedule:
         chunk_tokens: int,
         max_requests: int,
         counters: Counters,
-        keeps_rows: bool,
+        keeps_hidden: bool,
         spare_tokens: int = 0,
     ) -> None:
         self._pages = pages
         self._spare_tokens = spare_tokens
-        self._keeps_rows = keeps_rows
+        self._keeps_rows = keeps_hidden
         self.chunk_tokens = chunk_tokens
         self.max_requests = max_requests
         self._counters = counters
@@ -221,7 +221,7 @@ class PromptSchedule:
     def _restart(self, prompt: Prompt) -> None:
         assert prompt.tables is not None
         self._pages.release(prompt.tables)
-        prompt.tables, prompt.computed, prompt.logprobs, prompt.drafter_row = None, 0, [], None
+        prompt.tables, prompt.computed, prompt.logprobs, prompt.drafter_hidden = None, 0, [], None
         self.running.remove(prompt)
         self.add(prompt)
         self._counters.preempted += 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from engine.files import replaced
+from engine.files import atomic_write
 from train.corpus import Corpus, Document, digest
 from train.tokenizer import END, chat_text, encode
 
@@ -68,7 +68,7 @@ class Batches:
         if not cache.exists():
             corpus = collect()
             text, chat = packed(tokenizer, corpus.training), chats(tokenizer, corpus.training)
-            with replaced(cache) as partial:
+            with atomic_write(cache) as partial:
                 np.savez(partial, text=text, chat=chat)
         with np.load(cache) as stored:
             return cls(stored["text"], stored["chat"], tokenizer.eos_token_id)

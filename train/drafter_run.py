@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from engine.errors import ConfigError
-from engine.files import replaced
+from engine.files import atomic_write
 from train.drafter_config import TrainConfig
 from train.drafter_shape import drafter_config, export_drafter
 from train.drafter_trainer import DrafterTrainer
@@ -72,7 +72,7 @@ class DrafterRun:
         if self.workers.is_first:
             copies = trainer.target if self.config.drafter.copies else None
             export_drafter(trainer.model, self._raw, self.config.out, copies)
-            with replaced(self.config.out / FACTS) as partial:
+            with atomic_write(self.config.out / FACTS) as partial:
                 partial.write_text(json.dumps(self._facts(trainer), indent=1) + "\n")
         self.workers.wait()
         return trainer
@@ -155,7 +155,7 @@ class DrafterRun:
 
     def _save(self, trainer: DrafterTrainer) -> None:
         if self.workers.is_first:
-            with replaced(self.config.work / CHECKPOINT) as partial:
+            with atomic_write(self.config.work / CHECKPOINT) as partial:
                 torch.save({"identity": self._identity(trainer), **trainer.state()}, partial)
         self.workers.wait()
 
@@ -183,7 +183,7 @@ class DrafterRun:
         file = self.config.work / METRICS
         if self.workers.is_first and file.exists():
             lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            with replaced(file) as partial:
+            with atomic_write(file) as partial:
                 partial.write_text("".join(line for line in lines if json.loads(line)["step"] <= steps))
         self.workers.wait()
 

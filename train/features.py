@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ConfigError
-from engine.files import replaced
+from engine.files import atomic_write
 from engine.models.preflight import gib
 from train.sequences import Sequences
 from train.target import Target
@@ -98,7 +98,7 @@ class Cached:
         file = self._file(shard)
         numbers = range(shard * SHARD_SEQUENCES, min((shard + 1) * SHARD_SEQUENCES, len(self.text)))
         try:
-            with replaced(file) as partial, partial.open("wb") as output:
+            with atomic_write(file) as partial, partial.open("wb") as output:
                 for first in range(0, len(numbers), AT_ONCE):
                     some = [self.text.tokens(number) for number in numbers[first : first + AT_ONCE]]
                     for state_TF in self.target.states(some):

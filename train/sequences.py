@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.config import Config
 from engine.errors import ConfigError
-from engine.files import replaced
+from engine.files import atomic_write
 from engine.models import LoadedModel
 from engine.pages import CacheLayout
 from engine.types import Request, Sampling, StopRules
@@ -95,7 +95,7 @@ class Writer:
             if not file.exists():
                 pair = pair or self._pair()
                 part = self._continue(pair, some, first)
-                with replaced(file) as partial:
+                with atomic_write(file) as partial:
                     np.savez(partial, **vars(part))
             with np.load(file) as stored:
                 parts.append(Sequences(**stored))

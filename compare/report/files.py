@@ -27,7 +27,7 @@ from compare.report.document import (
     Waterfall,
 )
 from engine.errors import ConfigError
-from engine.files import replaced
+from engine.files import atomic_write
 
 LIBRARIES = ("plotly", "matplotlib")
 KEY = r"[a-z0-9][a-z0-9_-]*"
@@ -56,9 +56,9 @@ def write(document: Document, folder: Path) -> None:
             _write_csv(folder / "plots" / f"{block.key}.csv", _plot_rows(block))
     draw(document, folder / "plots")
     _clear(document, folder)
-    with replaced(folder / "report.json") as file:
+    with atomic_write(folder / "report.json") as file:
         file.write_text(json.dumps(as_json(document), allow_nan=False, ensure_ascii=False, indent=1), encoding="utf-8")
-    with replaced(folder / "index.html") as file:
+    with atomic_write(folder / "index.html") as file:
         file.write_text(page(document), encoding="utf-8")
 
 
@@ -230,5 +230,5 @@ def _plot_rows(block: Plot | Heat | Waterfall | Tornado) -> Iterator[tuple[Any, 
 
 
 def _write_csv(file: Path, rows: Iterable[tuple[Any, ...]]) -> None:
-    with replaced(file) as partial, partial.open("w", newline="", encoding="utf-8") as out:
+    with atomic_write(file) as partial, partial.open("w", newline="", encoding="utf-8") as out:
         csv.writer(out).writerows(rows)

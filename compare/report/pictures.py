@@ -31,7 +31,7 @@ from compare.report.style import (
     widest_first,
     written,
 )
-from engine.files import replaced
+from engine.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,7 @@ def draw(document: Document, folder: Path) -> None:
             if not all_drawn(block):
                 pad = 14 + ROW * sum(mark.axis == "x" for mark in getattr(block, "marks", ()))
                 axes.set_title("some values are not drawn", loc="right", fontsize=11, color=MUTED, pad=pad)
-            with replaced(folder / f"{block.key}.png") as file:
+            with atomic_write(folder / f"{block.key}.png") as file:
                 figure.savefig(file, format="png")
 
 
