@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from bench.shape import Options
+from bench.shape import BenchOptions
 from engine.kernels.linear import PackedLinear
 from engine.models import LoadedModel
 
@@ -26,7 +26,7 @@ TRIES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rates:
+class MachineRates:
     """The best of a few tries, in float32."""
 
     read_bytes_per_second: float
@@ -34,7 +34,7 @@ class Rates:
     flops: float
 
     @classmethod
-    def measured(cls, options: Options) -> "Rates":
+    def measured(cls, options: BenchOptions) -> "MachineRates":
         device, shrink = options.device, 8 if options.quick else 1
         num_bytes, size = PROBE_BYTES // shrink, PRODUCT_SIZE // shrink
         source = torch.ones(num_bytes // 4, device=device)
@@ -150,7 +150,7 @@ class ModelCost:
         experts = self.experts.count * self.experts_per_token / self.num_experts
         return 2 * (num_tokens * (self.dense.count + experts) + num_logits * self.head.count)
 
-    def answer_seconds(self, rates: Rates, requests: int, prompt_tokens: int, output_tokens: int) -> float:
+    def answer_seconds(self, rates: MachineRates, requests: int, prompt_tokens: int, output_tokens: int) -> float:
         """The least time for `requests` prompts and their answers, all at once: one step for all prompts, then one
         for every further token.
         """

@@ -11,14 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from transformers import DeepseekV3Config, PretrainedConfig, Qwen3Config
 
 from bench import reference
-from bench.ceiling import ModelCost, Rates
-from bench.shape import Options, Report, seconds_of
+from bench.ceiling import MachineRates, ModelCost
+from bench.console import TableRow
+from bench.shape import BenchOptions, BenchReport, seconds_of
 from engine.config import SHIPPED_MODEL, Config
 from engine.types import Request, Sampling, StopRules
 from local import Pair
@@ -74,7 +74,7 @@ def save_published(config: PretrainedConfig, path: Path) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
+class UniformWorkload:
     """`concurrency` requests at once, every prompt and every answer equally long."""
 
     concurrency: int
@@ -97,7 +97,7 @@ class Workload:
 class Ours:
     """A pair of engines, to be called as the other sides are."""
 
-    def __init__(self, path: Path, options: Options) -> None:
+    def __init__(self, path: Path, options: BenchOptions) -> None:
         engine = {"device": str(options.device), "threads": options.threads, "cache_bytes": "512MiB"}
         config = Config.parse({"model": {"path": path}, "prefill": engine, "decode": {"default": engine}})
         set_threads(config.prefill, config)
@@ -114,15 +114,15 @@ class Ours:
         return list(self.pair.generate(requests).values())
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     options = report.options
-    workloads = [Workload(concurrency=n, prompt_tokens=128, output_tokens=128) for n in AT_ONCE]
-    rates = Rates.measured(options)
+    workloads = [UniformWorkload(concurrency=n, prompt_tokens=128, output_tokens=128) for n in AT_ONCE]
+    rates = MachineRates.measured(options)
     report.ceiling("memory read, GB/s", rates.read_bytes_per_second / 1e9)
     report.ceiling("float32 product, Gflop/s", rates.flops / 1e9)
     with TemporaryDirectory() as folder:
         if options.quick:
-            workloads = [Workload(concurrency=n, prompt_tokens=20, output_tokens=6) for n in (1, 4)]
+            workloads = [UniformWorkload(concurrency=n, prompt_tokens=20, output_tokens=6) for n in (1, 4)]
             random_models = {"deepseek_v3": DEEPSEEK_V3, "qwen3": QWEN3}
         else:
             random_models = {"qwen3-60m": QWEN3_60M, "deepseek-v3-60m": DEEPSEEK_60M}
@@ -135,8 +135,8 @@ def run(report: Report) -> None:
 
 
 def _compared(
-    report: Report, rates: Rates, name: str, path: Path, workloads: list[Workload]
-) -> Iterator[dict[str, Any]]:
+    report: BenchReport, rates: MachineRates, name: str, path: Path, workloads: list[UniformWorkload]
+) -> Iterator[TableRow]:
     """One row for each workload of one model."""
     device, widest = report.options.device, workloads[-1]
     ours = Ours(path, report.options)
@@ -159,8 +159,13 @@ def _compared(
 
 
 def _measured(
-    report: Report, name: str, workload: Workload, sides: dict[str, Side], generate: reference.Generate, vocab: int
-) -> dict[str, Any]:
+    report: BenchReport,
+    name: str,
+    workload: UniformWorkload,
+    sides: dict[str, Side],
+    generate: reference.Generate,
+    vocab: int,
+) -> TableRow:
     """Check that all sides answer alike, then time them."""
     prompts = workload.prompts(vocab, seed=1)
     expected = generate.answers(prompts, workload.output_tokens)
@@ -180,7 +185,7 @@ def _measured(
     rounds = [workload.prompts(vocab, seed) for seed in range(2, 3 + num_rounds)]
     what = f"{name}, {workload.concurrency} at once"
     samples = report.alternately(what, {name: timed(side) for name, side in sides.items()}, rounds)
-    row: dict[str, Any] = {"at_once": workload.concurrency}
+    row: TableRow = {"at_once": workload.concurrency}
     for name in ("ours", "generate", "continuous"):
         row[f"{name}_tok_s"] = workload.rate(samples.median(name)) if name in sides else None
     for name in ("generate", "continuous"):
@@ -194,7 +199,7 @@ def awake(side: Side) -> AbstractContextManager[None]:
 
 
 def _goals(
-    report: Report, model: str, at_once: int, over_generate: float, over_continuous: float | None, **_: object
+    report: BenchReport, model: str, at_once: int, over_generate: float, over_continuous: float | None, **_: object
 ) -> None:
     what = f"{model}, {at_once} at once, output tok/s over"
     wanted = AHEAD_OF_GENERATE.get(model, {}).get(at_once, AHEAD_ELSEWHERE)

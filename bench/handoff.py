@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
-from bench.ceiling import Rates
+from bench.ceiling import MachineRates
+from bench.console import TableRow
 from bench.peers import GROUP, Block, BlockEntry, Peer, WatchedTransfer, digest, mark, page_store
-from bench.shape import Report, Samples
+from bench.shape import BenchReport, Samples
 from decode import Decoder
 from engine.clock import MonotonicClock
 from engine.config import SHIPPED_MODEL, Config
@@ -41,9 +41,9 @@ ROUNDS = 9
 ANSWER_TOKENS = 2  # the first comes with the pages, the second tells when they were admitted
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     quick, threads = report.options.quick, report.options.threads
-    rates = Rates.measured(replace(report.options, device=torch.device("cpu")))
+    rates = MachineRates.measured(replace(report.options, device=torch.device("cpu")))
     report.ceiling("copy in memory, GB/s moved", rates.copy_bytes_per_second / 2e9)
     with TemporaryDirectory() as folder:
         path = save_random(DEEPSEEK_V3, Path(folder)) if quick else SHIPPED_MODEL
@@ -58,11 +58,11 @@ def run(report: Report) -> None:
             _handoffs(report, peer, config, num_pages=4 if quick else HANDOFF_PAGES)
 
 
-def _rounds(report: Report) -> range:
+def _rounds(report: BenchReport) -> range:
     return range(2 if report.options.quick else 1 + ROUNDS)
 
 
-def _reads(report: Report, peer: Peer, name: str, page_bytes: int, counts: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def _reads(report: BenchReport, peer: Peer, name: str, page_bytes: int, counts: tuple[int, ...]) -> Iterator[TableRow]:
     """A row for each number of pages of one size."""
     counts = tuple(count for count in counts if count * page_bytes <= MOST_BYTES)
     entry, block_entry = peer.ask("hold", page_bytes, max(counts))
@@ -194,7 +194,7 @@ class DecodeSide:
                 time.sleep(max(0.0, deadline - self._clock.now()))
 
 
-def _handoffs(report: Report, peer: Peer, config: Config, num_pages: int) -> None:
+def _handoffs(report: BenchReport, peer: Peer, config: Config, num_pages: int) -> None:
     side = DecodeSide(config, peer)
     num_bytes = num_pages * side.page_bytes
     _, block_entry = peer.ask("hold", side.page_bytes, num_pages)
@@ -238,7 +238,7 @@ def _handoffs(report: Report, peer: Peer, config: Config, num_pages: int) -> Non
     report.goal(f"control path of {num_pages} pages at p50", p50, 10.0, "ms", at_most=True)
 
 
-def _row(pool: str, num_pages: int, arrived: Arrived, samples: Samples) -> dict[str, Any]:
+def _row(pool: str, num_pages: int, arrived: Arrived, samples: Samples) -> TableRow:
     return {
         "pool": pool,
         "pages": num_pages,

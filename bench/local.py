@@ -11,8 +11,9 @@ import time
 from statistics import median
 from typing import Any
 
-from bench.ceiling import Rates
-from bench.shape import Options, Report
+from bench.ceiling import MachineRates
+from bench.console import TableRow
+from bench.shape import BenchOptions, BenchReport
 from bench.speculation import held_out_prompts
 from engine.config import SHIPPED_MODEL, Config
 from engine.local_transfer import LocalTransfer
@@ -30,7 +31,7 @@ LOCAL, HANDOFF = "local", "handoff"
 class Way:
     """A decode engine that prefills, and a prefill engine beside it: a prompt goes `LOCAL` or by `HANDOFF`."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: BenchOptions) -> None:
         engine = {"device": str(options.device), "threads": options.threads, "cache_bytes": "256MiB"}
         engine |= {"prefix_caching": False}
         config = Config.parse({"prefill": {**engine, "lease_seconds": 3600.0}, "decode": {"default": engine}})
@@ -114,9 +115,9 @@ class Way:
         return LocalTransfer(name, store, self.pair.wire)
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     options = report.options
-    report.ceiling("memory read, GB/s", Rates.measured(options).read_bytes_per_second / 1e9)
+    report.ceiling("memory read, GB/s", MachineRates.measured(options).read_bytes_per_second / 1e9)
     way = Way(options)
     rounds, seconds = (2, 0.2) if options.quick else (ROUNDS, SECONDS)
     report.table("a prompt alone", [_alone(way, n, rounds, report) for n in PROMPTS])
@@ -130,7 +131,7 @@ def run(report: Report) -> None:
         report.goal(what, row["local_of_alone"], KEPT_TARGET, "")
 
 
-def _alone(way: Way, num_tokens: int, rounds: int, report: Report) -> dict[str, Any]:
+def _alone(way: Way, num_tokens: int, rounds: int, report: BenchReport) -> TableRow:
     first: dict[str, list[float]] = {LOCAL: [], HANDOFF: []}
 
     def timed(side: str) -> float:
@@ -150,7 +151,7 @@ def _alone(way: Way, num_tokens: int, rounds: int, report: Report) -> dict[str, 
     }
 
 
-def _beside(way: Way, num_tokens: int, rounds: int, seconds: float) -> dict[str, Any]:
+def _beside(way: Way, num_tokens: int, rounds: int, seconds: float) -> TableRow:
     """Alternate rounds, the first to warm up; medians of the others."""
     sides: dict[str, str | None] = {"alone": None, LOCAL: LOCAL, HANDOFF: HANDOFF}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}

@@ -5,7 +5,7 @@ import sys
 import time
 from statistics import median
 
-from bench.shape import Report
+from bench.shape import BenchReport
 
 PROMPT, RUNS, TARGET_SECONDS = "def add(a, b):", 5, 5.0
 PARTS = {
@@ -20,7 +20,7 @@ PARTS = {
 }
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     runs = 1 if report.options.quick else RUNS
     report.ceiling("a process that imports torch, s", _median([sys.executable, "-c", "import torch"], runs))
     rows = [{"until": name, "seconds": _median([sys.executable, "-c", code], runs)} for name, code in PARTS.items()]

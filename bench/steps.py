@@ -3,13 +3,13 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from bench.ceiling import ModelCost
+from bench.console import TableRow
 from bench.device_work import Replay, columns, median_seconds, work_of
-from bench.shape import Report
+from bench.shape import BenchReport
 from engine.backend import TorchBackend
 from engine.batch import Batch, Row
 from engine.models import LoadedModel
@@ -22,7 +22,7 @@ KERNELS = 8
 
 
 @dataclass(frozen=True)
-class Step:
+class StepShape:
     """`requests` rows of `tokens` each, after `context` cached ones."""
 
     requests: int
@@ -49,7 +49,7 @@ class Step:
 class Stepper:
     """Steps of one model, over pages that are as many as each needs."""
 
-    def __init__(self, report: Report, name: str, model: LoadedModel, copy_bytes_per_second: float) -> None:
+    def __init__(self, report: BenchReport, name: str, model: LoadedModel, copy_bytes_per_second: float) -> None:
         self.report, self.model = report, model
         self._bandwidth = copy_bytes_per_second
         self._layout = CacheLayout.of(model.entries, PAGE_TOKENS)
@@ -61,7 +61,7 @@ class Stepper:
             "dtype": str(model.dtype).removeprefix("torch."),
         }
 
-    def rows(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
+    def rows(self, steps: Sequence[StepShape]) -> list[TableRow]:
         """Of every step that fits: its time, and the bytes per second at which it read weights and cached rows."""
         rows = []
         for step in steps:
@@ -78,7 +78,7 @@ class Stepper:
             rows.append({**self._of(step), "step_ms": seconds * 1e3, **rates, **columns(work, seconds)})
         return rows
 
-    def kernels(self, step: Step) -> list[dict[str, Any]]:
+    def kernels(self, step: StepShape) -> list[TableRow]:
         """What takes most of the device's time in a step."""
         work = work_of(self._forward(step), self.model.device)
         longest = list(work.kernels.items())[:KERNELS] if work else []
@@ -88,7 +88,7 @@ class Stepper:
             if work is not None
         ]
 
-    def replayed(self, step: Step) -> dict[str, Any]:
+    def replayed(self, step: StepShape) -> TableRow:
         """The step beside its own CUDA graph: what launches cost. Raises RuntimeError if it cannot be captured."""
         forward = self._forward(step)
         seconds = median_seconds(forward, self.model.device, self._rounds)
@@ -102,10 +102,10 @@ class Stepper:
             "logits_differ_by": float((forward() - replay.output).abs().max()),
         }
 
-    def _of(self, step: Step) -> dict[str, Any]:
+    def _of(self, step: StepShape) -> TableRow:
         return {**self._model, "requests": step.requests, "tokens_each": step.tokens, "context": step.context}
 
-    def _forward(self, step: Step) -> Callable[[], Tensor]:
+    def _forward(self, step: StepShape) -> Callable[[], Tensor]:
         """The step itself, to be called: logits, from the batch on."""
         counts = dict.fromkeys(self._layout.groups, step.num_pages)
         pages = Pages(self._layout, PageStore(self._layout, counts, self.model.device))

@@ -37,7 +37,7 @@ class Bench:
                 batch = Batch.of([Row(part, start, tables, 1)], self.layout, CPU)
                 rows = self.absorb(batch, rows)
             start += len(part)
-        return Anchor(tokens[-1], len(tokens) - 1, tables, Sampling(), row=rows[0])
+        return Anchor(tokens[-1], len(tokens) - 1, tables, Sampling(), hidden=rows[0])
 
     def absorb(self, batch: Batch, rows: HiddenStates) -> HiddenStates:
         """A step of the target, and what the drafter makes of it."""

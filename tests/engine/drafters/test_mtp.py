@@ -55,7 +55,7 @@ def test_what_was_drafted_in_vain_leaves_nothing_behind(target: tuple[Path, Load
         batch = Batch.of([Row([*tokens[start:end], 7, 7], start, twice.tables, 3)], bench.layout, CPU)
         output = bench.backend.forward(batch)
         rows = bench.drafter.absorb(batch, output.taps, [twice.hidden], batch.logits_index[:1])
-        twice = Anchor(tokens[end], end, twice.tables, Sampling(), row=rows[0])
+        twice = Anchor(tokens[end], end, twice.tables, Sampling(), hidden=rows[0])
         bench.drafter.propose([twice], DRAFTS)
 
     alone, after = (
