@@ -1,8 +1,8 @@
-"""Output tokens per second of one replica, beside transformers' `generate` and its continuous batching.
+"""Output tokens per second of one replica, compared with transformers' `generate` and continuous batching.
 
-One process, no Ray: a prefill and a decode engine joined by a copy. All sides have the same model in float32, the same
-threads, prompts and output lengths, answer greedily and must say the same tokens. Prefill counts. The random models are
-stored in bfloat16, as models are published, and computed with in float32.
+One process without Ray: a prefill and a decode engine, with a LocalTransfer between them. All sides use the same model
+in float32, threads, prompts and output lengths, decode greedily and must return the same tokens. Prefill is included.
+The random models are stored in bfloat16, as published models are, and computed in float32.
 """
 
 import random
@@ -69,13 +69,13 @@ AHEAD_ELSEWHERE = 2.5
 
 
 def save_published(config: PretrainedConfig, path: Path) -> Path:
-    """Random weights as they would be published."""
+    """Save random weights in bfloat16, as models are published."""
     return save_random(config, path, dtype=torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniformWorkload:
-    """`concurrency` requests at once, every prompt and every answer equally long."""
+    """`concurrency` requests at once, with equally long prompts and outputs."""
 
     concurrency: int
     prompt_tokens: int
@@ -95,7 +95,7 @@ class UniformWorkload:
 
 
 class Ours:
-    """A pair of engines, to be called as the other sides are."""
+    """A prefill and a decode engine, called like the other sides."""
 
     def __init__(self, path: Path, options: BenchOptions) -> None:
         engine = {"device": str(options.device), "threads": options.threads, "cache_bytes": "512MiB"}
@@ -137,7 +137,7 @@ def run(report: BenchReport) -> None:
 def _compared(
     report: BenchReport, rates: MachineRates, name: str, path: Path, workloads: list[UniformWorkload]
 ) -> Iterator[TableRow]:
-    """One row for each workload of one model."""
+    """Yield a row for each workload of one model."""
     device, widest = report.options.device, workloads[-1]
     ours = Ours(path, report.options)
     generate = reference.Generate(reference.load(path, device))
@@ -166,7 +166,7 @@ def _measured(
     generate: reference.Generate,
     vocab: int,
 ) -> TableRow:
-    """Check that all sides answer alike, then time them."""
+    """Check that all sides return the same tokens, then time them."""
     prompts = workload.prompts(vocab, seed=1)
     expected = generate.answers(prompts, workload.output_tokens)
     ties = 0
@@ -194,7 +194,7 @@ def _measured(
 
 
 def awake(side: Side) -> AbstractContextManager[None]:
-    """What a side needs while it answers, and only then."""
+    """Return the context in which a side can be called."""
     return side.awake() if isinstance(side, reference.ContinuousBatching) else nullcontext()
 
 

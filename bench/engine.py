@@ -1,6 +1,6 @@
-"""What a decode step takes besides the model: schedule, batch building, sampling, commit, text.
+"""The engine's own time in a decode step, without the model: schedule, batch, sampling, commit, text.
 
-The shipped model, greedy, one decode engine, no speculation, all requests prefilled; the figures of `GetStats`.
+The shipped model decodes greedily, without speculation, all requests prefilled. The figures are those of `GetStats`.
 """
 
 from statistics import median

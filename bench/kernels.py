@@ -1,7 +1,7 @@
-"""The kernels beside the machine: products of packed matrices, and a whole step of one request.
+"""Kernels compared with the machine: products of packed matrices, and a whole step of one request.
 
-The matrices are those of the layers of a 60M Qwen3, enough of them that none is left in a cache. The step is that of a
-decode engine, its own time included, beside reading as many bytes in one piece.
+The matrices are those of the layers of a 60M Qwen3, enough of them that none stays in a cache. The step is that of a
+decode engine, including its own time, compared with reading as many bytes in one piece.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def run(report: BenchReport) -> None:
 
 
 def _products(report: BenchReport) -> list[TableRow]:
-    """By number of rows: every matrix once, by every library."""
+    """Time every matrix once by every library, for each number of rows."""
     quick = report.options.quick
     linears = [nn.Linear(*shape, bias=False) for shape in SHAPES for _ in range(1 if quick else COPIES)]
     for linear in linears:

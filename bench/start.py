@@ -1,4 +1,4 @@
-"""From the command to the first token: `sparkpool generate --local` on the shipped model, in a process of its own."""
+"""Start-up: seconds from the command `sparkpool generate --local` to its first token, with the shipped model."""
 
 import subprocess
 import sys
@@ -46,5 +46,5 @@ def _first_token() -> float:
         first = process.stdout.read(len(PROMPT) + 1)  # the prompt comes first, as an echo
         seconds = time.perf_counter() - began
         process.stdout.read()
-    assert len(first) > len(PROMPT) and process.returncode == 0, "nothing was said"
+    assert len(first) > len(PROMPT) and process.returncode == 0, "the command printed no token"
     return seconds

@@ -1,4 +1,4 @@
-"""Single steps of a model without an engine around them: how near they come to the device's memory bandwidth."""
+"""Single steps of a model, without an engine: how close they come to the device's memory bandwidth."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ KERNELS = 8
 
 @dataclass(frozen=True)
 class StepShape:
-    """`requests` rows of `tokens` each, after `context` cached ones."""
+    """The shape of a step: `requests` rows of `tokens` tokens each, after `context` cached ones."""
 
     requests: int
     tokens: int
@@ -34,7 +34,7 @@ class StepShape:
         return self.requests * -(-(self.context + self.tokens) // PAGE_TOKENS)
 
     def batch(self, pages: Pages, vocab: int) -> Batch:
-        """The step's tokens, drawn at random."""
+        """Build a batch of random tokens."""
         rng = random.Random(0)
         rows = []
         for i in range(self.requests):
@@ -47,7 +47,7 @@ class StepShape:
 
 
 class Stepper:
-    """Steps of one model, over pages that are as many as each needs."""
+    """Times steps of one model, each over as many pages as it needs."""
 
     def __init__(self, report: BenchReport, name: str, model: LoadedModel, copy_bytes_per_second: float) -> None:
         self.report, self.model = report, model
@@ -62,7 +62,7 @@ class Stepper:
         }
 
     def rows(self, steps: Sequence[StepShape]) -> list[TableRow]:
-        """Of every step that fits: its time, and the bytes per second at which it read weights and cached rows."""
+        """Time every step that fits into memory, and the bytes per second at which it reads weights and cached rows."""
         rows = []
         for step in steps:
             num_bytes = step.num_pages * sum(group.page_bytes for group in self._layout.groups.values())
@@ -79,7 +79,7 @@ class Stepper:
         return rows
 
     def kernels(self, step: StepShape) -> list[TableRow]:
-        """What takes most of the device's time in a step."""
+        """List the kernels that take most of the device's time in a step."""
         work = work_of(self._forward(step), self.model.device)
         longest = list(work.kernels.items())[:KERNELS] if work else []
         return [
@@ -89,7 +89,7 @@ class Stepper:
         ]
 
     def replayed(self, step: StepShape) -> TableRow:
-        """The step beside its own CUDA graph: what launches cost. Raises RuntimeError if it cannot be captured."""
+        """Compare a step with its CUDA graph: the cost of launches. Raises RuntimeError if it cannot be captured."""
         forward = self._forward(step)
         seconds = median_seconds(forward, self.model.device, self._rounds)
         replay = Replay(forward, self.model.device)
@@ -106,7 +106,7 @@ class Stepper:
         return {**self._model, "requests": step.requests, "tokens_each": step.tokens, "context": step.context}
 
     def _forward(self, step: StepShape) -> Callable[[], Tensor]:
-        """The step itself, to be called: logits, from the batch on."""
+        """Return the step as a function that returns logits."""
         counts = dict.fromkeys(self._layout.groups, step.num_pages)
         pages = Pages(self._layout, PageStore(self._layout, counts, self.model.device))
         for entry in self.model.entries:

@@ -7,8 +7,9 @@ A handoff's tokens:   those in pages, then `first`, whose keys and values no pag
 import enum
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, groupby
+from typing import Any
 
 from engine.errors import BadRequest, SparkpoolError
 from engine.facts import Acceptance, ModelFacts
@@ -295,13 +296,9 @@ class Chunk:
     def joined(cls, chunks: Sequence["Chunk"]) -> "Chunk":
         """Concatenate text and per-token fields of one request's `chunks`; the other fields are the last chunk's."""
         last = chunks[-1]
-        return replace(
-            last,
-            tokens=tuple(chain.from_iterable(chunk.tokens for chunk in chunks)),
-            logprobs=tuple(chain.from_iterable(chunk.logprobs for chunk in chunks)),
-            text="".join(chunk.text for chunk in chunks),
-            top=tuple(chain.from_iterable(chunk.top for chunk in chunks)),
-        )
+        per_token = [f.name for f in fields(cls) if isinstance(getattr(last, f.name), tuple)]
+        whole: dict[str, Any] = {n: tuple(chain.from_iterable(getattr(c, n) for c in chunks)) for n in per_token}
+        return replace(last, text="".join(chunk.text for chunk in chunks), **whole)
 
 
 @dataclass(frozen=True, kw_only=True)
