@@ -1,4 +1,4 @@
-# The two commands of the README are `make demo` and `make test`. Each sets up all it needs on a machine that has
+# The two commands to begin with are `make demo` and `make test`. Each sets up all it needs on a machine that has
 # Python 3.11, make and the package registries.
 PYTHON ?= python3
 VENV := .venv
@@ -6,15 +6,15 @@ BIN := $(VENV)/bin
 STUBS := cluster/proto/sparkpool_pb2.py
 READY := $(VENV)/.ready
 
-.PHONY: install demo test ray-up-test bench check sanitize format model drafter ablations clean
+.PHONY: install demo test ray-up-test bench docs check sanitize format model drafter ablations clean
 
 install: $(READY) $(STUBS)  ## all that the other targets need
 
 demo: $(READY) $(STUBS)
 	$(BIN)/python -m cluster.demo
 
-test: $(READY) $(STUBS)
-	$(BIN)/python -m pytest
+test: $(READY) $(STUBS)  ## all tests; those that start Ray run in one process, beside the others
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 ray-up-test: $(READY) $(STUBS)  ## `ray up` over SSH to three hosts that it makes itself; part of `make test`
 	$(BIN)/python -m pytest tests/deploy/test_ray_up.py
@@ -22,10 +22,14 @@ ray-up-test: $(READY) $(STUBS)  ## `ray up` over SSH to three hosts that it make
 bench: $(READY) $(STUBS)  ## lists the benchmarks; NAME=decode runs one, ARGS=--quick adds options
 	$(BIN)/python -m bench $(NAME) $(ARGS)
 
+docs: $(READY) $(STUBS)  ## writes what README.md and docs/ take from code and result files
+	$(BIN)/python -m bench.docs
+
 check: $(READY) $(STUBS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.house
 
 sanitize: $(READY)  ## the kernels' tests, built with AddressSanitizer and UndefinedBehaviorSanitizer
 	mkdir -p build/sanitize

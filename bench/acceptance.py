@@ -1,14 +1,14 @@
-"""What drafts are worth: the shipped drafter, two that lack a part of it, and MTP-1.
+"""Compare the accepted length of the shipped drafter, two ablations of it, and MTP-1.
 
-In the engine, every draft verified. Held-out Python, in three domains (train/prompts.py), greedy and at temperature 1,
-there by both acceptance rules.
+Measured in the engine with every draft verified: held-out Python of three domains (train/drafter/prompts.py), greedy
+and at temperature 1 by both acceptance rules.
 
     DSpark    the shipped drafter, calibrated on other prompts than these
-    DFlash    no sequential head, no confidence, cross-entropy alone (train/ablations/dflash.yaml)
-    rank 0    DSpark without its sequential head (train/ablations/rank0.yaml)
+    DFlash    no Markov head, no confidence head, cross-entropy alone (train/ablations/dflash.yaml)
+    rank 0    DSpark without its Markov head (train/ablations/rank0.yaml)
     MTP-1     the checkpoint's next-token layer, one draft in every step
 
-The two in the middle are not shipped; `make ablations` trains them into build/, on the same text for as many steps.
+The ablations are not shipped; `make ablations` trains them into build/, on the same text for as many steps.
 """
 
 from pathlib import Path
@@ -19,14 +19,15 @@ import torch
 from bench.shape import BenchReport
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL
 from engine.models import load_model
-from train.drafter_evaluation import Drafter, Evaluation, Result, Setting
-from train.drafter_plots import draw
-from train.prompts import corpus_prompts
-from train.rounds import figures
+from train.drafter.engines import DrafterSource
+from train.drafter.evaluation import DrafterResult, Evaluation, Setting
+from train.drafter.plots import draw_evaluation
+from train.drafter.prompts import corpus_prompts
+from train.drafter.rounds import figures
 
 BUILD = Path(__file__).parent.parent / "build"
 DSPARK, MTP = "DSpark", "MTP-1"
-SIDES: dict[str, Drafter] = {
+SIDES: dict[str, DrafterSource] = {
     DSPARK: SHIPPED_DRAFTER,
     "DFlash": BUILD / "tiny-mla-dflash",
     "rank 0": BUILD / "tiny-mla-rank0",
@@ -47,7 +48,7 @@ def run(report: BenchReport) -> None:
     asked = {"requests": requests, "tokens": tokens, "concurrency": CONCURRENCY}
     report.table("asked", [asked])
     prompts = corpus_prompts(SHIPPED_MODEL, requests, PROMPT_TOKENS)
-    found: dict[str, list[Result]] = {}
+    found: dict[str, list[DrafterResult]] = {}
     for name, drafter in sides.items():
         evaluation = Evaluation(model, SHIPPED_MODEL, drafter, CONCURRENCY, tokens)
         found[name] = list(evaluation.measured(prompts, (GREEDY, SAMPLED, SEEDED)))
@@ -55,10 +56,10 @@ def run(report: BenchReport) -> None:
         report.ceiling(f"{name}, tokens of a round", 1 + blocks)
     report.table("accepted length", [_row(name, r) for name, results in found.items() for r in results])
     _goals(report, found)
-    draw(found[DSPARK], options.out / "acceptance")
+    draw_evaluation(found[DSPARK], options.out / "acceptance")
 
 
-def _row(name: str, result: Result) -> dict[str, Any]:
+def _row(name: str, result: DrafterResult) -> dict[str, Any]:
     found, cost = result.figures, result.cost
     return {
         "drafter": name,
@@ -77,7 +78,7 @@ def _row(name: str, result: Result) -> dict[str, Any]:
     }
 
 
-def _goals(report: BenchReport, found: dict[str, list[Result]]) -> None:
+def _goals(report: BenchReport, found: dict[str, list[DrafterResult]]) -> None:
     lengths = {(n, r.domain, r.setting): r.figures.accepted_length for n, results in found.items() for r in results}
     for setting, target in ((GREEDY, GREEDY_TARGET), (SAMPLED, SAMPLED_TARGET), (SEEDED, SAMPLED_TARGET)):
         own = lengths[DSPARK, GOAL_DOMAIN, setting.name]

@@ -8,7 +8,7 @@ from statistics import median
 from bench.ceiling import MachineRates
 from bench.console import TableRow
 from bench.shape import BenchOptions, BenchReport
-from bench.speculation import NONE, Side, held_out_prompts
+from bench.speculation import NONE, SpeculationSide, held_out_prompts
 from engine.config import SHIPPED_MODEL, Config
 from engine.models import load_model
 from engine.types import Request, Sampling, StopRules
@@ -31,7 +31,7 @@ def run(report: BenchReport) -> None:
 def _measured(at_once: int, options: BenchOptions) -> TableRow:
     steps = 10 if options.quick else STEPS
     model = load_model(SHIPPED_MODEL, Config().model.torch_dtype, options.device)
-    side = Side(NONE, model, options)
+    side = SpeculationSide(NONE, model, options)
     pair = side.pair
     stop = StopRules(max_tokens=steps + WARM_UP + 2, ignore_eos=True)
     prompts = enumerate(held_out_prompts()[:at_once])

@@ -1,8 +1,8 @@
-"""What planning costs in a step of 64 requests, and what drafting is of a round of one.
+"""Measure the time of planning in a step of 64 requests, and of drafting in a round of one request.
 
-Both from the engine's own record of its steps (decode/record.py), with the shipped model and drafter. *Planning* is all
-that the planner does: deciding whether to draft and how many to verify. *Drafting* comes with a profile of where the
-time of a round goes.
+Both come from the engine's own record of its steps (decode/record.py), with the shipped model and drafter. *Planning*
+is all that the planner does: deciding whether to draft and how many drafts to verify. A profile shows the operators
+that take the time of a round.
 """
 
 import statistics
@@ -15,7 +15,7 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile
 
 from bench.shape import BenchReport
-from bench.speculation import CAUSAL, DSPARK, LAGGED, NONE, PROMPT_TOKENS, Side, held_out_prompts
+from bench.speculation import CAUSAL, DSPARK, LAGGED, NONE, PROMPT_TOKENS, SpeculationSide, held_out_prompts
 from decode.record import WRITE_SECONDS, StepRecord, read
 from engine.config import SHIPPED_MODEL, Config
 from engine.models import load_model
@@ -28,7 +28,7 @@ TOP_OPERATORS = 10
 
 def run(report: BenchReport) -> None:
     requests = 4 if report.options.quick else REQUESTS
-    bench = Bench(report)
+    bench = PlanningBench(report)
     report.ceiling(
         f"a step without speculation, {requests} at once, ms", 1e3 * _median(bench.steps(NONE, requests), _total)
     )
@@ -40,14 +40,14 @@ def run(report: BenchReport) -> None:
     rows = [row for name, found in steps.items() for row in _planning(name, found)]
     report.table(f"planning, {requests} at once", rows)
     report.table(f"a round of {DSPARK}, one request", [_round(bench.steps(DSPARK, 1))])
-    report.table("where a round goes (profiled, which slows it)", bench.operators(DSPARK))
+    report.table("operators of a round (profiling slows it)", bench.operators(DSPARK))
     for row in rows:
         what = f"{row['planner']}, {row['steps']}: planning of a step of {requests}"
         report.goal(what, row["share"], PLANNING_TARGET, "", at_most=True)
 
 
-class Bench:
-    """Engines that decode the same prompts, and what they recorded."""
+class PlanningBench:
+    """Engines that decode the same prompts and record their steps."""
 
     def __init__(self, report: BenchReport) -> None:
         self._options = report.options
@@ -56,9 +56,9 @@ class Bench:
         self._prompts = held_out_prompts()
 
     def steps(self, name: str, at_once: int) -> list[StepRecord]:
-        """The steps of a fresh engine in which so many requests took part; those of a first answer do not count."""
+        """Return the steps of a fresh engine, after a warm-up, in which `at_once` requests took part."""
         with TemporaryDirectory() as folder:
-            side = Side(name, self._model, self._options, record=Path(folder))
+            side = SpeculationSide(name, self._model, self._options, record=Path(folder))
             side(self._prompts[:at_once], WARM_UP_TOKENS)
             warm = side.pair.decoder.stats().steps
             side(self._prompts[at_once : 2 * at_once], self._output_tokens)
@@ -67,8 +67,8 @@ class Bench:
             return [step for step in [*read(file)[1]][warm:] if len(step.requests) == at_once]
 
     def operators(self, name: str) -> list[dict[str, Any]]:
-        """Where the time of one request's decoding goes, operator by operator."""
-        side = Side(name, self._model, self._options)
+        """Profile the decoding of one request; return the slowest operators."""
+        side = SpeculationSide(name, self._model, self._options)
         side(self._prompts[:1], WARM_UP_TOKENS)
         before = side.pair.decoder.stats().steps
         with profile(activities=[ProfilerActivity.CPU]) as found:
@@ -88,12 +88,15 @@ class Bench:
 
 
 def _planning(name: str, steps: list[StepRecord]) -> Iterator[dict[str, Any]]:
-    """Steps that drafted, and those that the planner kept from it: there, all before the verification is its doing."""
+    """Return a row for the steps that drafted, and one for those in which the planner decided against it.
+
+    In the latter, all time before the verification is planning.
+    """
     drafted = [step for step in steps if step.confidence and step.confidence[0]]
-    kept = [step for step in steps if not (step.confidence and step.confidence[0])]
+    undrafted = [step for step in steps if not (step.confidence and step.confidence[0])]
     for kind, some, planning in (
         ("that draft", drafted, _plan_seconds),
-        ("that do not", kept, _before_verification),
+        ("that do not", undrafted, _before_verification),
     ):
         if some:
             yield {

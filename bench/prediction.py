@@ -37,12 +37,12 @@ from cluster.client import Client
 from cluster.front import free_ports
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.proxy import APPLICATION
-from compare.acceptance import Rates
-from compare.outcome import Result
 from compare.replica import Kit
 from compare.simulate import simulate
+from compare.simulator.acceptance import Rates
+from compare.simulator.outcome import SimulationResult
+from compare.simulator.workload import Arrival, Workload
 from compare.system import System
-from compare.workload import Arrival, Workload
 from engine.config import SHIPPED_DRAFTER, Config
 from engine.pages import CacheLayout
 from engine.steptime import StepTimes
@@ -138,7 +138,7 @@ class Side:
         """Whether this machine can show so many at once."""
         return not self.emulated or concurrency <= SLOWEST
 
-    def predicted(self, concurrency: int, requests: int) -> Result:
+    def predicted(self, concurrency: int, requests: int) -> SimulationResult:
         kit = Kit(
             layout=self.layout,
             num_pages=dict.fromkeys(self.layout.groups, 4000),
@@ -254,7 +254,7 @@ def measured(address: str, concurrency: int, prompts: Sequence[Sequence[int]], f
     }
 
 
-def _of(result: Result) -> dict[str, float]:
+def _of(result: SimulationResult) -> dict[str, float]:
     return {
         "throughput": result.throughput,
         "tpot": result.mean_tpot,

@@ -7,13 +7,13 @@ losses made up to give steps of a plausible length: what is measured here is the
 import time
 
 from bench.shape import BenchReport
-from compare.acceptance import Rates
 from compare.fast import FastSystem, simulate_fast
 from compare.fast_replicas import Decoding, Prefilling
-from compare.mixes import Fixed, generate
-from compare.outcome import End, Result
 from compare.replica import Kit
 from compare.simulate import simulate
+from compare.simulator.acceptance import Rates
+from compare.simulator.mixes import FixedSize, generate
+from compare.simulator.outcome import End, SimulationResult
 from compare.system import System
 from compare.virtual import layout_of
 from engine.config import Config
@@ -38,7 +38,7 @@ def run(report: BenchReport) -> None:
     step = times.verify_seconds(800, 4800, INPUT + OUTPUT // 2) + times.draft_seconds(800, INPUT + OUTPUT // 2)
     report.ceiling("steps of all replicas in that time, thousands", REPLICAS * seconds / step / 1e3)
     began = time.perf_counter()
-    workload = generate(Fixed(INPUT, OUTPUT), rate=RATE, seed=0, seconds=seconds)
+    workload = generate(FixedSize(INPUT, OUTPUT), rate=RATE, seed=0, seconds=seconds)
     made, began = time.perf_counter() - began, time.perf_counter()
     result = simulate_fast(system(times), workload)
     took = time.perf_counter() - began
@@ -80,7 +80,7 @@ def system(times: Roofline, replicas: int = REPLICAS, prefill: int = 2 * REPLICA
     )
 
 
-def _row(result: Result, seconds: float, made: float, took: float) -> dict[str, float]:
+def _row(result: SimulationResult, seconds: float, made: float, took: float) -> dict[str, float]:
     decode = [machine for machine in result.machines if machine.pool == "decode"]
     steps = sum(machine.steps for machine in decode)
     under_way = sum(one.ended - one.first for one in result.done) / seconds / REPLICAS
@@ -99,7 +99,7 @@ def _row(result: Result, seconds: float, made: float, took: float) -> dict[str, 
 
 def _compared(times: Roofline, count: int) -> dict[str, float]:
     """One replica of each, the same requests and seed."""
-    workload = generate(Fixed(512, 256), rate=count / 2.0, seed=3, requests=count)
+    workload = generate(FixedSize(512, 256), rate=count / 2.0, seed=3, requests=count)
     config = {"max_requests": SEATS, "planner": "fixed", "fixed_drafts": len(ACCEPTED), "local_chunk_tokens": 0}
     layout = layout_of(times.model, 64)
     kit = Kit(

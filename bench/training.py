@@ -1,12 +1,13 @@
-"""Training a drafter: ours beside the same loop in plain transformers, tokens per second and peak memory.
+"""Train a drafter with our loop and with plain transformers: tokens per second and peak memory.
 
-The shipped drafter's shape and target, random text, one step after the other on the same sequences and anchors:
+The shipped drafter's shape and target, random text, the same sequences and anchors in each step:
 
     plain          transformers' target and attention under one dense mask, logits of all rows, autograd through them
-    ours, online   the target in the engine in every step, blocks in packs, logits in chunks
+    ours, online   the target runs in the engine in every step, blocks in packs, logits in chunks
     ours, cached   the same with the target's states from disk, as the shipped drafter was trained
 
-All three must lose the same (to 2 %, arithmetic is bfloat16). Memory is what a step adds to the process at its peak.
+All three must have the same losses (to 2 %, arithmetic is bfloat16). Memory is what a step adds to the process at its
+peak.
 """
 
 import ctypes
@@ -25,15 +26,15 @@ from transformers import AutoModelForCausalLM
 from bench.ceiling import MachineRates
 from bench.shape import BenchOptions, BenchReport, seconds_of
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL
-from train.blocks import Blocks, ContextEntries, block_mask
-from train.drafter_config import TrainConfig, TrainingSection
-from train.drafter_loss import Losses
-from train.drafter_shape import drafter_config
-from train.drafter_trainer import DrafterTrainer, Picked
-from train.features import Cached, Online
-from train.sequences import Sequences
-from train.target import Target
-from train.workers import ALONE
+from train.drafter.blocks import Blocks, ContextEntries, block_mask
+from train.drafter.config import TrainConfig, TrainingSection
+from train.drafter.features import CachedFeatures, OnlineFeatures
+from train.drafter.loss import DraftLosses
+from train.drafter.sequences import Sequences
+from train.drafter.shape import drafter_config
+from train.drafter.target import FrozenTarget
+from train.drafter.trainer import DrafterTrainer, StepSample
+from train.drafter.workers import ALONE
 
 SHAPES = ((8, 320, 32), (2, 2048, 128))  # sequences of a step, tokens and anchors of each
 ROUNDS = 4
@@ -41,17 +42,17 @@ SPEED_TARGET, MEMORY_TARGET = 1.5, 0.5
 
 
 class PlainTrainer(DrafterTrainer):
-    """The same drafter, optimizer and batches; everything between them as one would write it first."""
+    """The same drafter, optimizer and batches, with a straightforward loss in plain transformers."""
 
     plain: Any
 
-    def _losses(self, picked: Picked, mine: list[int]) -> Losses:
+    def _losses(self, sample: StepSample, mine: list[int]) -> DraftLosses:
         section, size = self.section, self.model.config.block_size
         model: Any = self.model
-        numbers = [picked.numbers[i] for i in mine]
+        numbers = [sample.numbers[i] for i in mine]
         token_BT = pad_sequence([torch.tensor(self.text.tokens(n)) for n in numbers], batch_first=True)
         token_BT = token_BT.to(section.device)
-        blocks = Blocks(token_BT, picked.anchor_BN[mine].to(section.device), size)
+        blocks = Blocks(token_BT, sample.anchor_BN[mine].to(section.device), size)
         with torch.no_grad():
             found = self.plain(token_BT, output_hidden_states=True, use_cache=False)
             taps_BTF = torch.cat([found.hidden_states[i + 1] for i in model.config.target_layer_ids], dim=-1)
@@ -62,22 +63,26 @@ class PlainTrainer(DrafterTrainer):
             logits_RV = self.plain.lm_head(hidden_RD) + model.markov_head.markov_w2(before_RM)
             confidence_R = model.confidence_head(torch.cat([hidden_RD, before_RM], dim=-1))
         log_q_RV = logits_RV.float().log_softmax(-1)
-        weight_R = picked.weight_BNK[mine].flatten().to(section.device)
+        weight_R = sample.weight_BNK[mine].flatten().to(section.device)
         cross_entropy = (weight_R * -(p_RV * log_q_RV).sum(-1)).sum()
         l1_R = (log_q_RV.exp() - p_RV).abs().sum(-1)
         acceptance_R = (1 - 0.5 * l1_R.detach()).clamp(0, 1)
-        said_R = functional.binary_cross_entropy_with_logits(confidence_R.float(), acceptance_R, reduction="none")
-        shares, l1, confidence = section.losses, (weight_R * l1_R).sum(), (weight_R * said_R).sum()
+        confidence_loss_R = functional.binary_cross_entropy_with_logits(
+            confidence_R.float(), acceptance_R, reduction="none"
+        )
+        shares, l1, confidence = section.losses, (weight_R * l1_R).sum(), (weight_R * confidence_loss_R).sum()
         total = shares.cross_entropy * cross_entropy + shares.l1 * l1 + shares.confidence * confidence
-        return Losses(total, cross_entropy.detach(), l1.detach(), confidence.detach(), acceptance_R)
+        return DraftLosses(total, cross_entropy.detach(), l1.detach(), confidence.detach(), acceptance_R)
 
     def _hidden(self, context_BTD: Tensor, blocks: Blocks) -> Tensor:
-        model, place_BNK = self.model, blocks.place_BNK
-        ids_BNK = torch.full_like(place_BNK, model.config.mask_token_id)
+        model, position_BNK = self.model, blocks.position_BNK
+        ids_BNK = torch.full_like(position_BNK, model.config.mask_token_id)
         ids_BNK[..., 0] = blocks.token_BT.gather(1, blocks.anchor_BN)
         hidden_BSD = self.plain.get_input_embeddings()(ids_BNK.flatten(1))
-        positions = torch.arange(blocks.token_BT.shape[1], device=place_BNK.device)[None].expand(len(place_BNK), -1)
-        ropes = [model.rotary_emb(context_BTD, positions), model.rotary_emb(hidden_BSD, place_BNK.flatten(1))]
+        positions = torch.arange(blocks.token_BT.shape[1], device=position_BNK.device)[None].expand(
+            len(position_BNK), -1
+        )
+        ropes = [model.rotary_emb(context_BTD, positions), model.rotary_emb(hidden_BSD, position_BNK.flatten(1))]
         mask = block_mask(blocks.anchor_BN, blocks.block_size, blocks.token_BT.shape[1])
         for layer in model.layers:
             entries = ContextEntries.of(layer.self_attn, context_BTD, ropes[0])
@@ -120,10 +125,10 @@ def _sides(shape: tuple[int, int, int], options: BenchOptions, scratch: Path) ->
     text = Sequences(
         generator.integers(2, 4096, (count, length)).astype(np.uint32), np.zeros(count, int), np.full(count, length)
     )
-    target = Target.load(SHIPPED_MODEL, config.drafter.target_layer_ids, torch.float32, options.device)
-    cached = Cached(target, text, scratch, torch.bfloat16)
+    target = FrozenTarget.load(SHIPPED_MODEL, config.drafter.target_layer_ids, torch.float32, options.device)
+    cached = CachedFeatures(target, text, scratch, torch.bfloat16)
     cached.prepare(lambda done, total: None)
-    online = Online(target, text)
+    online = OnlineFeatures(target, text)
     sides: dict[str, DrafterTrainer] = {
         "plain": PlainTrainer(section, raw, target, text, online, ALONE),
         "ours, online": DrafterTrainer(section, raw, target, text, online, ALONE),
@@ -174,7 +179,7 @@ def _measured(
 
 
 def _reset_peak(device: torch.device) -> int:
-    """Forget the peak so far; the bytes in use now."""
+    """Reset the peak and return the bytes in use."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)

@@ -64,18 +64,18 @@ def _validate(folder: Path) -> None:
     from rich.table import Table
 
     from compare.published.checks import checks
-    from compare.report.document import Document
-    from compare.report.files import check_libraries, write
+    from compare.report.document import ReportDocument
+    from compare.report.files import check_library, write
     from compare.report.validation import section
 
-    check_libraries()
+    check_library()
     table = Table("group", "what", "predicted", "published", "off")
     for check in checks():
         off = f"{100 * check.error:+.1f}%" + (" (fitted)" if check.fitted else "")
         published = f"{_digits(check.published)} {check.unit}"
         table.add_row(check.group, check.what, _digits(check.predicted), published, off)
     Console().print(table)
-    write(Document("Predicted against published", {}, (section(),)), folder)
+    write(ReportDocument("Predicted against published", {}, (section(),)), folder)
     Console(stderr=True).print(f"Written: {folder / 'index.html'}", soft_wrap=True)
 
 

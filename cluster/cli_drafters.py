@@ -1,4 +1,4 @@
-"""The commands of `sparkpool` that make and measure drafters. They need neither Ray nor gRPC, but for `--workers`."""
+"""The commands of `sparkpool` that train and measure drafters. Only `train --workers` needs Ray."""
 
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -10,39 +10,40 @@ commands = typer.Typer(pretty_exceptions_enable=False)
 
 @commands.command()
 def train(
-    file: Annotated[Path, typer.Argument(help="what to train, and how: a YAML file (train/drafter_config.py)")],
+    file: Annotated[Path, typer.Argument(help="the training's YAML file (its keys: train/drafter/config.py)")],
     workers: Annotated[int, typer.Option(help="processes that share each step; more than one starts Ray Train")] = 1,
-    threads: Annotated[int, typer.Option(help="for arithmetic, in each worker; 0 divides the cores among them")] = 0,
+    threads: Annotated[int, typer.Option(help="threads of each worker; 0 divides the cores among them")] = 0,
 ) -> None:
-    """Train a DSpark drafter: have the target write text, keep its hidden states, learn, write the drafter.
+    """Train a DSpark drafter: the target writes text, its hidden states are kept, and the drafter learns from both.
 
-    A run that was stopped, or killed, goes on where it was when the same command is given again.
+    To continue a run that was stopped or killed, give the same command again.
     """
     import signal
 
     from rich.console import Console
 
     from engine.errors import ConfigError
-    from train.drafter_config import TrainConfig
-    from train.drafter_run import DrafterRun, use
-    from train.progress import Bars
+    from train.drafter.config import TrainConfig
+    from train.drafter.progress import ProgressBars
+    from train.drafter.run import DrafterRun
+    from train.provenance import configure_process
 
     console = Console(stderr=True, soft_wrap=True)
     try:
         config = TrainConfig.load(file)
         if workers > 1:
-            from cluster.training import train_together
+            from cluster.training import train_with_ray
 
-            train_together(config, workers, threads, console.print)
+            train_with_ray(config, workers, threads, console.print)
         else:
-            use(threads)
-            with Bars(console) as bars:
+            configure_process(threads)
+            with ProgressBars(console) as bars:
                 run = DrafterRun(config, report=bars)
                 for number in (signal.SIGINT, signal.SIGTERM):
                     signal.signal(number, lambda *_: run.stop.set())
                 trainer = run.run()
             if trainer.steps < config.training.steps:
-                fail(f"stopped after {trainer.steps} of {config.training.steps} steps; the same command goes on")
+                fail(f"stopped after {trainer.steps} of {config.training.steps} steps; the same command continues")
     except ConfigError as error:
         fail(str(error))
     console.print(f"{config.out}: written")
@@ -50,77 +51,88 @@ def train(
 
 @commands.command("eval")
 def evaluate(
-    context: typer.Context,
     drafter: Annotated[str, typer.Argument(help="a drafter's folder, or mtp: the target's own next-token layer")],
-    target: Annotated[Path | None, typer.Option(help="its target; without one, the shipped model")] = None,
+    target: Annotated[Path | None, typer.Option(help="the target's folder; default: the shipped model")] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="JSON Lines: prompt, messages or prompt_token_ids, and domain; without it, Python source"),
+        typer.Option(help="JSON Lines with prompt, messages or prompt_token_ids, and domain; default: Python source"),
     ] = None,
-    requests: Annotated[int, typer.Option(help="of each domain, at most")] = 48,
-    skip: Annotated[int, typer.Option(help="so many of each domain first: calibrate and measure on others")] = 0,
-    prompt_tokens: Annotated[int, typer.Option(help="of a prompt at most, without --prompts")] = 128,
-    max_tokens: Annotated[int, typer.Option(help="of an answer")] = 160,
-    setting: Annotated[list[str] | None, typer.Option(help="greedy, sampled, seeded; may be repeated")] = None,
+    requests: Annotated[int, typer.Option(help="maximum requests of each domain")] = 48,
+    skip: Annotated[int, typer.Option(help="skip the first N prompts of each domain, which calibration used")] = 0,
+    prompt_tokens: Annotated[int, typer.Option(help="maximum tokens of a prompt, without --prompts")] = 128,
+    max_tokens: Annotated[int, typer.Option(help="maximum tokens of an answer")] = 160,
+    setting: Annotated[list[str] | None, typer.Option(help="greedy, sampled or seeded; may be repeated")] = None,
     concurrency: Annotated[int, typer.Option(help="requests that run at once")] = 8,
-    dtype: Annotated[str, typer.Option(help="of the target: float32, bfloat16, float16")] = "float32",
+    dtype: Annotated[str, typer.Option(help="the target's type: float32, bfloat16, float16")] = "float32",
     device: Annotated[str, typer.Option(help="a torch device")] = "cpu",
-    threads: Annotated[int, typer.Option(help="for arithmetic; 0 takes all cores")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write all figures here")] = None,
-    plots: Annotated[Path | None, typer.Option(help="a folder for pictures (needs matplotlib)")] = None,
-    records: Annotated[Path | None, typer.Option(help="a folder that keeps all steps, for `calibrate`")] = None,
+    threads: Annotated[int, typer.Option(help="threads; 0: one for each core")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write all figures to this file")] = None,
+    plots: Annotated[Path | None, typer.Option(help="write plots to this folder (needs matplotlib)")] = None,
+    records: Annotated[Path | None, typer.Option(help="keep the recorded steps here, for `calibrate`")] = None,
 ) -> None:
-    """Measure a drafter in the engine: accepted length, acceptance by place, confidence, what a round costs.
+    """Measure a drafter in the engine: accepted length, acceptance by position, confidence, time of a round.
 
-    Greedy and at temperature 1, there by both acceptance rules: rejection sampling, and the one for requests with a
+    Settings: greedy; and temperature 1 by both acceptance rules, rejection sampling and the one for requests with a
     seed of their own.
     """
+    import torch
     from rich.console import Console
 
     from cluster.tables import evaluation_table, places_table
+    from engine.config import SHIPPED_MODEL
     from engine.errors import ConfigError
-    from train.drafter_evaluation import Asked, keep
-    from train.drafter_plots import draw
-    from train.drafter_run import use
+    from engine.models import load_model
+    from train.drafter.evaluation import Evaluation, settings_named, write_json
+    from train.drafter.plots import draw_evaluation
+    from train.drafter.prompts import corpus_prompts, file_prompts
+    from train.provenance import configure_process
 
-    use(threads)
+    configure_process(threads)
+    path = target or SHIPPED_MODEL
     try:
-        results = Asked(**context.params | {"setting": setting or []}).results(
-            Console(stderr=True, soft_wrap=True).print
-        )
+        settings = settings_named(setting or [])
+        if prompts:
+            domains = file_prompts(prompts, path, requests, skip)
+        else:
+            domains = corpus_prompts(path, requests, prompt_tokens, skip)
+        model = load_model(path, getattr(torch, dtype), torch.device(device))
+        source = "mtp" if drafter == "mtp" else Path(drafter)
+        evaluation = Evaluation(model, path, source, concurrency, max_tokens, records)
+        results = list(evaluation.measured(domains, settings, Console(stderr=True, soft_wrap=True).print))
     except (ConfigError, OSError, ValueError) as error:
         fail(str(error))
     Console(highlight=False).print(evaluation_table(results), places_table(results))
     if json_file:
-        keep(results, json_file)
-    if plots and not draw(results, plots):
+        write_json(results, json_file)
+    if plots and not draw_evaluation(results, plots):
         fail("--plots: matplotlib is not installed")
 
 
 @commands.command()
 def calibrate(
-    records: Annotated[Path, typer.Argument(help="a directory of recorded steps (decode.POOL.record)")],
-    drafter: Annotated[Path, typer.Option(help="the folder of the drafter that made them, for calibration.json")],
-    plot: Annotated[Path | None, typer.Option(help="a PNG: reliability before and after (needs matplotlib)")] = None,
+    records: Annotated[Path, typer.Argument(help="a folder of recorded steps (decode.POOL.record)")],
+    drafter: Annotated[Path, typer.Option(help="the folder of the recorded drafter; gets calibration.json")],
+    plot: Annotated[Path | None, typer.Option(help="write a reliability diagram, PNG (needs matplotlib)")] = None,
 ) -> None:
-    """Fit temperatures to a drafter's confidences, from what became of its drafts."""
+    """Fit temperatures to a drafter's confidences, from recorded acceptances of its drafts."""
     from rich.console import Console
 
     from cluster.tables import calibration_table
     from engine.errors import ConfigError
-    from train.calibrate import calibrate as fit_temperatures
-    from train.drafter_plots import reliability_diagram
+    from train.drafter.calibrate import calibrate as fit_temperatures
+    from train.drafter.plots import reliability_diagram
 
     try:
         fit = fit_temperatures(records, drafter)
     except (ConfigError, OSError, ValueError) as error:
         fail(str(error))
     Console(highlight=False).print(calibration_table(fit))
-    if plot and not reliability_diagram(plot, "Survival of drafts", [("before", fit.before), ("after", fit.after)]):
+    curves = [("before", fit.before.reliability), ("after", fit.after.reliability)]
+    if plot and not reliability_diagram(plot, "Survival of drafts", curves):
         fail("--plot: matplotlib is not installed")
 
 
 def fail(message: str) -> NoReturn:
-    """Say what is wrong, and end with exit code 1."""
+    """Print what is wrong and exit with code 1."""
     typer.echo(f"sparkpool: {message.lstrip()}", err=True)
     raise typer.Exit(1)

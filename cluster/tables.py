@@ -9,8 +9,8 @@ from cluster.proto import sparkpool_pb2 as pb
 from engine.facts import SYNTHETIC_WARNING
 
 if TYPE_CHECKING:
-    from train.calibrate import Fit
-    from train.drafter_evaluation import Result
+    from train.drafter.calibrate import CalibrationFit
+    from train.drafter.evaluation import DrafterResult
 
 
 def replica_table(stats: pb.Stats) -> Table:
@@ -83,12 +83,12 @@ def size(num_bytes: int) -> str:
     return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
-def calibration_table(fit: "Fit") -> Table:
+def calibration_table(fit: "CalibrationFit") -> Table:
     """Each place's temperature, and how well survival was foreseen there before and after."""
     columns = ("place", "drafts", "temperature", "ECE before", "after", "AUC before", "after")
     table = _table("confidences by place of the draft", (), columns)
     places = zip(
-        fit.drafts, fit.temperatures, fit.ece_before, fit.ece_after, fit.auc_before, fit.auc_after, strict=True
+        fit.drafts, fit.temperatures, fit.before.ece, fit.after.ece, fit.before.auc, fit.after.auc, strict=True
     )
     for place, (drafts, temperature, *values) in enumerate(places, start=1):
         before, after, area_before, area_after = values
@@ -104,7 +104,7 @@ def calibration_table(fit: "Fit") -> Table:
     return table
 
 
-def evaluation_table(results: "Sequence[Result]") -> Table:
+def evaluation_table(results: "Sequence[DrafterResult]") -> Table:
     """One row for each domain and setting. Times are medians of a step of so many requests; the speed-up is that of
     decoding with every draft verified."""
     requests = results[0].cost.requests
@@ -128,7 +128,7 @@ def evaluation_table(results: "Sequence[Result]") -> Table:
     return table
 
 
-def places_table(results: "Sequence[Result]") -> Table:
+def places_table(results: "Sequence[DrafterResult]") -> Table:
     """How often the draft at each place was accepted if those before it were."""
     places = len(results[0].figures.acceptance)
     table = _table("acceptance by place", ("domain", "setting"), [str(place + 1) for place in range(places)])

@@ -1,21 +1,30 @@
-"""Training on several workers: Ray Train starts them, wherever the cluster has room; train/ does the work."""
-
-from __future__ import annotations
+"""Training by several workers: Ray Train starts them where the cluster has room; train/drafter does the work."""
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
 from engine.errors import ConfigError
-from train.drafter_config import TrainConfig
-from train.drafter_run import DrafterRun, silent, use
-from train.drafter_shape import drafter_config
-from train.workers import PATIENCE, Workers
+from train.drafter.config import TrainConfig
+from train.drafter.progress import no_progress
+from train.drafter.run import DrafterRun
+from train.drafter.shape import drafter_config
+from train.drafter.workers import TIMEOUT, Workers
+from train.provenance import configure_process
 
 
-def train_together(config: TrainConfig, workers: int, threads: int, tell: Callable[[str], None]) -> None:
-    """One run by so many workers, on a cluster that runs already (RAY_ADDRESS) or one started for it here. All of them
-    must see the same files. Raises ConfigError."""
+class WorkerOptions(TypedDict):
+    """What Ray Train passes to each worker."""
+
+    config: TrainConfig
+    threads: int
+
+
+def train_with_ray(config: TrainConfig, workers: int, threads: int, report: Callable[[str], None]) -> None:
+    """Train with `workers` workers, on the cluster at RAY_ADDRESS or on a local one that is started for it.
+
+    All workers must have the same file system. Raises ConfigError.
+    """
     try:
         from ray.train import RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -24,17 +33,18 @@ def train_together(config: TrainConfig, workers: int, threads: int, tell: Callab
     import ray
     from ray.train import TrainingFailedError
 
-    drafter_config(config.target.path, config.drafter, config.training.anchors)  # before anything is started
+    drafter_config(config.target.path, config.drafter, config.training.anchors)  # refuses before anything is started
     cuda = config.training.device.startswith("cuda")
     if not ray.is_initialized():
-        here = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        ray.init(**({} if "RAY_ADDRESS" in os.environ else here))
-    tell(f"Ray Train starts {workers} workers")
+        local = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        ray.init(**({} if "RAY_ADDRESS" in os.environ else local))
+    report(f"Ray Train starts {workers} workers")
+    threads = threads or max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"config": config, "threads": threads or _share_of_cores(workers)},
+        train_loop_config=WorkerOptions(config=config, threads=threads),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=cuda),
-        torch_config=TorchConfig(backend="nccl" if cuda else "gloo", timeout_s=int(PATIENCE.total_seconds())),
+        torch_config=TorchConfig(backend="nccl" if cuda else "gloo", timeout_s=int(TIMEOUT.total_seconds())),
         run_config=RunConfig(storage_path=str(config.work.resolve()), name="ray"),
     )
     try:
@@ -43,23 +53,17 @@ def train_together(config: TrainConfig, workers: int, threads: int, tell: Callab
         raise ConfigError(f"a worker failed: {error}") from error
 
 
-def _share_of_cores(workers: int) -> int:
-    import ray
-
-    return max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
-
-
-def _work(options: dict[str, Any]) -> None:
-    """One worker; Ray Train has joined it to the others."""
+def _work(options: WorkerOptions) -> None:
+    """Run one worker; Ray Train has initialised its process group."""
     import ray.train.torch
 
-    config: TrainConfig = options["config"]
-    use(options["threads"])
-    workers = Workers.here()
+    config = options["config"]
+    configure_process(options["threads"])
+    workers = Workers.of_this_process()
     device = str(ray.train.torch.get_device()) if config.training.device.startswith("cuda") else "cpu"
-    DrafterRun(config.on(device), workers, _told if workers.is_first else silent).run()
+    DrafterRun(config.on(device), workers, _print_progress if workers.is_first else no_progress).run()
 
 
-def _told(stage: str, done: int, total: int, note: str = "") -> None:
+def _print_progress(stage: str, done: int, total: int, note: str = "") -> None:
     if done % max(1, total // 20) == 0:
         print(f"{stage} {done}/{total} {note}", flush=True)

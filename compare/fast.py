@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from compare.fast_replicas import DecodeReplica, Decoding, Entry, Plans, Prefilling, PrefillReplica
-from compare.outcome import End, Machine, Result, Served
-from compare.workload import Workload
+from compare.simulator.outcome import End, Machine, Served, SimulationResult
+from compare.simulator.workload import Workload
 from engine.errors import ConfigError
 
 
@@ -28,7 +28,9 @@ class FastSystem:
     message_seconds: float = 0.0
 
 
-def simulate_fast(system: FastSystem, workload: Workload, seed: int = 0, concurrency: int | None = None) -> Result:
+def simulate_fast(
+    system: FastSystem, workload: Workload, seed: int = 0, concurrency: int | None = None
+) -> SimulationResult:
     """As compare/simulate.py: simulate."""
     return Run(system, workload, seed, concurrency).run()
 
@@ -58,7 +60,7 @@ class Run:
         self._context: dict[int, int] = {}
         self._now = 0.0
 
-    def run(self) -> Result:
+    def run(self) -> SimulationResult:
         if self._concurrency is None:
             self._push(self._arrivals[0].at, ARRIVES, 0)
         else:
@@ -69,7 +71,7 @@ class Run:
         while self._moments:
             self._now, _, what, which, rest = heapq.heappop(self._moments)
             happen[what](which, rest)
-        return Result(self._served(), self._machines(), self._now)
+        return SimulationResult(self._served(), self._machines(), self._now)
 
     def _push(self, at: float, what: int, which: int, rest: object = None) -> None:
         self._number += 1

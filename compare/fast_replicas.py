@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compare.acceptance import Acceptance
+from compare.simulator.acceptance import AcceptanceModel
+from compare.simulator.workload import Arrival
 from compare.virtual import PrefillTimes
-from compare.workload import Arrival
 from engine.facts import Survival, expected_rate
 from engine.steptime import StepTimes
 from hardware.link import Link
@@ -40,7 +40,7 @@ class Decoding:
     cache_tokens: int
     link: Link
     token_bytes: float
-    acceptance: Acceptance | None = None
+    acceptance: AcceptanceModel | None = None
     fixed: int | None = None
 
 

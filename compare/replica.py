@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-from compare.acceptance import Acceptance
-from compare.outcome import Machine
+from compare.simulator.acceptance import AcceptanceModel
+from compare.simulator.outcome import Machine
 from compare.virtual import (
     DrawnTransfer,
     NoModel,
@@ -55,7 +55,7 @@ class Kit:
     prefill_times: PrefillTimes
     step_times: StepTimes
     link: Link
-    acceptance: Acceptance | None = None
+    acceptance: AcceptanceModel | None = None
     prefix_caching: bool = True
 
 

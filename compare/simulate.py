@@ -6,13 +6,13 @@
 A replica is a real `Prefiller`, `Decoder` or `ColocatedEngine` over pages without bytes (compare/replica.py).
 """
 
-from compare.outcome import Result
 from compare.simulated_gateway import SimulatedGateway
+from compare.simulator.outcome import SimulationResult
+from compare.simulator.workload import Workload
 from compare.system import System
-from compare.workload import Workload
 
 
-def simulate(system: System, workload: Workload, seed: int = 0, concurrency: int | None = None) -> Result:
+def simulate(system: System, workload: Workload, seed: int = 0, concurrency: int | None = None) -> SimulationResult:
     """Serve a workload. With `concurrency`, its times are ignored: so many requests are under way, and the next comes
     when one has ended. The same system, workload and seed give the same result."""
     return SimulatedGateway(system, workload, seed, concurrency).run()

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import methodcaller
 
-from compare.outcome import End, Machine, Result, Served
 from compare.replica import Replica, Workshop
 from compare.scaling import Scale
+from compare.simulator.outcome import End, Machine, Served, SimulationResult
+from compare.simulator.workload import Arrival, Workload, tokens_of
 from compare.system import System
 from compare.virtual import Timeline
-from compare.workload import Arrival, Workload, tokens_of
 from engine.errors import Overloaded, Preempted, SparkpoolError, Unavailable
 from engine.types import Chunk, Event, Handoff, Request, RequestEnded, Sampling, StopRules
 from local.rules import rules
@@ -81,7 +81,7 @@ class SimulatedGateway:
         self._next = 0
         self._scale = Scale(self) if config.scaled else None
 
-    def run(self) -> Result:
+    def run(self) -> SimulationResult:
         for pool, section in self._config.sections.items():
             scale = section.scale
             for _ in range(scale.min_replicas if scale else section.replicas):
@@ -100,7 +100,7 @@ class SimulatedGateway:
         machines = [*self._gone, *(replica.account() for replica in self._replicas.values())]
         served = [self._served[index] for index in sorted(self._served)]
         scaled = tuple(self._scale.history) if self._scale else ()
-        return Result(served, machines, self._timeline.now, scaled)
+        return SimulationResult(served, machines, self._timeline.now, scaled)
 
     @property
     def now(self) -> float:

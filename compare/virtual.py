@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from compare.acceptance import Acceptance
+from compare.simulator.acceptance import AcceptanceModel
 from decode.schedule import DecodeBatch
 from engine.backend import Output
 from engine.batch import Batch
@@ -153,7 +153,7 @@ class SimulatedStepRunner:
 
     synthetic = True
 
-    def __init__(self, acceptance: Acceptance | None, domain_of: Callable[[str], str], seed: int) -> None:
+    def __init__(self, acceptance: AcceptanceModel | None, domain_of: Callable[[str], str], seed: int) -> None:
         self.computing = Stopwatch()
         self.block_length = acceptance.block_length if acceptance else 0
         self._acceptance = acceptance

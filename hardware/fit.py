@@ -13,7 +13,7 @@ ENOUGH = 1 - 1e-6  # of an error is no longer better: a loss that nothing depend
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredStep:
     """A step that somebody measured: of so many requests and tokens, drafting included or not, in seconds."""
 
     requests: int
@@ -39,7 +39,7 @@ class Fitted:
         return max(abs(error) for error in self.errors)
 
 
-def fitted(make: Callable[[Losses], StepTimes], measured: Sequence[Measured], source: str, layers: int) -> Fitted:
+def fitted(make: Callable[[Losses], StepTimes], measured: Sequence[MeasuredStep], source: str, layers: int) -> Fitted:
     """The losses under which `make` comes closest to `measured`, by least squares of relative errors.
 
     Few points cannot tell all losses apart: `layer_seconds` and `step_seconds` come out as one where only their sum is

@@ -8,7 +8,7 @@ from engine.errors import ConfigError
 from hardware.device import Numbers
 from hardware.model import STORED, Model
 
-MOST_UNITS = 2**16
+MAX_UNITS = 2**16
 AttentionCut = Literal["data", "tensor", "context"]
 
 
@@ -45,7 +45,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Fit:
+class MemoryFit:
     """A model on a replica whose units have so many bytes. `spare`: the share of memory that neither weights nor cache
     may have (activations, buffers, fragmentation)."""
 
@@ -96,8 +96,8 @@ def fewest(model: Model, numbers: Numbers, attention: AttentionCut, stages: int 
     takes. Raises ConfigError if none does."""
     device = numbers.device
     more = int(numbers.get("rack_units")) if device.kind == "lpu" else 1
-    for count in range(1, MOST_UNITS // more):
+    for count in range(1, MAX_UNITS // more):
         place = Placement(1, count, attention) if device.kind == "wafer" else Placement(count * more, stages, attention)
-        if Fit(model, place, numbers.get("memory")).room > 0:
+        if MemoryFit(model, place, numbers.get("memory")).room > 0:
             return place
     raise ConfigError(f"{model.name} does not fit {device.name}, however many units")

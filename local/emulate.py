@@ -12,7 +12,7 @@ from hardware.link import Link
 from hardware.model import Model
 from hardware.pace import ModelledPace, Scaled
 from hardware.paced import PacedTransfer
-from hardware.placement import Fit, Placement, fewest
+from hardware.placement import MemoryFit, Placement, fewest
 from hardware.roofline import DraftShape, Losses, Roofline
 
 
@@ -77,6 +77,6 @@ def _placement(model: Model, numbers: Numbers, how: EmulationConfig) -> Placemen
     """As the section says, or the fewest units that hold the model."""
     if how.units is None:
         return fewest(model, numbers, how.attention, how.stages)
-    found = Fit(model, Placement(how.units, how.stages, how.attention), numbers.get("memory"))
+    found = MemoryFit(model, Placement(how.units, how.stages, how.attention), numbers.get("memory"))
     found.check(f"{numbers.device.name}, emulation.units {how.units}")
     return found.placement

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from engine.drafters.mtp import MTPLayer
-from train.mtp import published_names
+from train.model.mtp import published_names
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -18,6 +18,20 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
+TESTS = Path(__file__).parent
+STARTS_RAY = {"cluster", "deploy", "bench"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tell pytest-xdist what may run side by side: test files, but all that start Ray stay in one process.
+
+    They share one cluster, and two at once would ask for more memory and more cores than a small machine has.
+    """
+    for item in items:
+        file = item.path.relative_to(TESTS)
+        group = "ray" if file.parts[0] in STARTS_RAY else str(file)
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 @pytest.fixture(scope="module", params=IMPLEMENTATIONS, ids=name_of)
 def computed_by(request: pytest.FixtureRequest) -> Iterator[str]:

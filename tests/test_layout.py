@@ -1,29 +1,14 @@
 """The rules of the house. Each failure names the file, the line and the way out."""
 
 import ast
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import get_args
 
 import pytest
-from pydantic import BaseModel
 
-from engine.config import Config
-from engine.facts import PageCounts, ReplicaStats
+from tests.house import FLOOR_OF, HOUSE, ON_TOP, PRODUCT, Source, shared_class_names, sources
 
-HOUSE = Path(__file__).resolve().parent.parent
-FLOORS = [
-    {"engine"},
-    {"prefill", "decode", "policy", "hardware"},
-    {"local"},
-    {"train", "compare"},
-    {"cluster"},
-    {"bench", "tests"},
-]
-FLOOR_OF = {folder: number for number, floor in enumerate(FLOORS) for folder in floor}
 HOME_OF = {
     "ray": "cluster/",
     "grpc": "cluster/",
@@ -36,22 +21,18 @@ HOME_OF = {
     "nixl": "engine/transfer.py",
     "triton": "engine/kernels/",
 }
-ON_TOP = FLOORS[-1]
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 320, 60
 
 
-def sources() -> list[str]:
-    """Every Python file of ours, from the root."""
-    files = [file for folder in FLOOR_OF for file in (HOUSE / folder).rglob("*.py")]
-    return sorted(str(file.relative_to(HOUSE)) for file in files if "_pb2" not in file.name)
+ALL, OURS = sources(), sources(*PRODUCT)
 
 
-def of_the_product() -> list[str]:
-    return [source for source in sources() if source.split("/")[0] not in ON_TOP]
+def path_of(source: Source) -> str:
+    return source.path
 
 
-def tree(source: str) -> ast.Module:
-    return ast.parse((HOUSE / source).read_text())
+every_source = pytest.mark.parametrize("source", ALL, ids=path_of)
+every_product_source = pytest.mark.parametrize("source", OURS, ids=path_of)
 
 
 def imports(nodes: Iterator[ast.AST] | list[ast.stmt]) -> Iterator[tuple[int, str]]:
@@ -64,21 +45,23 @@ def imports(nodes: Iterator[ast.AST] | list[ast.stmt]) -> Iterator[tuple[int, st
             yield node.lineno, node.module or ""
 
 
-@pytest.mark.parametrize("source", sources())
-def test_imports_go_down_only(source: str) -> None:
+@every_source
+def test_imports_go_down_only(source: Source) -> None:
     """On one floor, folders do not know each other: what two of them need belongs on the floor below."""
-    mine = source.split("/")[0]
-    for line, module in imports(ast.walk(tree(source))):
+    mine = source.folder
+    for line, module in imports(ast.walk(source.tree)):
         theirs = module.split(".")[0]
         if theirs in FLOOR_OF and theirs != mine and mine not in ON_TOP:
-            assert FLOOR_OF[theirs] < FLOOR_OF[mine], f"{source}:{line}: {mine} may not import {module}"
+            assert FLOOR_OF[theirs] < FLOOR_OF[mine], f"{source.path}:{line}: {mine} may not import {module}"
 
 
-@pytest.mark.parametrize("source", of_the_product())
-def test_heavy_packages_are_imported_in_one_place(source: str) -> None:
-    for line, module in imports(ast.walk(tree(source))):
+@every_product_source
+def test_heavy_packages_are_imported_in_one_place(source: Source) -> None:
+    for line, module in imports(ast.walk(source.tree)):
         home = HOME_OF.get(module.split(".")[0])
-        assert home is None or source.startswith(home), f"{source}:{line}: {module} is imported in {home} alone"
+        assert home is None or source.path.startswith(home), (
+            f"{source.path}:{line}: {module} is imported in {home} alone"
+        )
 
 
 def test_facts_clocks_and_policies_need_no_torch() -> None:
@@ -86,8 +69,8 @@ def test_facts_clocks_and_policies_need_no_torch() -> None:
     modules = ["engine.facts", "engine.clock", "engine.errors"]
     if (HOUSE / "engine/steptime.py").exists():
         modules.append("engine.steptime")
-    without = [s for s in sources() if s.startswith(("policy/", "hardware/")) and s != "hardware/paced.py"]
-    modules += [s.removesuffix(".py").replace("/", ".") for s in without]
+    without = [s.path for s in sources("policy", "hardware") if s.path != "hardware/paced.py"]
+    modules += [path.removesuffix(".py").replace("/", ".") for path in without]
 
     program = f"import sys; sys.modules['torch'] = None; import {', '.join(modules)}"
     result = subprocess.run([sys.executable, "-c", program], cwd=HOUSE, capture_output=True, text=True, check=False)
@@ -99,25 +82,25 @@ def test_the_command_line_starts_without_ray_grpc_or_torch() -> None:
     """`generate --local` must work where ray and grpc cannot be imported: commands import what they use."""
     names = ("bench", "compare", "deploy", "drafters", "hardware")
     parts = [f"cluster.cli_{name}" for name in names]
-    for source in ("cluster/cli.py", *(f"{part.replace('.', '/')}.py" for part in parts)):
-        for line, module in imports(tree(source).body):
+    for path in ("cluster/cli.py", *(f"{part.replace('.', '/')}.py" for part in parts)):
+        for line, module in imports(Source(path).tree.body):
             root = module.split(".")[0]
             known = root == "typer" or root in sys.stdlib_module_names or module in parts
-            assert known, f"{source}:{line}: import {module} inside"
+            assert known, f"{path}:{line}: import {module} inside"
 
 
-@pytest.mark.parametrize("source", of_the_product())
-def test_no_module_keeps_state(source: str) -> None:
-    """A mutable value at module level must be a constant, in capitals; nothing is `global` or kept by thread."""
-    for node in ast.walk(tree(source)):
-        assert not isinstance(node, ast.Global), f"{source}:{node.lineno}: global {node.names}: give it an owner"
+@every_product_source
+def test_no_module_keeps_state(source: Source) -> None:
+    """A mutable value at module level must be a constant, in capitals; nothing is declared `global` or kept by thread."""
+    for node in ast.walk(source.tree):
+        assert not isinstance(node, ast.Global), f"{source.path}:{node.lineno}: global {node.names}: give it an owner"
         by_thread = isinstance(node, ast.Attribute) and ast.unparse(node) == "threading.local"
-        assert not by_thread, f"{source}:{node.lineno}: threading.local: give it an owner"
-    for node in tree(source).body:
+        assert not by_thread, f"{source.path}:{node.lineno}: threading.local: give it an owner"
+    for node in source.tree.body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and is_mutable(node.value):
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 name = ast.unparse(target)
-                assert name.isupper() or name == "__all__", f"{source}:{node.lineno}: {name} can change"
+                assert name.isupper() or name == "__all__", f"{source.path}:{node.lineno}: {name} can change"
 
 
 def is_mutable(value: ast.expr | None) -> bool:
@@ -127,58 +110,35 @@ def is_mutable(value: ast.expr | None) -> bool:
     return isinstance(value, displays) or called
 
 
-@pytest.mark.parametrize("source", [s for s in of_the_product() if FLOOR_OF[s.split("/")[0]] <= FLOOR_OF["local"]])
-def test_nothing_is_configured_by_the_environment(source: str) -> None:
-    for node in ast.walk(tree(source)):
+@pytest.mark.parametrize("source", [s for s in OURS if FLOOR_OF[s.folder] <= FLOOR_OF["local"]], ids=path_of)
+def test_nothing_is_configured_by_the_environment(source: Source) -> None:
+    for node in ast.walk(source.tree):
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
-            raise AssertionError(f"{source}:{node.lineno}: make it a key of the configuration")
+            raise AssertionError(f"{source.path}:{node.lineno}: make it a key of the configuration")
 
 
-@pytest.mark.parametrize("source", sources())
-def test_files_and_functions_stay_short(source: str) -> None:
+@every_source
+def test_files_and_functions_stay_short(source: Source) -> None:
     """When one grows past this, look for the missing noun."""
-    lines = len((HOUSE / source).read_text().splitlines())
-    assert lines <= MAX_FILE_LINES, f"{source} has {lines} lines"
-    for node in ast.walk(tree(source)):
+    assert source.num_lines <= MAX_FILE_LINES, f"{source.path} has {source.num_lines} lines"
+    for node in ast.walk(source.tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert length <= MAX_FUNCTION_LINES, f"{source}:{node.lineno}: {node.name} has {length} lines"
+            assert length <= MAX_FUNCTION_LINES, f"{source.path}:{node.lineno}: {node.name} has {length} lines"
 
 
-def section_of(annotation: object) -> type[BaseModel] | None:
-    """The section that a field holds: itself, or one for each name."""
-    candidates = [annotation, *get_args(annotation)]
-    return next((a for a in candidates if isinstance(a, type) and issubclass(a, BaseModel)), None)
+@pytest.mark.skip("the plain-words pass is under way")
+def test_a_class_name_stands_for_one_thing() -> None:
+    """Two classes of one name send a reader to the wrong file. Rename the one on the higher floor more precisely."""
+    assert shared_class_names(OURS) == {}
 
 
-def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        if section := section_of(field.annotation):
-            yield from keys(section, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-@pytest.mark.parametrize("key", [*keys(Config)])
-def test_every_configuration_key_is_in_the_readme(key: str) -> None:
-    readme = HOUSE / "README.md"
-    if not readme.exists():
-        pytest.skip("there is no README.md yet")
-
-    name = key.split(".")[-1]
-
-    assert re.search(rf"\b{name}\b", readme.read_text()), f"README.md does not explain {key}"
-
-
-@pytest.mark.parametrize("name", [*ReplicaStats.__dataclass_fields__, *PageCounts.__dataclass_fields__])
-def test_every_statistic_is_in_the_readme(name: str) -> None:
-    assert f"`{name}`" in (HOUSE / "README.md").read_text(), f"README.md does not explain {name}"
-
-
-def test_every_configuration_key_is_explained_where_it_is_declared() -> None:
-    for section in (section_of(field.annotation) for field in Config.model_fields.values()):
-        assert section is not None
-        assert [n for n, field in section.model_fields.items() if not field.description] == []
+@every_product_source
+@pytest.mark.skip("the plain-words pass is under way")
+def test_docstrings_begin_with_a_sentence(source: Source) -> None:
+    """ "Of a step that drafts nothing" tells a newcomer little: say who does what, or what the thing is."""
+    found = [f"{source.path}:{line}: {docstring.splitlines()[0]}" for line, docstring in source.fragments]
+    assert not found, "\n".join(["begin with a subject and a verb:", *found])
 
 
 def test_every_folder_is_on_a_floor() -> None:

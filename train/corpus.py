@@ -1,10 +1,8 @@
-"""Python source that any machine has: the standard library and installed open-source packages.
+"""The training corpus: Python source of the standard library and of installed open-source packages.
 
-Which files are read, which are held out and in what order depends on their paths and contents alone, so
-two machines with the same package versions see the same corpus.
+The choice of files, the held-out part and the order depend only on paths and contents, so two machines with the same
+package versions see the same corpus.
 """
-
-from __future__ import annotations
 
 import ast
 import hashlib
@@ -18,39 +16,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 STDLIB = "stdlib"
-# Package -> share of its files that is read (the largest packages would drown the rest).
-PACKAGES: dict[str, float] = {
-    STDLIB: 1.0,
-    "transformers": 0.35,
-    "torch": 0.3,
-    "numpy": 1.0,
-    "networkx": 1.0,
-    "huggingface_hub": 1.0,
-    "accelerate": 1.0,
-    "pydantic": 1.0,
-    "rich": 1.0,
-    "typer": 1.0,
-    "click": 1.0,
-    "jinja2": 1.0,
-    "fsspec": 1.0,
-    "filelock": 1.0,
-    "packaging": 1.0,
-    "fastapi": 1.0,
-    "starlette": 1.0,
-    "uvicorn": 1.0,
-    "aiohttp": 1.0,
-    "anyio": 1.0,
-    "websockets": 1.0,
-    "requests": 1.0,
-    "urllib3": 1.0,
-    "tqdm": 1.0,
-    "psutil": 1.0,
-    "hypothesis": 1.0,
-    "pygments": 0.3,
-    "setuptools": 0.5,
-}
+PACKAGES = (
+    *(STDLIB, "transformers", "torch", "numpy", "networkx", "huggingface_hub", "accelerate", "pydantic", "rich"),
+    *("typer", "click", "jinja2", "fsspec", "filelock", "packaging", "fastapi", "starlette", "uvicorn", "aiohttp"),
+    *("anyio", "websockets", "requests", "urllib3", "tqdm", "psutil", "hypothesis", "pygments", "setuptools"),
+)
+# The share of a package's files that is read; the largest packages would otherwise outweigh all others.
+SHARES = {"transformers": 0.35, "torch": 0.3, "pygments": 0.3, "setuptools": 0.5}
 SKIPPED_FOLDERS = frozenset(
     {
         *("test", "tests", "testing", "idlelib", "lib2to3", "distutils", "ensurepip", "turtledemo"),
@@ -67,13 +42,13 @@ LICENCE = re.compile(r"copyright|license", re.IGNORECASE)
 
 
 def digest(text: str) -> int:
-    """The first 64 bits of the SHA-256 of `text`."""
+    """Return the first 64 bits of the SHA-256 of `text`."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 @dataclass(frozen=True)
 class Function:
-    """One documented function: a chat sample (docstring asks, code answers) or a prompt to complete."""
+    """A documented function: a chat sample (the docstring asks, the code answers) or a prompt to complete."""
 
     path: str
     name: str
@@ -83,7 +58,7 @@ class Function:
 
     @property
     def request(self) -> str:
-        """The user's turn: the docstring, for half of the functions below the signature."""
+        """The user's turn: the docstring, preceded by the signature for half of the functions."""
         if digest(self.path + self.name) % 2:
             return f"{self.signature}\n{self.docstring}"
         return self.docstring
@@ -95,8 +70,8 @@ class Function:
 
 
 @dataclass(frozen=True)
-class Document:
-    """One source file; `path` is relative to the standard library or to site-packages."""
+class SourceFile:
+    """A Python file; `path` is relative to the standard library or to site-packages."""
 
     path: str
     text: str
@@ -110,7 +85,7 @@ class Document:
         return digest(self.path) % HELD_OUT_ONE_IN == 0
 
     def functions(self) -> Iterator[Function]:
-        """Top-level functions and methods that have a short docstring and 3 to 30 lines of code."""
+        """Yield the functions and methods that have a short docstring and 3 to 30 lines of code."""
         try:
             tree = ast.parse(self.text)
         except (SyntaxError, ValueError):
@@ -137,7 +112,7 @@ class Document:
 
 
 def package_root(package: str) -> Path | None:
-    """Where the sources of `package` lie, or None where it is not installed."""
+    """Return the folder of the sources of `package`, or None if it is not installed."""
     if package == STDLIB:
         return Path(sysconfig.get_paths()["stdlib"])
     spec = importlib.util.find_spec(package)
@@ -151,7 +126,7 @@ def package_version(package: str) -> str:
 
 
 def without_licence(text: str) -> str:
-    """`text` without a leading comment block that states a licence."""
+    """Return `text` without a leading comment block that states a licence."""
     lines = text.splitlines(keepends=True)
     count = 0
     while count < len(lines) and (lines[count].startswith("#") or not lines[count].strip()):
@@ -161,7 +136,7 @@ def without_licence(text: str) -> str:
 
 
 def readable(text: str) -> bool:
-    """Whether `text` looks like source that people wrote rather than data or generated code."""
+    """Tell whether `text` looks like source that people wrote rather than data or generated code."""
     if GENERATED.search(text[:1500]):
         return False
     if max((len(line) for line in text.splitlines()), default=0) > MAX_LINE_CHARS:
@@ -173,24 +148,24 @@ def readable(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents, in an order given by the hash of their paths."""
+    """The source files, ordered by a hash of their paths."""
 
-    documents: tuple[Document, ...]
+    files: tuple[SourceFile, ...]
 
     @classmethod
-    def collect(cls) -> Corpus:
-        """Reads every package in `PACKAGES` that is installed here."""
-        documents: dict[str, Document] = {}
+    def collect(cls) -> Self:
+        """Read every package in `PACKAGES` that is installed."""
+        files: dict[str, SourceFile] = {}
         for package in PACKAGES:
-            for document in cls._read(package):
-                content = hashlib.sha256(document.text.encode()).hexdigest()
-                known = documents.get(content)
-                if known is None or document.path < known.path:
-                    documents[content] = document
-        return cls(tuple(sorted(documents.values(), key=lambda document: digest("order " + document.path))))
+            for file in cls._read(package):
+                content = hashlib.sha256(file.text.encode()).hexdigest()
+                known = files.get(content)
+                if known is None or file.path < known.path:
+                    files[content] = file
+        return cls(tuple(sorted(files.values(), key=lambda file: digest("order " + file.path))))
 
     @staticmethod
-    def _read(package: str) -> Iterator[Document]:
+    def _read(package: str) -> Iterator[SourceFile]:
         root = package_root(package)
         if root is None:
             return
@@ -199,7 +174,7 @@ class Corpus:
             if SKIPPED_FOLDERS.intersection(relative.parts) or file.name.startswith("test_"):
                 continue
             path = f"{package}/{relative.as_posix()}"
-            if digest("share " + path) / 2**64 >= PACKAGES[package]:
+            if digest("share " + path) / 2**64 >= SHARES.get(package, 1.0):
                 continue
             if not MIN_FILE_BYTES <= file.stat().st_size <= MAX_FILE_BYTES:
                 continue
@@ -208,17 +183,17 @@ class Corpus:
             except UnicodeDecodeError:
                 continue
             if len(text) >= MIN_FILE_BYTES and readable(text):
-                yield Document(path, text)
+                yield SourceFile(path, text)
 
     @cached_property
-    def training(self) -> tuple[Document, ...]:
-        return tuple(document for document in self.documents if not document.held_out)
+    def training(self) -> tuple[SourceFile, ...]:
+        return tuple(file for file in self.files if not file.held_out)
 
     @cached_property
-    def held_out(self) -> tuple[Document, ...]:
-        return tuple(document for document in self.documents if document.held_out)
+    def held_out(self) -> tuple[SourceFile, ...]:
+        return tuple(file for file in self.files if file.held_out)
 
     def versions(self) -> dict[str, str]:
-        """Package -> version, of the packages that gave at least one document."""
-        found = {document.package for document in self.documents}
+        """Return the version of each package that contributed at least one file."""
+        found = {file.package for file in self.files}
         return {package: package_version(package) for package in PACKAGES if package in found}

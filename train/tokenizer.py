@@ -1,7 +1,5 @@
 """The byte-level BPE tokenizer of the tiny model, its special tokens and its chat template."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -22,7 +20,7 @@ TRAINING_CHARS = 12_000_000
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Learns 4096 byte-level tokens from the first 12 million characters of `texts`.
+    """Learn 4096 byte-level tokens from the first 12 million characters of `texts`.
 
     Any byte is a token, so every text survives encoding and decoding unchanged.
     """
@@ -51,12 +49,12 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def chat_text(request: str, answer: str) -> str:
-    """One user turn and its answer as the chat template writes them."""
+    """Return one user turn and its answer as the chat template writes them."""
     return f"{USER}{request}{ASSISTANT}{answer}{END}"
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[np.ndarray]:
-    """The tokens of each text as `uint16[tokens]`, without added specials."""
+    """Return the tokens of each text as `uint16[tokens]`, without added special tokens."""
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.array(encoding.ids, dtype=np.uint16) for encoding in encodings]
 

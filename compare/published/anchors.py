@@ -17,7 +17,7 @@ PUBLISHED = Path(__file__).parent
 Above = Annotated[float, Field(gt=0)]
 
 
-class Anchor(Section):
+class PublishedPoint(Section):
     """One published point. What it has besides value and place is in its set."""
 
     value: Above
@@ -30,7 +30,7 @@ class Anchor(Section):
     note: str = ""
 
 
-class AnchorSet(Section):
+class PublishedSet(Section):
     """Points of one publication."""
 
     about: Annotated[str, Field(min_length=8)]
@@ -45,7 +45,7 @@ class AnchorSet(Section):
     """Of the values."""
     at: str = ""
     """Unit of the axis that points lie on."""
-    points: Annotated[tuple[Anchor, ...], Field(min_length=1)]
+    points: Annotated[tuple[PublishedPoint, ...], Field(min_length=1)]
 
     def value(self, name: str) -> float:
         """Of the point with that name."""
@@ -53,18 +53,18 @@ class AnchorSet(Section):
 
 
 @cache
-def anchors() -> Mapping[str, AnchorSet]:
+def published_sets() -> Mapping[str, PublishedSet]:
     """All sets by name. Raises ConfigError that names the file and the key."""
-    found: dict[str, AnchorSet] = {}
+    found: dict[str, PublishedSet] = {}
     for file in sorted(PUBLISHED.glob("*.yaml")):
-        for name, one in read_anchors(file).items():
+        for name, one in read_sets(file).items():
             if name in found:
                 raise ConfigError(f"{file}: {name} is in another file as well")
             found[name] = one
     return found
 
 
-def read_anchors(file: Path) -> dict[str, AnchorSet]:
+def read_sets(file: Path) -> dict[str, PublishedSet]:
     """The sets of one file. Raises ConfigError that names the file and the key."""
     try:
         content: Any = yaml.safe_load(file.read_text())
@@ -75,7 +75,7 @@ def read_anchors(file: Path) -> dict[str, AnchorSet]:
     found = {}
     for name, one in content.items():
         try:
-            found[str(name)] = AnchorSet.model_validate(one)
+            found[str(name)] = PublishedSet.model_validate(one)
         except ValidationError as error:
             lines = [f"{'.'.join(map(str, (name, *e['loc'])))}: {e['msg']}" for e in error.errors()]
             raise ConfigError(f"{file}: {'; '.join(lines)}") from None

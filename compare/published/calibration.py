@@ -7,14 +7,14 @@ from functools import cache
 
 import numpy as np
 
-from compare.dspark import PUBLISHED_DSPARK
-from compare.published.anchors import Anchor, AnchorSet, anchors
+from compare.published.anchors import PublishedPoint, PublishedSet, published_sets
 from compare.published.terms import BEST, Steps
+from compare.study.dspark import PUBLISHED_DSPARK
 from engine.errors import ConfigError
 from hardware.device import Device, Numbers
-from hardware.fit import Fitted, Measured, closest
+from hardware.fit import Fitted, MeasuredStep, closest
 from hardware.model import Model
-from hardware.placement import Fit, Placement, fewest
+from hardware.placement import MemoryFit, Placement, fewest
 from hardware.roofline import DraftShape, Losses, Roofline, Work
 
 INPUT, OUTPUT = 8192, 1024
@@ -49,14 +49,14 @@ def calibrated(name: str) -> Fitted:
     return _FITS[name](name)
 
 
-def source_of(name: str, *sets: AnchorSet) -> str:
+def source_of(name: str, *sets: PublishedSet) -> str:
     """What a fit's losses say of themselves."""
     places = ", ".join(dict.fromkeys(one.source for one in sets))
     return f"fitted on {sum(len(one.points) for one in sets)} published points ({name}: {places})"
 
 
 @dataclass(frozen=True)
-class Pools:
+class DisaggregatedPools:
     """V4-Pro under InferenceX's load: decode replicas of DECODE_UNITS with replicated attention, and as many of the
     smallest prefill replicas as keep up at UTILISATION. The ratio of the two is not published; that follows."""
 
@@ -67,20 +67,20 @@ class Pools:
     """Of each step in `decode`."""
 
     @classmethod
-    def of(cls, model: Model, numbers: Numbers) -> "Pools":
+    def of(cls, model: Model, numbers: Numbers) -> "DisaggregatedPools":
         place = fewest(model, numbers, "tensor")
         prompts = PREFILL_TOKENS // INPUT
         work = Work(prompts, prompts * INPUT, INPUT // 2)
         prefill = Steps.of(Roofline(model, numbers, place, BEST), [work])
         decode = Placement(DECODE_UNITS)
-        most = Fit(model, decode, numbers.get("memory")).max_requests(INPUT + OUTPUT)
+        most = MemoryFit(model, decode, numbers.get("memory")).max_requests(INPUT + OUTPUT)
         full = (DECODE_UNITS * each << power for power in range(14) for each in (2, 3))
         counts = [count for count in (1, 2, 4, DECODE_UNITS, *full) if count < most]
         steps = [Work(count, count, CONTEXT) for count in (*counts, most)]
         roofline = Roofline(model, numbers, decode, BEST)
         return cls(place.all_units, prefill, Steps.of(roofline, steps), np.array([work.requests for work in steps]))
 
-    def error(self, losses: Losses, point: Anchor) -> float:
+    def error(self, losses: Losses, point: PublishedPoint) -> float:
         """Logarithm of predicted over published throughput; of the user's rate if `alone`."""
         if alone(point):
             return -math.log(float(self.decode.seconds(losses)[0]) * _place(point))
@@ -101,10 +101,10 @@ class Pools:
 
 
 def _inferencex(name: str) -> Fitted:
-    found = anchors()[name.removeprefix("inferencex-")]
+    found = published_sets()[name.removeprefix("inferencex-")]
     device = "gb300-nvl72" if "gb300" in name else "gb200-nvl72"
     model = Model.of("deepseek-v4-pro")
-    pools = Pools.of(model, Numbers(Device.load(device)))
+    pools = DisaggregatedPools.of(model, Numbers(Device.load(device)))
 
     def errors(losses: Losses) -> tuple[float, ...]:
         return tuple(pools.error(losses, point) for point in found.points)
@@ -119,13 +119,13 @@ def _inferencex(name: str) -> Fitted:
     return Fitted(best.losses, tuple(math.exp(error) - 1 for error in best.errors))
 
 
-def alone(point: Anchor) -> bool:
+def alone(point: PublishedPoint) -> bool:
     """Whether a point's throughput is that of fewer than two requests in a replica. How many GPUs shared them is not
     published, so that throughput says nothing; how fast a request alone is does."""
     return point.value / (1 + INPUT / OUTPUT) / _place(point) * DECODE_UNITS < 2
 
 
-def _place(point: Anchor) -> float:
+def _place(point: PublishedPoint) -> float:
     assert point.at is not None, point
     return point.at
 
@@ -137,17 +137,17 @@ def flash(device: str, losses: Losses) -> Roofline:
     return Roofline(model, Numbers(Device.load(device)), Placement(4), losses, drafter)
 
 
-def aggregated(point: Anchor, dspark: bool) -> tuple[Measured, float]:
+def aggregated(point: PublishedPoint, dspark: bool) -> tuple[MeasuredStep, float]:
     """A step of a replica that prefills as well: beside its own tokens it has those of the other requests' prompts that
     come in while it runs. Also the tokens that it gives each request."""
     assert point.requests is not None
     each, gained = (1 + len(PUBLISHED_DSPARK), PUBLISHED_DSPARK[-1]) if dspark else (1, 1.0)
     tokens = round(point.requests * each + (point.requests - 1) * gained * INPUT / OUTPUT)
-    return Measured(round(point.requests), tokens, CONTEXT, 1e-3 * point.value * gained, dspark), gained
+    return MeasuredStep(round(point.requests), tokens, CONTEXT, 1e-3 * point.value * gained, dspark), gained
 
 
 def _sglang_h200(name: str) -> Fitted:
-    drafted, plain = anchors()["v4-flash-h200-dspark"], anchors()["v4-flash-h200-none"]
+    drafted, plain = published_sets()["v4-flash-h200-dspark"], published_sets()["v4-flash-h200-none"]
     steps = [aggregated(point, True)[0] for point in drafted.points]
     steps += [aggregated(point, False)[0] for point in plain.points]
     best = flash("h200", BEST)
@@ -193,7 +193,7 @@ def r1_decode(losses: Losses, units: int, requests: int, context: int) -> float:
 
 
 def _sglang_h100(name: str) -> Fitted:
-    found = anchors()["r1-h100-lmsys"]
+    found = published_sets()["r1-h100-lmsys"]
     requests = next(round(point.requests) for point in found.points if point.requests)
 
     def errors(losses: Losses) -> tuple[float, ...]:
@@ -205,7 +205,7 @@ def _sglang_h100(name: str) -> Fitted:
 
 
 def _cs3(name: str) -> Fitted:
-    found = anchors()["kimi-k2-cs3"]
+    found = published_sets()["kimi-k2-cs3"]
     model, numbers = Model.of("kimi-k2"), Numbers(Device.load("cerebras-cs-3"))
     place = fewest(model, numbers, "data")
 

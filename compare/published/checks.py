@@ -6,8 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from compare.dspark import Drafting, Point, predicted
-from compare.published.anchors import Anchor, AnchorSet, anchors
+from compare.published.anchors import PublishedPoint, PublishedSet, published_sets
 from compare.published.calibration import (
     CONTEXT,
     INPUT,
@@ -20,11 +19,12 @@ from compare.published.calibration import (
     r1_prefill,
 )
 from compare.published.curves import BUDGET, DSPARK, INTERACTIVITY, THROUGHPUT, figure, figure_points, layers_of
-from compare.scenario import Scenario
-from compare.setups import Built
-from compare.steady import Steady
+from compare.study.dspark import CurvePoint, Drafting, predicted
+from compare.study.scenario import Scenario
+from compare.study.setups import BuiltSystems
+from compare.study.steady import Steady
 from hardware.device import Device, Numbers
-from hardware.fit import Measured
+from hardware.fit import MeasuredStep
 from hardware.model import Model
 from hardware.placement import fewest
 from hardware.roofline import Roofline
@@ -71,7 +71,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Left:
+class NotPredicted:
     """Something published that is not predicted, and why."""
 
     what: str
@@ -80,7 +80,7 @@ class Left:
 
 
 @cache
-def with_dspark(model: str) -> tuple[Point, ...]:
+def with_dspark(model: str) -> tuple[CurvePoint, ...]:
     """Predicted from the paper's curve with MTP-1 (figure 8) and published acceptance."""
     layers = layers_of(model)
     assert layers is not None, model
@@ -139,7 +139,7 @@ def claims() -> Iterator[Check]:
 def inferencex() -> Iterator[Check]:
     for rack in RACKS:
         for name in (f"v4-pro-{rack}", f"v4-pro-{rack}-later"):
-            found = anchors()[name]
+            found = published_sets()[name]
             for point, error in zip(found.points, calibrated(f"inferencex-{name}").errors, strict=True):
                 software = ", later software" if name.endswith("-later") else ""
                 what = f"at {point.at:g} tok/s/user{software}"
@@ -151,7 +151,7 @@ def inferencex() -> Iterator[Check]:
                     check = replace(check, what=what, predicted=rate, published=point.at, unit=unit, note=ALONE_NOTE)
                 yield check
     for rack in RACKS:
-        found, steady = anchors()[f"v4-pro-{rack}-mtp"], _with_mtp(rack)
+        found, steady = published_sets()[f"v4-pro-{rack}-mtp"], _with_mtp(rack)
         for point in found.points:
             assert point.at is not None
             best = steady.most(point.at, steady.setup.max_requests)
@@ -175,19 +175,19 @@ def _with_mtp(rack: str) -> Steady:
         "systems": {"mtp": system},
     }
     scenario = Scenario.parse(content)
-    return Steady.of(Built(scenario).setups["mtp"][0], scenario, scenario.acceptance.drafting)
+    return Steady.of(BuiltSystems(scenario).setups["mtp"][0], scenario, scenario.acceptance.drafting)
 
 
 def sglang() -> Iterator[Check]:
     losses = calibrated("sglang-v4-flash-h200").losses
     hopper = flash("h200", losses)
     for name, dspark in (("v4-flash-h200-dspark", True), ("v4-flash-h200-none", False)):
-        for point in anchors()[name].points:
+        for point in published_sets()[name].points:
             step, gained = aggregated(point, dspark)
             value = 1e3 * step.modelled(hopper) / gained
             what = f"4 H200, {'DSpark' if dspark else 'no speculation'}, {point.at:g} at once"
-            yield _anchored(SGLANG, what, value, anchors()[name], point, fitted=True)
-    found = anchors()["v4-flash-gb300-dspark"]
+            yield _anchored(SGLANG, what, value, published_sets()[name], point, fitted=True)
+    found = published_sets()["v4-flash-gb300-dspark"]
     times = flash("gb300-nvl72", calibrated("inferencex-v4-pro-gb300-later").losses)
     for point in found.points:
         step, gained = aggregated(point, True)
@@ -197,13 +197,13 @@ def sglang() -> Iterator[Check]:
 
 
 def r1_on_hopper() -> Iterator[Check]:
-    losses, found = calibrated("sglang-r1-h100").losses, anchors()["r1-h100-lmsys"]
+    losses, found = calibrated("sglang-r1-h100").losses, published_sets()["r1-h100-lmsys"]
     prefill, decode = found.points
     yield _anchored(HOPPER, "96 H100, prefill", r1_prefill(losses), found, prefill, fitted=True)
     assert decode.requests is not None
     rate = r1_decode(losses, 72, round(decode.requests), 2000)
     yield _anchored(HOPPER, "96 H100, decode", rate, found, decode, fitted=True)
-    found = anchors()["r1-h800-day"]
+    found = published_sets()["r1-h800-day"]
     (point,) = (point for point in found.points if point.name == "decode")
     assert point.at is not None
     requests = round(144 / 8 * point.value / point.at)  # so many are under way if each gets that rate
@@ -214,41 +214,43 @@ def r1_on_hopper() -> Iterator[Check]:
 
 
 def wafer() -> Iterator[Check]:
-    found, losses = anchors()["kimi-k2-cs3"], calibrated("kimi-k2-cs3").losses
+    found, losses = published_sets()["kimi-k2-cs3"], calibrated("kimi-k2-cs3").losses
     model, numbers = Model.of("kimi-k2"), Numbers(Device.load("cerebras-cs-3"))
     times = Roofline(model, numbers, fewest(model, numbers, "data"), losses)
-    rate = 1 / Measured(1, 1, 10_250, 1.0).modelled(times)
+    rate = 1 / MeasuredStep(1, 1, 10_250, 1.0).modelled(times)
     yield _anchored(WAFER, "one user", rate, found, found.points[0], fitted=True)
 
 
-def left_out() -> list[Left]:
-    sets = anchors()
+def left_out() -> list[NotPredicted]:
+    sets = published_sets()
     mlperf, day, h100 = sets["r1-gb300-mlperf"], sets["r1-h800-day"], sets["r1-h100-lmsys"]
     points = ", ".join(f"{point.name} {point.value:,.0f}" for point in mlperf.points)
     return [
-        Left(
+        NotPredicted(
             f"MLPerf, DeepSeek-R1 on GB300: {points} {mlperf.unit}",
             "lengths, batch sizes, parallelism and speculation of the submission are not in the source, and no losses "
             "of R1 in FP4 on GB300 are fitted",
             mlperf.source,
         ),
-        Left(
+        NotPredicted(
             f"DeepSeek's own service, prefill {day.value('prefill'):,.0f} {day.unit}",
             "a mean over a day with idle hours, more than half of it read from a cache",
             day.source,
         ),
-        Left("96 H100 with simulated MTP, 17,400 tok/s/node", "its batch size is not in the source", h100.source),
-        Left(
+        NotPredicted(
+            "96 H100 with simulated MTP, 17,400 tok/s/node", "its batch size is not in the source", h100.source
+        ),
+        NotPredicted(
             "V4-Flash on 8 B200, 1.88 ms/token",
             "no losses of B200 are fitted: one point is too few",
             "https://github.com/sgl-project/sglang/pull/29538",
         ),
-        Left(
+        NotPredicted(
             "AgentX and AA-AgentPerf, tok/s and agents per MW",
             f"they count cached input and have 140,000 tokens of it and more; losses are fitted at {CONTEXT:,}",
             "https://newsletter.semianalysis.com/p/vera-rubin-nvl72-agentic-inference",
         ),
-        Left(
+        NotPredicted(
             "Groq 3 LPX with Rubin, 35 times GB200's tok/s per MW",
             "a projection for a model that does not exist; power and hop latency are unknown, nothing is measured",
             "https://nvidianews.nvidia.com/news/"
@@ -258,7 +260,7 @@ def left_out() -> list[Left]:
 
 
 def _anchored(
-    group: str, what: str, value: float, found: AnchorSet, point: Anchor, *, fitted: bool, note: str = ""
+    group: str, what: str, value: float, found: PublishedSet, point: PublishedPoint, *, fitted: bool, note: str = ""
 ) -> Check:
     notes = "; ".join(text for text in (note, point.note) if text)
     return Check(
@@ -272,7 +274,7 @@ def at(curve: Sequence[tuple[float, float]], x: float) -> float:
     return float(np.interp(x, places, values))
 
 
-def by_rate(points: Sequence[Point]) -> list[tuple[float, float]]:
+def by_rate(points: Sequence[CurvePoint]) -> list[tuple[float, float]]:
     return [(point.user_rate, point.throughput) for point in points]
 
 
@@ -280,7 +282,7 @@ def _at_throughput(curve: Sequence[tuple[float, float]], throughput: float) -> f
     return at([(y, x) for x, y in curve], throughput)
 
 
-def faster(before: Sequence[Point], after: Sequence[Point], throughput: float) -> float:
+def faster(before: Sequence[CurvePoint], after: Sequence[CurvePoint], throughput: float) -> float:
     """Per cent, at equal throughput."""
     rates = [_at_throughput(by_rate(points), throughput) for points in (before, after)]
     return 100 * (rates[1] / rates[0] - 1)

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from compare.dspark import Drafting, Point, predicted
 from compare.published.anchors import PUBLISHED
+from compare.study.dspark import CurvePoint, Drafting, predicted
 from engine.errors import ConfigError
 from hardware.model import Model, known_models
 
@@ -22,9 +22,8 @@ LAYERS = 43
 """Of the target where nothing is said: V4-Flash's."""
 
 
-def predict_file(file: Path, model: str = "") -> list[Point]:
-    """DSpark's points at the concurrencies of a curve that was measured with MTP-1 (compare/dspark.py), the fewest
-    requests first.
+def predict_file(file: Path, model: str = "") -> list[CurvePoint]:
+    """Return DSpark's points at the concurrencies of a curve that was measured with MTP-1, by ascending concurrency.
 
     The file has either the columns of published/dspark_figures.csv, of which throughput over concurrency is taken and
     else throughput over each user's rate; or at least two of COLUMNS, and optionally model. `model` says which one, if
@@ -52,7 +51,7 @@ def predict_file(file: Path, model: str = "") -> list[Point]:
     return predicted(points, layers_of(name) or LAYERS, Drafting())
 
 
-def as_csv(points: Sequence[Point]) -> str:
+def as_csv(points: Sequence[CurvePoint]) -> str:
     """With a header, and a newline at the end."""
     lines = [",".join((*COLUMNS, "verify_tokens"))]
     lines += [f"{p.concurrency:.6g},{p.throughput:.6g},{p.user_rate:.6g},{p.verify_tokens:.6g}" for p in points]
@@ -71,9 +70,9 @@ def figure(figure: str, model: str, drafter: str) -> tuple[tuple[float, float], 
     return tuple(sorted(found))
 
 
-def figure_points(model: str, drafter: str = BASELINE) -> list[Point]:
+def figure_points(model: str, drafter: str = BASELINE) -> list[CurvePoint]:
     """Throughput over concurrency as in the paper's figure 8, the fewest requests first."""
-    return [Point(x, y) for x, y in figure(THROUGHPUT, model, drafter)]
+    return [CurvePoint(x, y) for x, y in figure(THROUGHPUT, model, drafter)]
 
 
 def layers_of(model: str) -> int | None:
@@ -122,7 +121,7 @@ def _short(model: str) -> str:
     return model.lower().removeprefix("deepseek-")
 
 
-def _figure(file: Path, rows: list[tuple[int, dict[str, str]]]) -> Iterator[Point]:
+def _figure(file: Path, rows: list[tuple[int, dict[str, str]]]) -> Iterator[CurvePoint]:
     wanted = THROUGHPUT if any(row["figure"] == THROUGHPUT for _, row in rows) else INTERACTIVITY
     for line, row in rows:
         if row["figure"] != wanted:
@@ -131,10 +130,10 @@ def _figure(file: Path, rows: list[tuple[int, dict[str, str]]]) -> Iterator[Poin
         if abs(x) < ORIGIN and (x <= 0 or y <= 0 or wanted == THROUGHPUT):
             continue
         _check_positive(file, line, {"x": x, "y": y})
-        yield Point(x, y) if wanted == THROUGHPUT else Point(y / x, y)
+        yield CurvePoint(x, y) if wanted == THROUGHPUT else CurvePoint(y / x, y)
 
 
-def _plain(file: Path, rows: list[tuple[int, dict[str, str]]]) -> Iterator[Point]:
+def _plain(file: Path, rows: list[tuple[int, dict[str, str]]]) -> Iterator[CurvePoint]:
     for line, row in rows:
         values = {name: _number(file, line, row, name) for name in COLUMNS if row.get(name)}
         _check_positive(file, line, values)
@@ -143,7 +142,7 @@ def _plain(file: Path, rows: list[tuple[int, dict[str, str]]]) -> Iterator[Point
         concurrency, throughput, rate = (values.get(name, math.nan) for name in COLUMNS)
         if math.isnan(concurrency):
             concurrency = throughput / rate
-        yield Point(concurrency, concurrency * rate if math.isnan(throughput) else throughput)
+        yield CurvePoint(concurrency, concurrency * rate if math.isnan(throughput) else throughput)
 
 
 def _number(file: Path, line: int, row: Mapping[str, str], name: str) -> float:

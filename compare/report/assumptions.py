@@ -7,16 +7,16 @@ from compare.report.document import (
     Name,
     Number,
     Paragraph,
-    Section,
+    ReportSection,
     Table,
 )
 from compare.report.numbers import assumed, key_of, said, sourced
-from compare.scenario import LOSSES, AcceptanceSection, LossesSection, middle
-from compare.study import Study
+from compare.study.scenario import LOSSES, AcceptanceSection, LossesSection, middle
+from compare.study.study import Study
 from hardware.figure import Figure
 
 
-def assumptions(study: Study) -> Section:
+def assumptions(study: Study) -> ReportSection:
     """Every figure of every device that a result rests on, losses, and what the scenario takes for granted."""
     blocks: list[Block] = [_scenario(study), _losses(study)]
     study.rests_on  # noqa: B018  all figures are asked for, so that they are in `used`
@@ -27,7 +27,7 @@ def assumptions(study: Study) -> Section:
         title = "figures that results rest on"
         blocks.append(Table(f"device-{key_of(device)}", title, columns, rows, subject=numbers.device.name))
         blocks += [Paragraph((Name(note),)) for note in numbers.device.notes]
-    return Section("assumptions", "Assumptions", tuple(blocks))
+    return ReportSection("assumptions", "Assumptions", tuple(blocks))
 
 
 def _figure(name: str, figure: Figure, taken: float | None) -> tuple[Cell, ...]:

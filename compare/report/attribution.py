@@ -1,11 +1,22 @@
 """Section: what is due to what, step by step."""
 
-from compare.report.document import Axis, Block, Cell, Name, Number, Paragraph, Part, Section, Table, Waterfall
+from compare.report.document import (
+    Axis,
+    Block,
+    Cell,
+    Name,
+    Number,
+    Paragraph,
+    ReportSection,
+    Table,
+    TextPart,
+    Waterfall,
+)
 from compare.report.numbers import assumed, key_of, modelled
-from compare.study import Study
+from compare.study.study import Study
 
 
-def attribution(study: Study) -> Section:
+def attribution(study: Study) -> ReportSection:
     """Each step of the scenario has one thing more than the one before."""
     about = Paragraph(
         (
@@ -18,7 +29,7 @@ def attribution(study: Study) -> Section:
     speeds = sorted({*study.scenario.decide_at, *study.scenario.interactivity})
     blocks: list[Block] = [about]
     blocks += [_waterfall(study, speed) for speed in study.scenario.decide_at]
-    columns: tuple[Part, ...] = ("system", *(assumed(speed, "tok/s of each user") for speed in speeds))
+    columns: tuple[TextPart, ...] = ("system", *(assumed(speed, "tok/s of each user") for speed in speeds))
     values = [[_per_megawatt(study, name, speed) for speed in speeds] for name in study.scenario.steps]
     rows: list[tuple[Cell, ...]] = []
     for name, own, before in zip(study.scenario.steps, values, [None, *values], strict=False):
@@ -26,7 +37,7 @@ def attribution(study: Study) -> Section:
         rows.append((Name(name), *cells))
     note = ("Empty: this one or the one before is too slow, or it is the first.",)
     blocks.append(Table("steps", "Over the one before, at each speed", columns, tuple(rows), note))
-    return Section("attribution", "What is due to what", tuple(blocks))
+    return ReportSection("attribution", "What is due to what", tuple(blocks))
 
 
 def _waterfall(study: Study, speed: float) -> Waterfall:

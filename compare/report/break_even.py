@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from compare import breakeven
 from compare.report.document import (
     Axis,
     Basis,
@@ -14,16 +13,17 @@ from compare.report.document import (
     Name,
     Number,
     Paragraph,
-    Part,
     Plot,
-    Section,
+    ReportSection,
     Series,
     Table,
+    TextPart,
 )
 from compare.report.numbers import STEADY, assumed, key_of, modelled, percent
-from compare.study import Rivals, Study
-from compare.unknowns import Unknown, unknowns
-from compare.verdict import Verdict, VerdictKind
+from compare.study import breakeven
+from compare.study.study import Rivals, Study
+from compare.study.unknowns import Unknown, unknowns
+from compare.study.verdict import Verdict, VerdictKind
 
 RACK = 72  # GPUs of an NVL72
 ATTACHED, GROQ_SHARE = 0.625, 0.25
@@ -34,7 +34,7 @@ PRICES, POWERS, HOPS = ("rack_price", "price", "cost"), ("rack_power", "power"),
 SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)
 
 
-def break_even(study: Study, found: Sequence[Verdict]) -> Section:
+def break_even(study: Study, found: Sequence[Verdict]) -> ReportSection:
     blocks: list[Block] = [
         Paragraph(
             (
@@ -56,7 +56,7 @@ def break_even(study: Study, found: Sequence[Verdict]) -> Section:
         else:
             blocks += _heats(study, one)
         blocks += _attached(study, one)
-    return Section("break-even", "Break-even", tuple(blocks))
+    return ReportSection("break-even", "Break-even", tuple(blocks))
 
 
 def _heats(study: Study, one: Verdict) -> list[Block]:
@@ -177,9 +177,11 @@ def _attached(study: Study, one: Verdict) -> list[Block]:
     return [plot]
 
 
-def smallest(study: Study) -> Section:
+def smallest(study: Study) -> ReportSection:
     """Of every system: its smallest replica at each deciding speed, and how much of it is idle."""
-    return Section("smallest", "Smallest replica", tuple(_smallest(study, speed) for speed in study.scenario.decide_at))
+    return ReportSection(
+        "smallest", "Smallest replica", tuple(_smallest(study, speed) for speed in study.scenario.decide_at)
+    )
 
 
 def _smallest(study: Study, speed: float) -> Table:
@@ -204,7 +206,7 @@ def _smallest(study: Study, speed: float) -> Table:
             modelled(point.requests, ""),
         )
         rows.append((Name(name), *row, *(percent(share) for share in idle)))
-    columns: tuple[Part, ...] = (
+    columns: tuple[TextPart, ...] = (
         "system",
         "a decode replica",
         "draws",

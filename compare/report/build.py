@@ -5,21 +5,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from compare import measured as runs
-from compare.measured import Measured
 from compare.published.checks import Check
 from compare.published.own import own_checks
 from compare.report import assumptions, attribution, break_even, claims, curves, latency, verdicts
-from compare.report.document import Document, Section
-from compare.report.files import check_libraries, write
+from compare.report.document import ReportDocument, ReportSection
+from compare.report.files import check_library, write
 from compare.report.validation import section as validation
-from compare.scenario import Scenario
-from compare.simulated import Seen, served, wanted
-from compare.study import Study
-from compare.verdict import Verdict, verdict
+from compare.study import measured as runs
+from compare.study.measured import MeasuredSystem
+from compare.study.scenario import Scenario
+from compare.study.simulated import LoadResult, served, wanted
+from compare.study.study import Study
+from compare.study.verdict import Verdict, verdict
 from engine.errors import ConfigError
 
-Told = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, and of how much."""
 
 
@@ -29,14 +29,14 @@ class Comparison:
 
     file: Path
     study: Study
-    measured: dict[str, Measured]
+    measured: dict[str, MeasuredSystem]
     own: list[Check]
     """Predictions of this project's own cluster."""
 
     @classmethod
     def of(cls, file: Path) -> "Comparison":
         """Raises ConfigError for whatever is wrong before anything is computed."""
-        check_libraries()
+        check_library()
         scenario = Scenario.load(file)
         study = Study.of(scenario)
         for name, choices in study.built.setups.items():
@@ -50,9 +50,9 @@ class Comparison:
         own = [check for predictions in scenario.predictions for check in own_checks(predictions)]
         return cls(file, study, runs.read(scenario), own)
 
-    def run(self, folder: Path, told: Told) -> Document:
+    def run(self, folder: Path, told: Progress) -> ReportDocument:
         """Computes what is not in `folder` yet, and writes the report there."""
-        points: dict[tuple[str, int], Seen] = {}
+        points: dict[tuple[str, int], LoadResult] = {}
         total = len(wanted(self.study)) if self.study.scenario.systems else 0
         if total:
             for number, (name, load, one) in enumerate(served(self.study, folder / "points"), start=1):
@@ -73,13 +73,13 @@ class Comparison:
             "about": self.study.scenario.about,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        document = Document(self.study.scenario.title, about, tuple(sections))
+        document = ReportDocument(self.study.scenario.title, about, tuple(sections))
         write(document, folder)
         return document
 
     def _parts(
-        self, points: dict[tuple[str, int], Seen], found: Sequence[Verdict]
-    ) -> Iterator[Callable[[], list[Section]]]:
+        self, points: dict[tuple[str, int], LoadResult], found: Sequence[Verdict]
+    ) -> Iterator[Callable[[], list[ReportSection]]]:
         study, measured = self.study, self.measured
         if found:
             yield lambda: [verdicts.verdicts(study, found)]

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from compare.published.checks import at, by_rate, faster, with_dspark
 from compare.published.curves import figure_points
-from compare.report.document import Block, Cell, Name, Number, Paragraph, Section, Table
+from compare.report.document import Block, Cell, Name, Number, Paragraph, ReportSection, Table
 from compare.report.numbers import modelled
-from compare.study import Best, Study, joules
+from compare.study.study import Best, Study, joules
 from hardware.model import Model
 
-PAPER = "DSpark paper, figures seven and eight, digitised; predicted from the MTP-1 curve alone (compare/dspark.py)"
+PAPER = (
+    "DSpark paper, figures seven and eight, digitised; predicted from the MTP-1 curve alone (compare/study/dspark.py)"
+)
 LONG_INPUT, LONG_OUTPUT, LONG_CACHED, LONG_SPEED = 400_000, 400, 0.99, 400.0
 NVIDIA = (
     "https://nvidianews.nvidia.com/news/nvidia-groq-3-lpx-now-in-full-production-with-world-class-speed-for-agentic-ai"
@@ -27,7 +29,7 @@ class Claim:
     under: str
 
 
-def section(study: Study) -> Section:
+def section(study: Study) -> ReportSection:
     claims = [*_dspark(), *_memory(), *_lpx(study), *_cerebras(study)]
     rows: list[tuple[Cell, ...]] = []
     for claim in claims:
@@ -38,7 +40,7 @@ def section(study: Study) -> Section:
         Paragraph(("Each is true of something. None holds at every load, and most compare two changes at once.",)),
         Table("claims", "What has been said", columns, tuple(rows)),
     ]
-    return Section("claims", "What has been said", tuple(blocks))
+    return ReportSection("claims", "What has been said", tuple(blocks))
 
 
 def _dspark() -> list[Claim]:

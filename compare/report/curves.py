@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compare.economics import per_megawatt, per_million
-from compare.measured import Measured
-from compare.report.document import Axis, Basis, Cell, Name, Paragraph, Part, Plot, Section, Series, Table
+from compare.report.document import Axis, Basis, Cell, Name, Paragraph, Plot, ReportSection, Series, Table, TextPart
 from compare.report.numbers import STEADY, assumed, basis_of, percent, ranged
-from compare.study import Best, Measure, Study, dollars, joules
-from compare.unknowns import span
+from compare.study.economics import per_megawatt, per_million
+from compare.study.measured import MeasuredSystem
+from compare.study.study import Best, Measure, Study, dollars, joules
+from compare.study.unknowns import span
 
 USER = Axis("each user's tokens per second", "tok/s", log=True)
 
@@ -27,7 +27,7 @@ class View:
     """What it is of a system that is too slow."""
 
 
-def sections(study: Study, measured: Mapping[str, Measured]) -> list[Section]:
+def sections(study: Study, measured: Mapping[str, MeasuredSystem]) -> list[ReportSection]:
     views = [_per_unit(study), _per_megawatt(study)]
     if all(best.per_million is not None for name in study.scenario.systems for best in study.curve(name)[:1]):
         views.append(_per_dollar())
@@ -64,19 +64,19 @@ def _per_dollar() -> View:
     return View("per-dollar", "Cost at a fixed speed", axis, dollars, about, math.inf)
 
 
-def _series_of(study: Study, measured: Mapping[str, Measured], view: View) -> list[Series]:
+def _series_of(study: Study, measured: Mapping[str, MeasuredSystem], view: View) -> list[Series]:
     series = [_series(study, name, view) for name in study.scenario.systems]
     return series + [one for name in measured if (one := _measured(name, measured[name], view)) is not None]
 
 
-def _section(study: Study, series: Sequence[Series], view: View) -> Section:
+def _section(study: Study, series: Sequence[Series], view: View) -> ReportSection:
     plot = Plot(f"{view.key}-curve", view.title, USER, view.axis, tuple(series))
     blocks: list[Paragraph | Plot | Table] = [Paragraph((view.about,)), plot]
     if study.scenario.systems:
         blocks.append(_table(study, view))
         if view.key == "per-megawatt":
             blocks.append(_prefill_table(study))
-    return Section(view.key, view.title, tuple(blocks))
+    return ReportSection(view.key, view.title, tuple(blocks))
 
 
 def _series(study: Study, name: str, view: View) -> Series:
@@ -93,7 +93,7 @@ def _note(best: Best) -> str:
     return f"{point.requests} requests on {parts}{prefill}; {point.verify_tokens:.2f} tokens verified of each"
 
 
-def _measured(name: str, measured: Measured, view: View) -> Series | None:
+def _measured(name: str, measured: MeasuredSystem, view: View) -> Series | None:
     """None if nothing is known of what its device draws or costs."""
     values: list[tuple[float, float]] = []
     for run in measured.runs:
@@ -114,7 +114,7 @@ def _table(study: Study, view: View) -> Table:
     rows = []
     for name in study.scenario.systems:
         rows.append((Name(name), *_cells(study, name, rates, view)))
-    columns: tuple[Part, ...] = ("system", *(assumed(rate, "tok/s of each user") for rate in rates))
+    columns: tuple[TextPart, ...] = ("system", *(assumed(rate, "tok/s of each user") for rate in rates))
     note = ("Empty: too slow for that, with one request on a replica of the sizes that the scenario allows.",)
     return Table(f"{view.key}-table", f"{view.axis.title}, at a fixed speed", columns, tuple(rows), note)
 
@@ -126,7 +126,7 @@ def _prefill_table(study: Study) -> Table:
     for name in study.scenario.systems:
         found = [study.best(name, rate) for rate in rates]
         rows.append((Name(name), *(None if best is None else percent(_prefill_share(study, best)) for best in found)))
-    columns: tuple[Part, ...] = ("system", *(assumed(rate, "tok/s of each user") for rate in rates))
+    columns: tuple[TextPart, ...] = ("system", *(assumed(rate, "tok/s of each user") for rate in rates))
     note = (
         "Speculation and decode hardware change the rest. What papers say of decode alone shrinks by this in the "
         "whole. One pool has no share of its own.",

@@ -1,7 +1,7 @@
 """What a report consists of, before it looks like anything: text, tables and plots, whose numbers have sources.
 
-The same document becomes a page, pictures, JSON and CSV (compare/page.py, compare/pictures.py, compare/files.py), so
-that they cannot differ. Text may hold digits only in a `Number`, which has a label and a source, or in a `Name`.
+The same document becomes a page, pictures, JSON and CSV (page.py, charts.py, files.py), so that they cannot
+differ. Text may hold digits only in a `Number`, which has a label and a source, or in a `Name`.
 """
 
 import enum
@@ -68,15 +68,15 @@ class Name:
 
 
 @dataclass(frozen=True)
-class Link:
+class SourceLink:
     """A source that can be opened."""
 
     text: str
     url: str
 
 
-Part = str | Number | Name | Link
-Cell = str | Number | Name | Link | None
+TextPart = str | Number | Name | SourceLink
+Cell = str | Number | Name | SourceLink | None
 """None: there is no such number, for the reason that the table's note gives."""
 
 
@@ -84,7 +84,7 @@ Cell = str | Number | Name | Link | None
 class Paragraph:
     """`kind`: text, or a verdict, a warning."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[TextPart, ...]
     kind: str = "text"
 
     def __post_init__(self) -> None:
@@ -98,9 +98,9 @@ class Table:
 
     key: str
     title: str
-    columns: tuple[Part, ...]
+    columns: tuple[TextPart, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    note: tuple[Part, ...] = ()
+    note: tuple[TextPart, ...] = ()
     subject: str = ""
 
     def __post_init__(self) -> None:
@@ -214,11 +214,12 @@ class Tornado:
         _no_digits((self.title,))
 
 
-Block = Paragraph | Table | Plot | Heat | Waterfall | Tornado
+Chart = Plot | Heat | Waterfall | Tornado
+Block = Paragraph | Table | Chart
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     key: str
     title: str
     blocks: tuple[Block, ...]
@@ -228,13 +229,13 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Document:
+class ReportDocument:
     """`about`: name of the scenario, date, versions: what the JSON says first. Keys are names of files and of places in
     the page: a section's and a block's are its own."""
 
     title: str
     about: Mapping[str, str]
-    sections: tuple[Section, ...]
+    sections: tuple[ReportSection, ...]
 
     def __post_init__(self) -> None:
         _no_digits(tuple(self.about))
@@ -272,7 +273,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _no_digits(parts: Sequence[Part | None]) -> None:
+def _no_digits(parts: Sequence[TextPart | None]) -> None:
     for part in parts:
         if isinstance(part, str) and re.search(r"\d", part):
             raise ValueError(f"{part!r} has a number without label and source")

@@ -13,40 +13,42 @@ from compare.report.document import (
     Axis,
     Block,
     Cell,
-    Document,
+    Chart,
     Heat,
-    Link,
     Name,
     Number,
     Paragraph,
     Plot,
-    Section,
+    ReportDocument,
+    ReportSection,
     Series,
+    SourceLink,
     Table,
     Tornado,
     Waterfall,
 )
+from compare.report.style import all_drawn, present, sentence, styles
 from engine.errors import ConfigError
 from engine.files import atomic_write
 
-LIBRARIES = ("plotly", "matplotlib")
+LIBRARY = "matplotlib"
 KEY = r"[a-z0-9][a-z0-9_-]*"
 NUMBER_COLUMNS = ("value", "unit", "low", "high", "label", "source")
 
 
-def check_libraries() -> None:
+def check_library() -> None:
     """A ConfigError if a report could not be drawn."""
-    missing = [library for library in LIBRARIES if importlib.util.find_spec(library) is None]
-    if missing:
-        raise ConfigError(f"a report needs {' and '.join(missing)}: pip install 'sparkpool[compare]'")
+    if importlib.util.find_spec(LIBRARY) is None:
+        raise ConfigError(f"a report needs {LIBRARY}: pip install 'sparkpool[compare]'")
 
 
-def write(document: Document, folder: Path) -> None:
+def write(document: ReportDocument, folder: Path) -> None:
     """index.html, report.json, tables/KEY.csv, plots/KEY.csv and plots/KEY.png."""
-    check_libraries()
+    check_library()
+    from compare.report.charts import draw
     from compare.report.page import page
-    from compare.report.pictures import draw
 
+    found = styles(document)
     (folder / "tables").mkdir(parents=True, exist_ok=True)
     (folder / "plots").mkdir(exist_ok=True)
     for block in document.blocks:
@@ -54,7 +56,8 @@ def write(document: Document, folder: Path) -> None:
             _write_csv(folder / "tables" / f"{block.key}.csv", _table_rows(block))
         elif not isinstance(block, Paragraph):
             _write_csv(folder / "plots" / f"{block.key}.csv", _plot_rows(block))
-    draw(document, folder / "plots")
+            with atomic_write(folder / "plots" / f"{block.key}.png") as file:
+                draw(block, found).write_png(file, *_heading(block))
     _clear(document, folder)
     with atomic_write(folder / "report.json") as file:
         file.write_text(json.dumps(as_json(document), allow_nan=False, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -62,7 +65,15 @@ def write(document: Document, folder: Path) -> None:
         file.write_text(page(document), encoding="utf-8")
 
 
-def _clear(document: Document, folder: Path) -> None:
+def _heading(chart: Chart) -> tuple[str, str]:
+    """Return what a PNG says above the chart: its title, and a note."""
+    title = sentence(f"{chart.subject}: {chart.title}" if chart.subject else chart.title)
+    if isinstance(chart, Heat) and chart.missing and len(present(chart)) < len(chart.x_values) * len(chart.y_values):
+        return title, f"grey: {chart.missing}"
+    return title, "" if all_drawn(chart) else "some values are not drawn"
+
+
+def _clear(document: ReportDocument, folder: Path) -> None:
     """Removes the files of tables and plots that the report in the folder had, and this one has not."""
     try:
         before = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -76,14 +87,14 @@ def _clear(document: Document, folder: Path) -> None:
                 (folder / name).unlink(missing_ok=True)
 
 
-def as_json(document: Document) -> dict[str, Any]:
+def as_json(document: ReportDocument) -> dict[str, Any]:
     """All of it. `numbers` has each number under its ID; text and tables name those IDs."""
     numbers: dict[str, Any] = {}
     sections = [_section(section, numbers) for section in document.sections]
     return {"title": document.title, "about": dict(document.about), "numbers": numbers, "sections": sections}
 
 
-def _section(section: Section, numbers: dict[str, Any]) -> dict[str, Any]:
+def _section(section: ReportSection, numbers: dict[str, Any]) -> dict[str, Any]:
     found = []
     for index, block in enumerate(section.blocks):
         place = str(index) if isinstance(block, Paragraph) else block.key
@@ -108,7 +119,7 @@ class _Places:
                 return self.number(cell, *place)
             case Name():
                 return {"name": cell.text}
-            case Link():
+            case SourceLink():
                 return {"link": cell.text, "url": cell.url}
         return cell
 
@@ -123,7 +134,7 @@ def _block(block: Block, places: _Places) -> dict[str, Any]:
     return {"kind": kind, "key": block.key, "title": block.title, "subject": block.subject, **_body(block, places)}
 
 
-def _body(block: Table | Plot | Heat | Waterfall | Tornado, places: _Places) -> dict[str, Any]:
+def _body(block: Table | Chart, places: _Places) -> dict[str, Any]:
     match block:
         case Table():
             return {
@@ -185,7 +196,7 @@ def _table_rows(table: Table) -> Iterator[tuple[Any, ...]]:
             if isinstance(cell, Number):
                 yield (row, column, *_number_row(cell))
             else:
-                source = cell.url if isinstance(cell, Link) else ""
+                source = cell.url if isinstance(cell, SourceLink) else ""
                 yield (row, column, _said(cell), "", "", "", "", source)
 
 
@@ -200,7 +211,7 @@ def _number_row(number: Number) -> tuple[Any, ...]:
     return number.value, number.unit, low, high, str(number.basis), number.source
 
 
-def _plot_rows(block: Plot | Heat | Waterfall | Tornado) -> Iterator[tuple[Any, ...]]:
+def _plot_rows(block: Chart) -> Iterator[tuple[Any, ...]]:
     match block:
         case Plot():
             yield ("series", "x", "x unit", "y", "y unit", "label", "source", "note")

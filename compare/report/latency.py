@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from compare.measured import Measured
 from compare.report.document import (
     Axis,
     Basis,
@@ -12,18 +11,21 @@ from compare.report.document import (
     Number,
     Paragraph,
     Plot,
-    Section,
+    ReportSection,
     Series,
     Table,
 )
 from compare.report.numbers import assumed, basis_of, modelled
-from compare.simulated import PERCENTILES, Seen
-from compare.study import Study
+from compare.study.measured import MeasuredSystem
+from compare.study.simulated import PERCENTILES, LoadResult
+from compare.study.study import Study
 
-SIMULATED = "simulation of the modelled steps in a closed loop (compare/simulated.py)"
+SIMULATED = "simulation of the modelled steps in a closed loop (compare/study/simulated.py)"
 
 
-def latency(study: Study, served: Mapping[tuple[str, int], Seen], measured: Mapping[str, Measured]) -> Section:
+def latency(
+    study: Study, served: Mapping[tuple[str, int], LoadResult], measured: Mapping[str, MeasuredSystem]
+) -> ReportSection:
     blocks: list[Block] = [Paragraph(_latency_text(study))] if served else []
     series = []
     rows: list[tuple[Cell, ...]] = []
@@ -62,7 +64,7 @@ def latency(study: Study, served: Mapping[tuple[str, int], Seen], measured: Mapp
     if series:
         blocks.append(Plot("ttft", "Time to the first token", *axes, tuple(series)))
     blocks.append(Table("latency", "First tokens and whole answers", columns, tuple(rows), tuple(note)))
-    return Section("latency", "First token and whole answer", tuple(blocks))
+    return ReportSection("latency", "First token and whole answer", tuple(blocks))
 
 
 def _latency_text(study: Study) -> tuple[str | Number, ...]:

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Callable, Sequence
 
-from compare.measured import Measured
-from compare.report.document import Basis, Link, Name, Number
-from compare.study import Best, Study
+from compare.report.document import Basis, Name, Number, SourceLink
+from compare.study.measured import MeasuredSystem
+from compare.study.study import Best, Study
 from hardware.figure import Figure
 
 STEADY = "steady state of modelled steps; what they rest on is under Assumptions"
@@ -47,13 +47,13 @@ def ranged(
     return modelled(values[0], unit, ends=ends if len(studies) > 1 else ())
 
 
-def basis_of(measured: Measured) -> Basis:
+def basis_of(measured: MeasuredSystem) -> Basis:
     return Basis.EMULATED if measured.emulated else Basis.MEASURED
 
 
-def sourced(text: str) -> Link | Name:
+def sourced(text: str) -> SourceLink | Name:
     """A source as a link, if it is an address."""
-    return Link(text, text) if re.match(r"https?://\S+$", text) else Name(text)
+    return SourceLink(text, text) if re.match(r"https?://\S+$", text) else Name(text)
 
 
 def key_of(name: str) -> str:

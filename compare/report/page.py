@@ -1,6 +1,5 @@
-"""The report as one HTML file, which loads nothing: plotly.js is in it. Needs plotly."""
+"""The report as one HTML file, which loads nothing: its charts are in it as SVG. Needs matplotlib."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from compare.report.document import Basis, Block, Document, Heat, Paragraph, Plot, Table, Tornado, Waterfall
-from compare.report.figures import figure, height
+from compare.report.charts import svgs
+from compare.report.document import Basis, Chart, Heat, Paragraph, Plot, ReportDocument, Table, Tornado
 from compare.report.files import as_json
-from compare.report.style import COLOURS, NOTHING, Look, all_drawn, empty, looks, sentence, titled
+from compare.report.style import ABOVE, BELOW, COLOURS, NOTHING, Style, all_drawn, empty, sentence, styles
 
 LABELS = {
     Basis.VENDOR: ("ve", "whoever sells it says so"),
@@ -28,17 +27,14 @@ LABELS = {
 """The mark that a number has in the page, and what it means."""
 FOLDED = ("effects-", "device-")
 """How the keys of tables begin that hold the detail of what is beside them."""
-MOST_ROWS = 24
-"""Of a table that is open from the start."""
+MAX_OPEN_ROWS = 24
+"""Longer tables are folded at first, too."""
 
 
-def page(document: Document) -> str:
-    """The whole file. Numbers in it are those of `as_json`, by ID."""
-    from plotly.offline import get_plotlyjs
-
-    report = as_json(document)
-    series_looks = looks(document)
-    blocks = [block for block in document.blocks if not isinstance(block, Paragraph | Table)]
+def page(document: ReportDocument) -> str:
+    """Return the whole file. Numbers in it are those of `as_json`, by ID."""
+    report, found = as_json(document), styles(document)
+    charts = [block for block in document.blocks if not isinstance(block, Paragraph | Table)]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -55,14 +51,12 @@ def page(document: Document) -> str:
         sentence=sentence,
         lines=_lines,
         folded={block.key for block in document.blocks if isinstance(block, Table) and _folded(block)},
-        extra={block.key: _extra(block, series_looks) for block in blocks},
+        extra={chart.key: _extra(chart, found) for chart in charts},
         sources=partial(_sources, report["numbers"]),
-        figures=_script_data({block.key: figure(block, series_looks) for block in blocks if not empty(block)}),
-        plotlyjs=Markup(get_plotlyjs().replace("</script", r"<\/script")),
     )
 
 
-def _labels(document: Document) -> list[str]:
+def _labels(document: ReportDocument) -> list[str]:
     """Those that some number or series has, in the order of `Basis`."""
     found = {number["label"] for number in as_json(document)["numbers"].values()}
     for block in document.blocks:
@@ -73,20 +67,18 @@ def _labels(document: Document) -> list[str]:
     return [str(basis) for basis in Basis if str(basis) in found]
 
 
-def _extra(block: Plot | Heat | Waterfall | Tornado, series_looks: dict[str, Look]) -> dict[str, Any]:
-    """What the template needs to know of a plot and the JSON does not have."""
+def _extra(chart: Chart, found: dict[str, Style]) -> dict[str, Any]:
+    """Return what the template needs to know of a chart and the JSON does not have."""
     return {
-        "height": height(block),
-        "legend": _legend(block, series_looks),
-        "axes": ", ".join(titled(axis) for axis in _axes(block)),
-        "all_drawn": all_drawn(block),
-        "empty": empty(block),
+        "svgs": [] if empty(chart) else [Markup(svg) for svg in svgs(chart, found)],
+        "legend": _legend(chart, found),
+        "all_drawn": all_drawn(chart),
     }
 
 
 def _folded(table: Table) -> bool:
     """Whether only its title is shown until somebody opens it."""
-    return table.key.startswith(FOLDED) or len(table.rows) > MOST_ROWS
+    return table.key.startswith(FOLDED) or len(table.rows) > MAX_OPEN_ROWS
 
 
 def _lines(parts: list[Any]) -> list[list[Any]]:
@@ -107,31 +99,19 @@ def _lines(parts: list[Any]) -> list[list[Any]]:
     return found
 
 
-def _axes(block: Block) -> list[Any]:
-    return [getattr(block, name) for name in ("x", "y", "z") if hasattr(block, name)]
-
-
-def _legend(block: Block, series_looks: dict[str, Look]) -> list[dict[str, Any]]:
-    if isinstance(block, Tornado):
-        ends = ((1, "at its lowest"), (0, "at its highest"))
+def _legend(chart: Chart, found: dict[str, Style]) -> list[dict[str, Any]]:
+    if isinstance(chart, Tornado):
+        ends = ((BELOW, "at its lowest"), (ABOVE, "at its highest"))
         return [{"name": name, "colour": colour, "glyph": "■"} for colour, name in ends]
-    if not isinstance(block, Plot):
-        return []
-    found = []
-    for series in block.series:
-        look = series_looks[series.name]
-        glyph = ("▨" if series.dashed else "■") if series.style == "bars" else look.glyph
+    legend = []
+    for series in chart.series if isinstance(chart, Plot) else ():
+        style = found[series.name]
+        glyph = ("▨" if series.dashed else "■") if series.style == "bars" else style.glyph
         glyph = f"╌{glyph}╌" if series.dashed and series.style == "line" else glyph
-        found.append({"name": series.name, "colour": look.colour, "glyph": glyph})
-    return found
+        legend.append({"name": series.name, "colour": style.colour, "glyph": glyph})
+    return legend
 
 
 def _sources(numbers: dict[str, Any], keys: list[str]) -> list[tuple[str, str]]:
     """(label, source) of these numbers, each once."""
     return list(dict.fromkeys((numbers[key]["label"], numbers[key]["source"]) for key in keys))
-
-
-def _script_data(figures: dict[str, Any]) -> Markup:
-    """JSON that cannot end its script."""
-    text = json.dumps(figures, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"))

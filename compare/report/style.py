@@ -1,4 +1,4 @@
-"""What plots look like, in the page and in the pictures alike: colours, symbols, and what can be drawn at all."""
+"""What charts look like: colours, markers, ticks, and which values can be drawn at all."""
 
 import math
 import textwrap
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from compare.report.document import Axis, Basis, Document, Heat, Number, Plot, Series, Tornado, Waterfall
+from compare.report.document import Axis, Basis, Chart, Heat, Number, Plot, ReportDocument, Tornado, Waterfall
 
 COLOURS = (
     ("#0072b2", "#4aa3e0"),
@@ -24,29 +24,20 @@ COLOURS = (
 )
 """(on light, on dark). The first are after Okabe and Ito, so that colour-blind people can tell them apart; darker or
 lighter where the background asks for it."""
-SYMBOLS = (
-    ("circle", "o", "●"),
-    ("square", "s", "■"),
-    ("diamond", "D", "◆"),
-    ("triangle-up", "^", "▲"),
-    ("triangle-down", "v", "▼"),
-    ("x", "X", "✖"),
-    ("star", "*", "★"),
-)
-"""(plotly, matplotlib, as text). Not as many as colours, so that the pairs come round late."""
-MOST_COLUMNS, MOST_ROWS = 8, 16
-"""Of a heat map whose values are written into its cells."""
+MARKERS = ("o●", "s■", "D◆", "^▲", "v▼", "X✖", "*★")
+"""Each as matplotlib calls it and as text. Not as many as colours, so that pairs of both repeat late."""
+MAX_COLUMNS, MAX_ROWS = 8, 16
+"""The largest heat map whose values are written into its cells."""
 NOTHING = "Nothing is known that could be drawn here."
 BELOW, ABOVE = 1, 0
 """Which colours a tornado's low and high ends have, and a waterfall's steps down and up."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """`colour`: its place in COLOURS."""
+class Style:
+    """How a series is drawn. `colour`: its index in COLOURS; `glyph`: its marker as text."""
 
     colour: int
-    symbol: str
     marker: str
     glyph: str
 
@@ -55,19 +46,28 @@ class Look:
         return COLOURS[self.colour][0]
 
 
-def look(place: int) -> Look:
-    return Look(place % len(COLOURS), *SYMBOLS[place % len(SYMBOLS)])
+def style(index: int) -> Style:
+    return Style(index % len(COLOURS), *MARKERS[index % len(MARKERS)])
 
 
-def looks(document: Document) -> dict[str, Look]:
-    """Of each series by its name, in the order in which they come: the same in all plots."""
+def styles(document: ReportDocument) -> dict[str, Style]:
+    """Return the style of each series by its name: the same in all plots."""
     plots = [block for block in document.blocks if isinstance(block, Plot)]
     names = dict.fromkeys(series.name for plot in plots for series in plot.series)
-    return {name: look(place) for place, name in enumerate(names)}
+    return {name: style(index) for index, name in enumerate(names)}
 
 
 def titled(axis: Axis) -> str:
     return f"{axis.title} ({axis.unit})" if axis.unit else axis.title
+
+
+def axis_titles(chart: Chart) -> str:
+    return ", ".join(titled(getattr(chart, name)) for name in ("x", "y", "z") if hasattr(chart, name))
+
+
+def hover_text(name: str, *said: str) -> str:
+    """Return what a reader sees who points at a value, in lines."""
+    return "\n".join((name, *filter(None, said)))
 
 
 def shown(value: float, unit: str = "") -> str:
@@ -87,13 +87,7 @@ def drawable(value: float | str | None, axis: Axis) -> bool:
     return value is not None and math.isfinite(value) and (not axis.log or value > 0)
 
 
-def points(series: Series, plot: Plot) -> list[tuple[float | str, float | None]]:
-    """As they are drawn: None where a line has a gap."""
-    both = zip(series.x, series.y, strict=True)
-    return [(x, y if drawable(y, plot.y) else None) for x, y in both if drawable(x, plot.x)]
-
-
-def all_drawn(block: Plot | Heat | Waterfall | Tornado) -> bool:
+def all_drawn(block: Chart) -> bool:
     """Whether each value has a place in the plot. Cells without a value have one."""
     match block:
         case Plot():
@@ -156,21 +150,20 @@ def on_log(axis: Axis, values: Sequence[float]) -> bool:
 
 def written(heat: Heat) -> bool:
     """Whether there is room for the values in the cells."""
-    return len(heat.x_values) <= MOST_COLUMNS and len(heat.y_values) <= MOST_ROWS
+    return len(heat.x_values) <= MAX_COLUMNS and len(heat.y_values) <= MAX_ROWS
 
 
 def present(heat: Heat) -> list[float]:
     return [z for row in heat.z_values for z in row if z is not None and math.isfinite(z)]
 
 
-def widest_first(tornado: Tornado) -> list[tuple[str, float, float]]:
-    """(name, low, high) of what can be drawn."""
-    bars = [(name, low.value, high.value) for name, low, high in tornado.bars]
-    found = [bar for bar in bars if drawable(bar[1], tornado.x) and drawable(bar[2], tornado.x)]
-    return sorted(found, key=lambda bar: -abs(bar[2] - bar[1]))
+def widest_first(tornado: Tornado) -> list[tuple[str, Number, Number]]:
+    """Return (name, low, high) of what can be drawn."""
+    found = [bar for bar in tornado.bars if all(drawable(end.value, tornado.x) for end in bar[1:])]
+    return sorted(found, key=lambda bar: -abs(bar[2].value - bar[1].value))
 
 
-def empty(block: Plot | Heat | Waterfall | Tornado) -> bool:
+def empty(block: Chart) -> bool:
     """Whether nothing at all is drawn."""
     return isinstance(block, Plot) and not block.series
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-from compare.dspark import PUBLISHED_AUC, PUBLISHED_DSPARK, PUBLISHED_MTP
 from compare.published.checks import (
     CLAIMS,
     FIG7,
@@ -19,15 +18,28 @@ from compare.published.checks import (
     with_dspark,
 )
 from compare.published.curves import BASELINE, BUDGET, DSPARK, INTERACTIVITY, THROUGHPUT, figure
-from compare.report.document import Axis, Basis, Block, Cell, Name, Number, Paragraph, Plot, Section, Series, Table
+from compare.report.document import (
+    Axis,
+    Basis,
+    Block,
+    Cell,
+    Name,
+    Number,
+    Paragraph,
+    Plot,
+    ReportSection,
+    Series,
+    Table,
+)
+from compare.study.dspark import PUBLISHED_AUC, PUBLISHED_DSPARK, PUBLISHED_MTP
 
 GOLDEN = "InferenceX golden_al_distribution, SPEED-Bench coding"
-METHOD = "predicted from the MTP-1 curve alone (compare/dspark.py)"
+METHOD = "predicted from the MTP-1 curve alone (compare/study/dspark.py)"
 CONCURRENCY, RATE = Axis("requests under way", "per GPU"), Axis("each user", "tok/s")
 ALL, TOKENS = Axis("output", "tok/s/GPU"), Axis("verified", "tokens/request")
 
 
-def section(own: Sequence[Check] = ()) -> Section:
+def section(own: Sequence[Check] = ()) -> ReportSection:
     """`own`: of this project's cluster (compare/published/own.py), after all that is published."""
     found = [*checks(), *own]
     blocks: list[Block] = [*_method()]
@@ -37,7 +49,7 @@ def section(own: Sequence[Check] = ()) -> Section:
             blocks.append(PLOTS[group]())
     rows = tuple((Name(left.what), Name(left.why), Name(left.source)) for left in left_out())
     blocks.append(Table("validation_left", "Published, and not predicted", ("what", "why not", "source"), rows))
-    return Section("validation", "Predicted against published", tuple(blocks))
+    return ReportSection("validation", "Predicted against published", tuple(blocks))
 
 
 def _method() -> Iterator[Paragraph]:

@@ -3,14 +3,26 @@
 import math
 from collections.abc import Sequence
 
-from compare.report.document import Axis, Basis, Block, Cell, Name, Number, Paragraph, Part, Section, Table, Tornado
+from compare.report.document import (
+    Axis,
+    Basis,
+    Block,
+    Cell,
+    Name,
+    Number,
+    Paragraph,
+    ReportSection,
+    Table,
+    TextPart,
+    Tornado,
+)
 from compare.report.numbers import assumed, key_of, modelled, percent
-from compare.study import Study
-from compare.unknowns import Effect
-from compare.verdict import Verdict, VerdictKind
+from compare.study.study import Study
+from compare.study.unknowns import Effect
+from compare.study.verdict import Verdict, VerdictKind
 
 
-def verdicts(study: Study, found: Sequence[Verdict]) -> Section:
+def verdicts(study: Study, found: Sequence[Verdict]) -> ReportSection:
     scenario = study.scenario
     blocks: list[Block] = [
         Paragraph(
@@ -42,7 +54,7 @@ def verdicts(study: Study, found: Sequence[Verdict]) -> Section:
         " in all.",
     )
     blocks.append(Table("verdicts", "All verdicts", columns, rows, note))
-    return Section("verdict", "Verdict", tuple(blocks))
+    return ReportSection("verdict", "Verdict", tuple(blocks))
 
 
 def _row(one: Verdict) -> tuple[Cell, ...]:
@@ -52,11 +64,11 @@ def _row(one: Verdict) -> tuple[Cell, ...]:
     return *names, assumed(rivals.user_rate, "tok/s"), str(one.says), _ratio(one), *shares
 
 
-def _words(one: Verdict) -> list[Part]:
+def _words(one: Verdict) -> list[TextPart]:
     name, other, speed = Name(one.rivals.contender), Name(one.rivals.against), assumed(one.rivals.user_rate, "tok/s")
     middle, favourable, unfavourable = one.ratio
     times = modelled(middle, "times", ends=(favourable, unfavourable))
-    says: dict[VerdictKind, tuple[Part, ...]] = {
+    says: dict[VerdictKind, tuple[TextPart, ...]] = {
         VerdictKind.PAYS: (name, " pays: wherever the unknown figures lie it costs ", times, " what ", other, " does."),
         VerdictKind.NOT: (
             name,
@@ -86,7 +98,7 @@ def _words(one: Verdict) -> list[Part]:
     return parts
 
 
-def _turn(effect: Effect) -> list[Part]:
+def _turn(effect: Effect) -> list[TextPart]:
     low, high = effect.unknown.bounds
     unit, why = effect.unknown.unit, effect.unknown.why
     ends = (assumed(low, unit, why), assumed(high, unit, why))
@@ -107,7 +119,7 @@ def _ratio(one: Verdict) -> Number:
     return modelled(one.ratio[0], "times", ends=one.ratio[1:])
 
 
-def sensitivity(found: Sequence[Verdict]) -> Section:
+def sensitivity(found: Sequence[Verdict]) -> ReportSection:
     blocks: list[Block] = [
         Paragraph(
             (
@@ -130,7 +142,7 @@ def sensitivity(found: Sequence[Verdict]) -> Section:
         if rows:
             note = ("Infinite: the contender is too slow then. Zero: the other is.",)
             blocks.append(Table(f"effects-{key}", "all effects", columns, rows, note, str(one.rivals)))
-    return Section("sensitivity", "What it depends on", tuple(blocks))
+    return ReportSection("sensitivity", "What it depends on", tuple(blocks))
 
 
 def _effect(effect: Effect) -> tuple[Cell, ...]:

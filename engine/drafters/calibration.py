@@ -1,4 +1,4 @@
-"""Temperatures for a drafter's confidences, kept beside its weights (train/calibrate.py fits them)."""
+"""Temperatures for a drafter's confidences, kept beside its weights (train/drafter/calibrate.py fits them)."""
 
 import json
 from pathlib import Path

@@ -11,8 +11,8 @@ from cluster.bench.chunks import events
 from cluster.bench.load import Record
 from cluster.bench.report import as_json, summary
 from cluster.bench.run import Options
-from compare.measured import run_of
-from compare.scenario import WorkloadSection
+from compare.study.measured import run_of
+from compare.study.scenario import WorkloadSection
 from engine.config import SHIPPED_MODEL
 from engine.errors import ConfigError
 from engine.text import Text

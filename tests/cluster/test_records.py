@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster.records import Part, all_parts, part_of
-from compare.replay import acceptance_of, workload_of
 from compare.simulate import simulate
+from compare.simulator.replay import acceptance_of, workload_of
 from decode.record import read
 from engine.config import SHIPPED_DRAFTER, Config
 from engine.errors import ConfigError

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compare.acceptance import Rates
 from compare.replica import Kit
+from compare.simulator.acceptance import Rates
 from compare.system import System
 from compare.virtual import layout_of
 from engine.config import Config

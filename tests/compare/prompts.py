@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from compare.workload import Arrival, Segment, Workload
+from compare.simulator.workload import Arrival, PromptSegment, Workload
 
 counts = st.integers(1, 10_000)
 moments = st.floats(0, 1e9)
@@ -13,7 +13,7 @@ names = st.text(max_size=8)
 def arrivals(draw: st.DrawFn) -> Arrival:
     """With at most one shared stretch, as our own format has it."""
     tokens = draw(counts)
-    shared = draw(st.none() | st.builds(Segment, names, st.integers(1, tokens)))
+    shared = draw(st.none() | st.builds(PromptSegment, names, st.integers(1, tokens)))
     return Arrival(
         at=draw(moments),
         input_tokens=tokens,
@@ -28,7 +28,7 @@ def at(*moments: float) -> Workload:
     return Workload(tuple(Arrival(at=moment, input_tokens=10, output_tokens=2) for moment in moments))
 
 
-def prompt(*shared: Segment, at: float = 0.0, own: int = 0) -> Arrival:
+def prompt(*shared: PromptSegment, at: float = 0.0, own: int = 0) -> Arrival:
     return Arrival(at=at, input_tokens=sum(s.tokens for s in shared) + own, output_tokens=1, shared=shared)
 
 

@@ -1,20 +1,20 @@
-"""A made-up report with every kind of block, and with names that are hostile to HTML, to plotly and to matplotlib."""
+"""A made-up report with every kind of block, and with names that are hostile to HTML, to SVG and to matplotlib."""
 
 import math
 
 from compare.report.document import (
     Axis,
     Basis,
-    Document,
     Heat,
-    Link,
     Mark,
     Name,
     Number,
     Paragraph,
     Plot,
-    Section,
+    ReportDocument,
+    ReportSection,
     Series,
+    SourceLink,
     Table,
     Tornado,
     Waterfall,
@@ -33,13 +33,13 @@ def ranged(value: float, low: float, high: float, unit: str = "tok/s") -> Number
     return Number(value, unit, Basis.SIMULATED, "simulated over every unknown, 400 requests", low, high)
 
 
-def document() -> Document:
+def document() -> ReportDocument:
     sections = (_summary(), _speed(), _money())
     about = {"Scenario": "chat-8k.yaml", "Date": "2026-11-27", "Version": "0.1.0", "Seed": "7", "Command": HOSTILE}
-    return Document("DeepSeek-V4 on 8 × B200, against CS-3", about, sections)
+    return ReportDocument("DeepSeek-V4 on 8 × B200, against CS-3", about, sections)
 
 
-def _summary() -> Section:
+def _summary() -> ReportSection:
     said = (
         "With software alone, one answer comes at ",
         ranged(412, 310, 640),
@@ -53,7 +53,7 @@ def _summary() -> Section:
         number(5.1, "×"),
         " does not close.",
     )
-    return Section(
+    return ReportSection(
         "summary",
         "What came of it",
         (
@@ -69,7 +69,7 @@ def _summary() -> Section:
             Paragraph(
                 (
                     "Both serve the same requests. Prices are those of ",
-                    Link("GPU specifications 2026", "https://example.com/gpu-specs?x=1&y=2"),
+                    SourceLink("GPU specifications 2026", "https://example.com/gpu-specs?x=1&y=2"),
                     ", and what a system costs without load is ",
                     number(math.inf, "$/M", Basis.MODELLED),
                     ". A loss would be ",
@@ -90,7 +90,7 @@ def _systems() -> Table:
             number(48000),
             ranged(0.42, 0.31, 0.66, "$/M"),
             number(17.4, "kW", Basis.ESTIMATE, "SemiAnalysis, constants.ts"),
-            Link("specification", "https://example.com/b200"),
+            SourceLink("specification", "https://example.com/b200"),
         ),
         (
             Name("CS-3"),
@@ -118,7 +118,7 @@ def _systems() -> Table:
     return Table("systems", "The systems beside each other", columns, rows, note)
 
 
-def _speed() -> Section:
+def _speed() -> ReportSection:
     batch = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
     gpu = Series(
         "8 × B200, DSpark",
@@ -154,7 +154,7 @@ def _speed() -> Section:
             Mark("No end", "y", number(math.inf)),
         ),
     )
-    return Section("speed", "How fast", (pareto, _bars(), _steps()))
+    return ReportSection("speed", "How fast", (pareto, _bars(), _steps()))
 
 
 def _bars() -> Plot:
@@ -187,7 +187,7 @@ def _steps() -> Waterfall:
     )
 
 
-def _money() -> Section:
+def _money() -> ReportSection:
     across, up = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0), (0.5, 1.0, 2.0, 4.0, 8.0)
     z = tuple(tuple(None if x < y else 0.3 * x**1.2 / y for x in across) for y in up)
     payback = Heat(
@@ -228,4 +228,4 @@ def _money() -> Section:
             ("Power, 1.1 to 1.2 kW", number(0.415, "$/M"), number(0.43, "$/M")),
         ),
     )
-    return Section("money", "What it costs — 日本語, ünïcode", (payback, many, what))
+    return ReportSection("money", "What it costs — 日本語, ünïcode", (payback, many, what))

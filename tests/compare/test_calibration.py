@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compare.published.anchors import PUBLISHED, anchors, read_anchors
+from compare.published.anchors import PUBLISHED, published_sets, read_sets
 from compare.published.calibration import CALIBRATIONS, alone, calibrated
 from compare.published.terms import Steps
-from compare.scenario import Scenario
-from compare.setups import Built
-from compare.steady import Steady
+from compare.study.scenario import Scenario
+from compare.study.setups import BuiltSystems
+from compare.study.steady import Steady
 from engine.errors import ConfigError
 from hardware.device import Device, Numbers
 from hardware.fit import closest
@@ -44,7 +44,7 @@ def test_losses_are_shares_and_times_and_come_as_close_as_they_did(name: str) ->
 
 def test_what_rests_on_one_weak_point_says_so() -> None:
     assert calibrated("kimi-k2-cs3").losses.source.startswith("unverified")
-    assert anchors()["kimi-k2-cs3"].label == "unverified"
+    assert published_sets()["kimi-k2-cs3"].label == "unverified"
 
 
 def test_an_unknown_fit_is_named_with_those_that_there_are() -> None:
@@ -88,7 +88,7 @@ def test_a_search_finds_losses_again_and_leaves_others_alone() -> None:
 
 @pytest.mark.parametrize("name", sorted(file.name for file in PUBLISHED.glob("*.yaml")))
 def test_every_published_point_says_who_where_and_when(name: str) -> None:
-    for found in read_anchors(PUBLISHED / name).values():
+    for found in read_sets(PUBLISHED / name).values():
         assert found.points and found.unit and found.date.year >= 2026
 
 
@@ -103,13 +103,13 @@ def test_what_a_published_set_must_not_have_is_named(tmp_path: Path) -> None:
     ):
         file.write_text(yaml.safe_dump({"mine": wrong}, default_flow_style=False))
         with pytest.raises(ConfigError, match=what):
-            read_anchors(file)
+            read_sets(file)
     file.write_text("- 1")
     with pytest.raises(ConfigError, match="no mapping"):
-        read_anchors(file)
+        read_sets(file)
     file.write_text("a: [")
     with pytest.raises(ConfigError, match=r"some\.yaml"):
-        read_anchors(file)
+        read_sets(file)
 
 
 @pytest.mark.parametrize(("name", "total", "active"), [("deepseek-r1", 671, 37), ("kimi-k2", 1026, 32)])
@@ -133,9 +133,9 @@ def test_a_system_of_a_scenario_is_off_by_what_its_fit_is(rack: str) -> None:
         "systems": {"none": {"decode": {"device": device, "units": [8]}, "prefill": prefill}},
     }
     scenario = Scenario.parse(content)
-    steady = Steady.of(Built(scenario).setups["none"][0], scenario, scenario.acceptance.drafting)
+    steady = Steady.of(BuiltSystems(scenario).setups["none"][0], scenario, scenario.acceptance.drafting)
 
-    for point, error in zip(anchors()[name].points, calibrated(f"inferencex-{name}").errors, strict=True):
+    for point, error in zip(published_sets()[name].points, calibrated(f"inferencex-{name}").errors, strict=True):
         assert point.at is not None
         if alone(point):
             assert steady.at(1).user_rate / point.at - 1 == pytest.approx(error, abs=0.001)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from compare.dspark import Drafting, Point, predicted
 from compare.published.curves import COLUMNS, FIGURES, as_csv, figure_points, layers_of, predict_file
+from compare.study.dspark import CurvePoint, Drafting, predicted
 from engine.errors import ConfigError
 
 HEAD = "figure,model,drafter,x,x_unit,y,y_unit\n"
@@ -67,7 +67,7 @@ def test_several_models_need_one_named() -> None:
     ],
 )
 def test_any_two_columns_are_the_same_curve(tmp_path: Path, text: str) -> None:
-    expected = predicted([Point(10, 1000), Point(40, 3000), Point(160, 7000)], 43, Drafting())
+    expected = predicted([CurvePoint(10, 1000), CurvePoint(40, 3000), CurvePoint(160, 7000)], 43, Drafting())
 
     found = predict_file(written(tmp_path, text))
 

@@ -11,7 +11,18 @@ from typing import Any
 import pytest
 
 from compare.report import files
-from compare.report.document import Axis, Basis, Document, Heat, Name, Number, Paragraph, Plot, Section, Table
+from compare.report.document import (
+    Axis,
+    Basis,
+    Heat,
+    Name,
+    Number,
+    Paragraph,
+    Plot,
+    ReportDocument,
+    ReportSection,
+    Table,
+)
 from engine.errors import ConfigError
 from tests.compare.sample import HOSTILE, document, number, ranged
 
@@ -64,7 +75,7 @@ def test_digits_need_a_number_or_a_name() -> None:
     for wrong in (
         lambda: Paragraph(("on 8 of them",)),
         lambda: Table("t", "Table", ("a",), (("5 ms",),)),
-        lambda: Section("s", "Table 1", ()),
+        lambda: ReportSection("s", "Table 1", ()),
         lambda: Plot("p", "At 32k", Axis("x", ""), Axis("y", ""), ()),
     ):
         with pytest.raises(ValueError, match="without label and source"):
@@ -76,7 +87,7 @@ def test_keys_are_names_of_files_and_unique(key: str) -> None:
     table, same = (Table(k, "Table", ("a",), ()) for k in ("a", key))
 
     with pytest.raises(ValueError, match="keys are of"):
-        Document("Title", {}, (Section("one", "One", (table,)), Section("two", "Two", (same,))))
+        ReportDocument("Title", {}, (ReportSection("one", "One", (table,)), ReportSection("two", "Two", (same,))))
 
 
 def test_a_heat_map_has_a_value_or_none_for_each_cell() -> None:
@@ -178,18 +189,18 @@ def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
 
 
 def test_a_missing_library_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    files.check_libraries()
-    monkeypatch.setattr(files, "LIBRARIES", ("plotly", "no_such_library"))
+    files.check_library()
+    monkeypatch.setattr(files, "LIBRARY", "no_such_library")
 
     with pytest.raises(ConfigError, match=r"needs no_such_library: pip install 'sparkpool\[compare\]'"):
         files.write(document(), tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
 
-def test_the_document_and_its_json_need_neither_library() -> None:
+def test_the_document_and_its_json_need_no_matplotlib() -> None:
     program = (
-        "import sys; sys.modules['plotly'] = sys.modules['matplotlib'] = None;"
-        "import compare.report.page, compare.report.pictures; from compare.report.files import as_json;"
+        "import sys; sys.modules['matplotlib'] = None;"
+        "import compare.report.page, compare.report.charts; from compare.report.files import as_json;"
         "from tests.compare.sample import document; as_json(document())"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

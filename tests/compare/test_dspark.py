@@ -5,26 +5,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compare.dspark import (
+from compare.published.curves import figure_points
+from compare.study.dspark import (
     PUBLISHED_AUC,
     PUBLISHED_DSPARK,
     PUBLISHED_MTP,
+    CurvePoint,
     Drafting,
-    Point,
     StepCurve,
     _auc,
     predicted,
 )
-from compare.published.curves import figure_points
 from engine.errors import ConfigError
 
 LAYERS = 43
 CONCURRENCIES = (4.0, 16.0, 64.0, 128.0, 256.0)
 
 
-def curve(fixed: float, per_request: float) -> list[Point]:
+def curve(fixed: float, per_request: float) -> list[CurvePoint]:
     """With MTP-1, of steps that take so many seconds and so many more for each request."""
-    return [Point(c, PUBLISHED_MTP * c / (fixed + per_request * c)) for c in CONCURRENCIES]
+    return [CurvePoint(c, PUBLISHED_MTP * c / (fixed + per_request * c)) for c in CONCURRENCIES]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_v4_pro_at_35_tokens_a_second(drafting: Drafting) -> None:
     before = figure_points("V4-Pro")
     after = predicted(before, 61, drafting)
 
-    def at_35(points: list[Point]) -> float:
+    def at_35(points: list[CurvePoint]) -> float:
         rates = sorted((point.user_rate, point.throughput) for point in points)
         return float(np.interp(35, *zip(*rates, strict=True)))
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from compare.acceptance import Rates
 from compare.fast import FastSystem, simulate_fast
 from compare.fast_replicas import Decoding, Prefilling
-from compare.mixes import Fixed, generate
-from compare.outcome import End, Result
 from compare.simulate import simulate
-from compare.workload import Arrival, Segment, Workload
+from compare.simulator.acceptance import Rates
+from compare.simulator.mixes import FixedSize, generate
+from compare.simulator.outcome import End, SimulationResult
+from compare.simulator.workload import Arrival, PromptSegment, Workload
 from hardware.link import Link
 from tests.compare.machines import FLASH_BYTES, GPU, Steady, kit, system
 
@@ -45,7 +45,7 @@ def fast(
 )
 def test_it_agrees_with_the_exact_one(rate: float, rates: tuple[float, ...], fixed: int | None) -> None:
     """Within 1% on throughput and time per token; the first token comes when it does there."""
-    workload = generate(Fixed(300, 120), rate=rate, seed=4, requests=400)
+    workload = generate(FixedSize(300, 120), rate=rate, seed=4, requests=400)
     planner = "fixed" if fixed is not None or not rates else "causal"
     config = {"planner": planner, "fixed_drafts": fixed or 0, "max_requests": 64}
     exact = simulate(system(decode=config, kits=kit(rates, LINK)), workload, seed=1)
@@ -58,7 +58,7 @@ def test_it_agrees_with_the_exact_one(rate: float, rates: tuple[float, ...], fix
 
 
 def test_replicas_share_the_load_as_routing_has_it() -> None:
-    workload = generate(Fixed(300, 120), rate=40.0, seed=4, requests=600)
+    workload = generate(FixedSize(300, 120), rate=40.0, seed=4, requests=600)
     config = {"planner": "fixed", "fixed_drafts": 0, "max_requests": 64, "replicas": 3}
     exact = simulate(system(prefill={"replicas": 2}, decode=config, kits=kit((), LINK)), workload, seed=1)
 
@@ -79,7 +79,7 @@ def test_one_request_alone() -> None:
 
 
 def test_nothing_is_lost_and_device_time_adds_up() -> None:
-    workload = generate(Fixed(700, 60), rate=50.0, seed=2, requests=500)
+    workload = generate(FixedSize(700, 60), rate=50.0, seed=2, requests=500)
     run = simulate_fast(fast(seats=8, rates=(0.7, 0.5), decode=2), workload, seed=3)
 
     assert [one.end for one in run.served] == [End.DONE] * 500
@@ -92,7 +92,7 @@ def test_nothing_is_lost_and_device_time_adds_up() -> None:
 
 def test_a_session_finds_its_prompt_again() -> None:
     turns = tuple(
-        Arrival(at=float(n), input_tokens=1000, output_tokens=1, shared=(Segment("s", 900),)) for n in range(3)
+        Arrival(at=float(n), input_tokens=1000, output_tokens=1, shared=(PromptSegment("s", 900),)) for n in range(3)
     )
     run = simulate_fast(fast(cached_tokens=10_000), Workload(turns))
 
@@ -101,9 +101,9 @@ def test_a_session_finds_its_prompt_again() -> None:
 
 
 def test_the_seed_decides_and_nothing_else() -> None:
-    workload = generate(Fixed(300, 50), rate=20.0, seed=4, requests=50)
+    workload = generate(FixedSize(300, 50), rate=20.0, seed=4, requests=50)
 
-    def run(seed: int) -> Result:
+    def run(seed: int) -> SimulationResult:
         return simulate_fast(fast(rates=(0.7, 0.6)), workload, seed=seed)
 
     assert run(1) == run(1)

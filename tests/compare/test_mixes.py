@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compare.mixes import MIXES, Chat, CodingAgent, Fixed, Lognormal, arrival_times, generate, mix_named
-from compare.workload import Arrival, Segment, tokens_of
+from compare.simulator.mixes import MIXES, Chat, CodingAgent, FixedSize, Lognormal, arrival_times, generate, mix_named
+from compare.simulator.workload import Arrival, PromptSegment, tokens_of
 from engine.errors import ConfigError
 from tests.compare.prompts import common
 
@@ -67,7 +67,7 @@ def test_poisson_gaps_are_exponential() -> None:
 def test_all_that_arrive_within_the_seconds_are_there() -> None:
     expected = [t for t in islice(arrival_times(5.0, 3, 0.5), 1000) if t <= 60]
 
-    workload = generate(Fixed(10, 2), rate=5, seed=3, seconds=60, burstiness=0.5)
+    workload = generate(FixedSize(10, 2), rate=5, seed=3, seconds=60, burstiness=0.5)
 
     assert [arrival.at for arrival in workload] == expected
     assert {(a.input_tokens, a.output_tokens, a.shared) for a in workload} == {(10, 2, ())}
@@ -135,9 +135,9 @@ def test_an_agent_whose_context_is_full_begins_again() -> None:
 
 def test_agents_share_their_instructions_and_repositories() -> None:
     workload = generate(CodingAgent(repositories=2), rate=1, seed=1, requests=400)
-    by_repository: dict[Segment, Arrival] = {}
+    by_repository: dict[PromptSegment, Arrival] = {}
     for arrival in workload:
-        assert arrival.shared[0] == Segment("agent", 17_000)
+        assert arrival.shared[0] == PromptSegment("agent", 17_000)
         by_repository.setdefault(arrival.shared[1], arrival)
 
     one, two = by_repository.values()
@@ -173,7 +173,7 @@ def test_a_lognormal_keeps_within_its_bounds(middle: float, spread: float, seed:
 )
 def test_a_workload_that_cannot_be_is_refused(changes: dict[str, float], fault: str) -> None:
     with pytest.raises(ConfigError, match=fault):
-        generate(Fixed(10, 2), **{"rate": 1.0, "seed": 1, **changes})  # type: ignore[arg-type]
+        generate(FixedSize(10, 2), **{"rate": 1.0, "seed": 1, **changes})  # type: ignore[arg-type]
 
 
 def test_a_mix_without_a_name_is_refused_with_those_that_have_one() -> None:

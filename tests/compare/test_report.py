@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from compare import simulated
 from compare.report.build import Comparison
 from compare.report.numbers import ranged
-from compare.scenario import Scenario
-from compare.simulated import served, wanted
-from compare.study import Study, dollars, joules
-from compare.unknowns import span
+from compare.study import simulated
+from compare.study.scenario import Scenario
+from compare.study.simulated import served, wanted
+from compare.study.study import Study, dollars, joules
+from compare.study.unknowns import span
 from tests.compare.made_up import figure, gpu, scenario
 from tests.compare.walk import walk
 

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from compare.report.build import Comparison
-from compare.scenario import Scenario
-from compare.study import Rivals
-from compare.unknowns import uses
-from compare.verdict import ratio
+from compare.study.scenario import Scenario
+from compare.study.study import Rivals
+from compare.study.unknowns import uses
+from compare.study.verdict import ratio
 from engine.errors import ConfigError
 from tests.compare.made_up import figure, gpu, scenario
 

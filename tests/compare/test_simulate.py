@@ -15,11 +15,11 @@ import local.colocated
 import policy.board
 import policy.scale
 import prefill.prefiller
-from compare.acceptance import Rates, Recorded
-from compare.mixes import Fixed, generate
-from compare.outcome import End, Result
 from compare.simulate import simulate
-from compare.workload import Arrival, Segment, Workload
+from compare.simulator.acceptance import Rates, Recorded
+from compare.simulator.mixes import FixedSize, generate
+from compare.simulator.outcome import End, SimulationResult
+from compare.simulator.workload import Arrival, PromptSegment, Workload
 from engine.errors import ConfigError
 from hardware.link import Link
 from tests.compare.machines import FLASH_BYTES, GPU, Linear, Steady, kit, system
@@ -75,7 +75,7 @@ def test_nothing_is_lost(
     """Requests in are done, refused or failed; every answer is whole; device time adds up; no page is leaked (each
     replica checks its own at the end)."""
     config = {**SMALL, "planner": planner, "fixed_drafts": 2, "local_chunk_tokens": 64 * local_chunks}
-    workload = generate(Fixed(tokens, answer), rate=30.0, seed=count, requests=count)
+    workload = generate(FixedSize(tokens, answer), rate=30.0, seed=count, requests=count)
     run = simulate(system(decode=config, kits=kit(rates, pages=60)), workload)
 
     assert len(run.served) == count
@@ -95,7 +95,7 @@ def test_few_pages_preempt_and_every_answer_is_whole() -> None:
 
 def test_what_waits_too_long_is_refused() -> None:
     rest = {"gateway": {"queued_seconds": 0.2}}
-    run = simulate(system(decode=SMALL, rest=rest), generate(Fixed(2000, 5), rate=200.0, seed=1, requests=200))
+    run = simulate(system(decode=SMALL, rest=rest), generate(FixedSize(2000, 5), rate=200.0, seed=1, requests=200))
 
     assert 0 < len(run.of(End.REFUSED)) < 200
     assert len(run.done) + len(run.of(End.REFUSED)) == 200
@@ -127,7 +127,7 @@ def test_drafts_that_survive_make_fewer_steps() -> None:
     assert steps(vain) == pytest.approx(steps(plain), rel=0.05)
 
 
-def steps(run: Result) -> int:
+def steps(run: SimulationResult) -> int:
     return sum(machine.steps for machine in run.machines if machine.pool == "default")
 
 
@@ -155,7 +155,8 @@ def test_domains_differ_in_what_survives() -> None:
 
 def test_prefixes_are_found_where_they_were_sent() -> None:
     turns = tuple(
-        Arrival(at=float(n), input_tokens=1000, output_tokens=2, shared=(Segment("system", 900),)) for n in range(4)
+        Arrival(at=float(n), input_tokens=1000, output_tokens=2, shared=(PromptSegment("system", 900),))
+        for n in range(4)
     )
     run = simulate(system(prefill={"replicas": 2}), Workload(turns))
 
@@ -180,8 +181,8 @@ def test_scaling_follows_the_load() -> None:
     """policy/scale.py decides: up under a burst, down after it, and nobody is lost on the way."""
     scale = {"scale": {"min_replicas": 1, "max_replicas": 4}}
     rest = {"targets": {"tokens_per_second": 100.0, "ttft_seconds": 0.5, "down_seconds": 10.0}}
-    quiet = generate(Fixed(64, 100), rate=1.0, seed=1, seconds=90.0)
-    busy = generate(Fixed(64, 100), rate=40.0, seed=2, seconds=20.0)
+    quiet = generate(FixedSize(64, 100), rate=1.0, seed=1, seconds=90.0)
+    busy = generate(FixedSize(64, 100), rate=40.0, seed=2, seconds=20.0)
     moved = [Arrival(at=a.at + 20, input_tokens=64, output_tokens=100) for a in busy]
     times = Linear(request=4e-4)
     both = Workload((*quiet, *moved))
@@ -196,9 +197,9 @@ def test_scaling_follows_the_load() -> None:
 
 
 def test_the_seed_decides_and_nothing_else() -> None:
-    workload = generate(Fixed(200, 40), rate=20.0, seed=4, requests=40)
+    workload = generate(FixedSize(200, 40), rate=20.0, seed=4, requests=40)
 
-    def run(seed: int) -> Result:
+    def run(seed: int) -> SimulationResult:
         return simulate(system(decode={**SMALL, "planner": "lagged"}, kits=kit((0.7, 0.6))), workload, seed=seed)
 
     assert run(1) == run(1)

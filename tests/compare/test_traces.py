@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compare.traces import BLOCK_TOKENS, read, write
-from compare.workload import LONGEST_PROMPT, Arrival, Segment, Workload, tokens_of
+from compare.simulator.traces import BLOCK_TOKENS, read, write
+from compare.simulator.workload import LONGEST_PROMPT, Arrival, PromptSegment, Workload, tokens_of
 from engine.errors import ConfigError
 from tests.compare.prompts import arrivals, at, common, prompt
 
@@ -89,7 +89,7 @@ def test_ours_is_read_with_all_that_it_may_say(written: Written) -> None:
             at=1.0,
             input_tokens=30,
             output_tokens=4,
-            shared=(Segment("repository", 20),),
+            shared=(PromptSegment("repository", 20),),
             domain="code",
             tier="gold",
         ),
@@ -118,7 +118,7 @@ def test_packed_files_say_the_same(tmp_path: Path, written: Written, name: str, 
 
 
 def test_more_than_one_stretch_is_not_written(tmp_path: Path) -> None:
-    workload = Workload((prompt(Segment("a", 1)), prompt(Segment("a", 1), Segment("b", 1))))
+    workload = Workload((prompt(PromptSegment("a", 1)), prompt(PromptSegment("a", 1), PromptSegment("b", 1))))
 
     with pytest.raises(ConfigError, match=r"own\.jsonl:2: would share 2 stretches"):
         write(workload, tmp_path / "own.jsonl")

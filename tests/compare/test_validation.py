@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from compare.published.anchors import anchors
+from compare.published.anchors import published_sets
 from compare.published.checks import CLAIMS, FIG7, FIG8_BUDGET, FIG8_THROUGHPUT, RACKS, Check, checks, left_out
-from compare.report.document import Document, Number, Plot, Table
+from compare.report.document import Number, Plot, ReportDocument, Table
 from compare.report.validation import TITLES, section
 
 
@@ -57,12 +57,14 @@ def test_figure_7_and_what_the_paper_says(found: list[Check]) -> None:
 def test_every_published_set_is_checked_or_left_out_with_a_reason(found: list[Check]) -> None:
     sources = " ".join([check.source for check in found] + [left.source for left in left_out()])
 
-    assert all(one.source in sources for one in anchors().values())
+    assert all(one.source in sources for one in published_sets().values())
     assert all(left.why for left in left_out())
 
 
 def test_the_section_has_every_check_and_says_what_was_fitted(found: list[Check]) -> None:
-    document = Document("Validation", {}, (section(),))  # which refuses digits without a source, and keys used twice
+    document = ReportDocument(
+        "Validation", {}, (section(),)
+    )  # which refuses digits without a source, and keys used twice
     tables = [block for block in document.blocks if isinstance(block, Table)]
     rows = [row for table in tables[:-1] for row in table.rows]
 

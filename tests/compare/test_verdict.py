@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compare import breakeven
-from compare.breakeven import Side, break_even
-from compare.scenario import Scenario
-from compare.study import Rivals, Study, dollars, joules
-from compare.unknowns import span, unknowns
-from compare.verdict import Verdict, VerdictKind, verdict
+from compare.study import breakeven
+from compare.study.breakeven import ServingOption, break_even
+from compare.study.scenario import Scenario
+from compare.study.study import Rivals, Study, dollars, joules
+from compare.study.unknowns import span, unknowns
+from compare.study.verdict import Verdict, VerdictKind, verdict
 from tests.compare.made_up import figure, gpu, scenario
 
 
@@ -110,7 +110,7 @@ def test_a_variation_that_leaves_a_system_alone_does_not_compute_it_again(tmp_pa
 def test_break_even_is_where_one_replica_costs_what_software_does(
     gives: float, costs: float, other_gives: float, other_costs: float, traffic: float
 ) -> None:
-    software, contender = Side(gives, costs), Side(other_gives, other_costs)
+    software, contender = ServingOption(gives, costs), ServingOption(other_gives, other_costs)
 
     share = break_even(software, contender, traffic)
 
@@ -124,7 +124,7 @@ def test_break_even_is_where_one_replica_costs_what_software_does(
 
 
 def test_break_even_without_one_side() -> None:
-    side = Side(100, 1)
+    side = ServingOption(100, 1)
 
     assert break_even(side, None, 1e6) is None
     assert break_even(None, side, 1e6) == 0.0

@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compare.workload import Arrival, Segment, Workload, tokens_of
+from compare.simulator.workload import Arrival, PromptSegment, Workload, tokens_of
 from tests.compare.prompts import arrivals, at, common, prompt
 
 
@@ -26,7 +26,7 @@ def test_a_workload_is_in_order_and_sums_itself_up() -> None:
 
 
 def test_the_first_are_the_earliest_and_scaling_changes_times_alone() -> None:
-    workload = Workload(tuple(prompt(Segment("a", n), at=n) for n in (4, 2, 6)))
+    workload = Workload(tuple(prompt(PromptSegment("a", n), at=n) for n in (4, 2, 6)))
 
     faster = workload.scaled(2)
 
@@ -37,24 +37,24 @@ def test_the_first_are_the_earliest_and_scaling_changes_times_alone() -> None:
 
 
 def test_repeated_is_what_earlier_prompts_began_with() -> None:
-    system, more = Segment("system", 10), Segment("more", 10)
+    system, more = PromptSegment("system", 10), PromptSegment("more", 10)
 
     def repeated(*prompts: Arrival) -> float:
         return Workload(prompts).repeated
 
     assert repeated(prompt(system, own=10), prompt(system, own=10)) == 10 / 40
     assert repeated(prompt(system, more), prompt(system, more)) == 20 / 40
-    assert repeated(prompt(Segment("system", 5), own=5), prompt(system)) == 5 / 20
-    assert repeated(prompt(system), prompt(Segment("system", 5), own=5)) == 5 / 20
+    assert repeated(prompt(PromptSegment("system", 5), own=5), prompt(system)) == 5 / 20
+    assert repeated(prompt(system), prompt(PromptSegment("system", 5), own=5)) == 5 / 20
     assert repeated(prompt(more), prompt(system, more)) == 0, "not at the beginning"
-    assert repeated(prompt(Segment("system", 5), more), prompt(system, more)) == 5 / 35, "what differs ends it"
+    assert repeated(prompt(PromptSegment("system", 5), more), prompt(system, more)) == 5 / 35, "what differs ends it"
 
 
-stretches = st.lists(st.builds(Segment, st.sampled_from("abc"), st.sampled_from([1, 2, 3])), max_size=4)
+stretches = st.lists(st.builds(PromptSegment, st.sampled_from("abc"), st.sampled_from([1, 2, 3])), max_size=4)
 
 
 @given(st.lists(st.tuples(stretches, st.integers(0, 2)), min_size=1, max_size=6))
-def test_repeated_agrees_with_the_tokens(prompts: list[tuple[list[Segment], int]]) -> None:
+def test_repeated_agrees_with_the_tokens(prompts: list[tuple[list[PromptSegment], int]]) -> None:
     """A cache that knows every beginning of every earlier prompt, token by token."""
     workload = Workload(tuple(prompt(*shared, own=own + (not shared)) for shared, own in prompts))
     tokens = [tokens_of(arrival, index) for index, arrival in enumerate(workload)]
@@ -65,8 +65,16 @@ def test_repeated_agrees_with_the_tokens(prompts: list[tuple[list[Segment], int]
 
 
 def test_tokens_are_the_same_where_names_are_and_nowhere_else() -> None:
-    system, session, longer = Segment("system", 100), Segment("session 1", 50), Segment("session 1", 80)
-    first, second, other = prompt(system, session), prompt(system, longer, own=7), prompt(Segment("session 2", 90))
+    system, session, longer = (
+        PromptSegment("system", 100),
+        PromptSegment("session 1", 50),
+        PromptSegment("session 1", 80),
+    )
+    first, second, other = (
+        prompt(system, session),
+        prompt(system, longer, own=7),
+        prompt(PromptSegment("session 2", 90)),
+    )
 
     a, b, c = (tokens_of(arrival, index) for index, arrival in enumerate((first, second, other)))
 
@@ -79,7 +87,7 @@ def test_tokens_are_the_same_where_names_are_and_nowhere_else() -> None:
 def test_tokens_do_not_depend_on_the_process() -> None:
     """`hash` of a text would give others each time."""
     system, nothing = 0xA99CF92E270B8F04 >> 3, 0xE4A6A0577479B2B4 >> 3  # b2sum -l 64
-    arrival = prompt(Segment("system", 2), Segment("", 1), own=1)
+    arrival = prompt(PromptSegment("system", 2), PromptSegment("", 1), own=1)
 
     assert tokens_of(arrival, 3) == (system, system + 1, nothing, 2**62 + 3 * 2**24)
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from engine.errors import ConfigError
 from hardware.device import Device, Numbers
-from hardware.fit import Measured, fitted
+from hardware.fit import MeasuredStep, fitted
 from hardware.model import STORED, Model
-from hardware.placement import Fit, Placement, fewest
+from hardware.placement import MemoryFit, Placement, fewest
 from hardware.roofline import DraftShape, Losses, Roofline
 
 FLASH, QWEN = Model.of("deepseek-v4-flash"), Model.of("qwen3-8b")
@@ -88,18 +88,18 @@ def test_a_latent_is_replicated_under_tensor_parallelism() -> None:
     """Every unit holds all of it; K and V heads are cut."""
     latent = Model.of("deepseek-v3.2")
     for model, parts in ((latent, 1), (QWEN, 8)):
-        whole = Fit(model, Placement(1), 1e13).request_bytes(10_000)
-        assert Fit(model, Placement(8, attention="tensor"), 1e13).request_bytes(10_000) == whole / parts
-        assert Fit(model, Placement(8, attention="data"), 1e13).request_bytes(10_000) == whole / 8
+        whole = MemoryFit(model, Placement(1), 1e13).request_bytes(10_000)
+        assert MemoryFit(model, Placement(8, attention="tensor"), 1e13).request_bytes(10_000) == whole / parts
+        assert MemoryFit(model, Placement(8, attention="data"), 1e13).request_bytes(10_000) == whole / 8
 
 
 def test_a_cache_cut_by_tokens_is_held_once_and_takes_one_sum_more() -> None:
     """Weights are cut as by heads; of a latent each unit has its part of the tokens."""
     by_heads, by_tokens = Placement(8, attention="tensor"), Placement(8, attention="context")
-    held = [Fit(FLASH, place, 192e9).request_bytes(100_000) for place in (by_heads, by_tokens)]
+    held = [MemoryFit(FLASH, place, 192e9).request_bytes(100_000) for place in (by_heads, by_tokens)]
     times = [roofline(FLASH, B200, 8, attention=attention) for attention in ("tensor", "context")]
 
-    assert Fit(FLASH, by_tokens, 192e9).weights_bytes == Fit(FLASH, by_heads, 192e9).weights_bytes
+    assert MemoryFit(FLASH, by_tokens, 192e9).weights_bytes == MemoryFit(FLASH, by_heads, 192e9).weights_bytes
     assert held[0] == pytest.approx(8 * held[1])
     summed = len(FLASH.layers) * times[0]._summed_seconds(1)
     assert times[1].verify_seconds(1, 1, 1) == pytest.approx(times[0].verify_seconds(1, 1, 1) + summed, rel=0.01)
@@ -111,20 +111,22 @@ def test_the_smallest_replica_is_whole_racks_of_lpus_and_stages_of_wafers() -> N
 
     for place, numbers, more in ((fewest(FLASH, rack, "context"), rack, 256), (fewest(FLASH, wafer, "data"), wafer, 1)):
         assert place.all_units % more == 0
-        assert Fit(FLASH, place, numbers.get("memory")).room > 0
+        assert MemoryFit(FLASH, place, numbers.get("memory")).room > 0
         less = replace(place, stages=place.stages - 1) if more == 1 else replace(place, units=place.units - more)
-        assert Fit(FLASH, less, numbers.get("memory")).room <= 0
+        assert MemoryFit(FLASH, less, numbers.get("memory")).room <= 0
 
 
 def test_what_does_not_fit_says_by_how_much() -> None:
-    rack = Fit(FLASH, Placement(256, attention="tensor"), Numbers(LPX).get("memory"), spare=0.0)
+    rack = MemoryFit(FLASH, Placement(256, attention="tensor"), Numbers(LPX).get("memory"), spare=0.0)
 
     with pytest.raises(
         ConfigError, match=r"deepseek-v4-flash does not fit one rack.* 256 units .*2[78]\.\d GB too much"
     ):
         rack.check("one rack")
     assert rack.weights_bytes * 256 == pytest.approx(FLASH.weight_bytes, rel=1e-9)
-    Fit(FLASH, Placement(256, stages=2, attention="tensor"), Numbers(LPX).get("memory"), spare=0.0).check("two racks")
+    MemoryFit(FLASH, Placement(256, stages=2, attention="tensor"), Numbers(LPX).get("memory"), spare=0.0).check(
+        "two racks"
+    )
 
 
 def test_stages_share_layers_and_all_requests_pass_through_all() -> None:
@@ -148,7 +150,7 @@ def test_a_fit_finds_the_losses_that_were_put_in() -> None:
     true = Losses(compute=0.4, memory=0.7, layer_seconds=40e-6, step_seconds=1e-3)
     times = roofline(FLASH, B200, 8, true)
     counts = (1, 8, 64, 256, 1024, 4096)
-    steps = [Measured(n, 2 * n, 4096, times.verify_seconds(n, 2 * n, 4096)) for n in counts]
+    steps = [MeasuredStep(n, 2 * n, 4096, times.verify_seconds(n, 2 * n, 4096)) for n in counts]
 
     found = fitted(lambda losses: roofline(FLASH, B200, 8, losses), steps, "made up", layers=43)
 
@@ -161,7 +163,7 @@ def test_a_fit_finds_the_losses_that_were_put_in() -> None:
 
 def test_two_points_are_needed() -> None:
     with pytest.raises(ValueError, match="too few"):
-        fitted(lambda losses: roofline(FLASH, B200, 8, losses), [Measured(1, 1, 1, 1.0)], "", layers=43)
+        fitted(lambda losses: roofline(FLASH, B200, 8, losses), [MeasuredStep(1, 1, 1, 1.0)], "", layers=43)
 
 
 def test_what_was_used_is_known() -> None:

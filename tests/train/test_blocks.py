@@ -23,8 +23,8 @@ from engine.models import load_model
 from engine.pages import CacheLayout, Pages, PageStore
 from engine.types import Sampling
 from tests.drafters import BLOCK, save_random_drafter
-from train.blocks import Blocks, Drafted, block_mask, draft, draft_logits, new_drafter, packed_blocks, packs
-from train.target import Target
+from train.drafter.blocks import Blocks, DraftOutput, block_mask, draft, draft_logits, new_drafter, packed_blocks, packs
+from train.drafter.target import FrozenTarget
 
 CPU = torch.device("cpu")
 PROMPTS = (1, 9, 40)
@@ -61,12 +61,12 @@ class Said:
     confidence: Tensor
 
 
-def training_forward(drafter: Path, target: Target, tokens_T: Tensor, anchors: list[int]) -> Said:
+def training_forward(drafter: Path, target: FrozenTarget, tokens_T: Tensor, anchors: list[int]) -> Said:
     config, raw = DrafterConfig.load(drafter)
     model = new_drafter(raw, config, std=0.02)
     model.load_state_dict(load_file(drafter / "model.safetensors"))
     blocks = Blocks(tokens_T[None], torch.tensor([anchors]), config.block_size)
-    drafted: Drafted = draft(model, target, target.states([tokens_T.tolist()])[0][None], blocks)
+    drafted: DraftOutput = draft(model, target, target.states([tokens_T.tolist()])[0][None], blocks)
     assert drafted.confidence_R is not None
     found = (drafted.hidden_RD, draft_logits(model, target, drafted), drafted.confidence_R)
     return Said(*(values.unflatten(0, (-1, config.block_size)) for values in found))
@@ -82,7 +82,7 @@ def test_training_forward_equals_the_engine(
     changes = {"markov_head_type": head} if head != "none" else {"markov_rank": 0, "confidence_head_with_markov": False}
     drafter = save_random_drafter(target, tmp_path, **changes)
     taps = json.loads((tmp_path / "config.json").read_text())["target_layer_ids"]
-    frozen = Target.load(target, taps, torch.float32, CPU)
+    frozen = FrozenTarget.load(target, taps, torch.float32, CPU)
     prompts = [torch.arange(length + 1) * 37 % 256 for length in PROMPTS]
     engine = Engine(target, drafter, prompts)
 
@@ -102,7 +102,7 @@ def test_training_forward_equals_the_engine(
 @torch.no_grad()
 def test_blocks_of_one_sequence_do_not_see_each_other(deepseek_v3: Path, tmp_path: Path) -> None:
     drafter = save_random_drafter(deepseek_v3, tmp_path)
-    frozen = Target.load(deepseek_v3, (0, 1), torch.float32, CPU)
+    frozen = FrozenTarget.load(deepseek_v3, (0, 1), torch.float32, CPU)
     tokens_T = torch.arange(60) * 31 % 256
 
     together = training_forward(drafter, frozen, tokens_T, [5, 6, 40])

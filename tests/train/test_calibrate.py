@@ -23,26 +23,27 @@ from engine.models import LoadedModel, load_model
 from engine.text import Text
 from engine.types import Request, Sampling, StopRules
 from local import Pair
-from train.calibrate import AREA_BINS, BINS, Pairs, auc, calibrate, ece, fitted
+from train.drafter.calibrate import ConfidenceRecords, calibrate, fitted
+from train.drafter.confidence import AREA_BINS, BINS, auc, ece
 
 BLOCK = 3
 
 
-def overconfident(temperatures: list[float], count: int = 40_000) -> Pairs:
+def overconfident(temperatures: list[float], count: int = 40_000) -> ConfidenceRecords:
     """Drafts whose logits are too far from 0 by these factors; all are verified."""
     rng = np.random.default_rng(5)
     logit = rng.normal(0.5, 1.0, (count, BLOCK))
     survives = rng.random((count, BLOCK)) < 1 / (1 + np.exp(-logit))
     said = 1 / (1 + np.exp(-logit * np.array(temperatures)))
-    return Pairs(said, np.full(count, BLOCK), survives.cumprod(axis=1).sum(axis=1))
+    return ConfidenceRecords(said, np.full(count, BLOCK), survives.cumprod(axis=1).sum(axis=1))
 
 
 def test_temperatures_that_were_put_in_come_out() -> None:
     fit = fitted(overconfident([2.0, 0.5, 1.5]))
 
     assert fit.temperatures == pytest.approx([2.0, 0.5, 1.5], rel=0.15)
-    assert max(fit.ece_after) < 0.012 < min(fit.ece_before)
-    assert all(after >= before - 0.01 for before, after in zip(fit.auc_before, fit.auc_after, strict=True))
+    assert max(fit.after.ece) < 0.012 < min(fit.before.ece)
+    assert all(after >= before - 0.01 for before, after in zip(fit.before.auc, fit.after.auc, strict=True))
 
 
 def test_a_place_with_hardly_any_drafts_is_left_alone() -> None:
@@ -110,7 +111,7 @@ def test_from_recorded_steps_to_the_confidences_of_the_engine(
 
     fit = calibrate(recorded(drafter, tmp_path / "steps"), drafter)
 
-    assert sum(fit.ece_after) < sum(fit.ece_before)
+    assert sum(fit.after.ece) < sum(fit.before.ece)
     assert load_dspark(drafter, target).temperatures == tuple(fit.temperatures)
     again = calibrate(recorded(drafter, tmp_path / "in force"), drafter)
     assert again.temperatures == pytest.approx(fit.temperatures, rel=0.05), "what was in force is taken out first"

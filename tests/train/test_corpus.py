@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from train.batches import Batches, Stream
-from train.corpus import Document, readable, without_licence
+from train.batches import Batches, TokenRing
+from train.corpus import SourceFile, readable, without_licence
 
 SOURCE = '''
 class Box:
@@ -24,14 +24,14 @@ class Box:
 
 
 def test_hold_out_depends_on_the_path_alone() -> None:
-    assert Document("stdlib/csv.py", "a").held_out
-    assert not Document("stdlib/argparse.py", "a").held_out
-    share = np.mean([Document(f"package/module_{index}.py", "").held_out for index in range(5000)])
+    assert SourceFile("stdlib/csv.py", "a").held_out
+    assert not SourceFile("stdlib/argparse.py", "a").held_out
+    share = np.mean([SourceFile(f"package/module_{index}.py", "").held_out for index in range(5000)])
     assert 0.01 < share < 0.03
 
 
 def test_functions_are_requests_and_answers() -> None:
-    (function,) = Document("package/box.py", SOURCE).functions()
+    (function,) = SourceFile("package/box.py", SOURCE).functions()
     assert function.name == "area"
     assert function.signature == "def area(self, scale=1):"
     assert function.docstring == "Return the area of the box."
@@ -42,7 +42,7 @@ def test_functions_are_requests_and_answers() -> None:
 
 
 def test_unreadable_source_has_no_functions() -> None:
-    assert list(Document("package/broken.py", "def f(:\n").functions()) == []
+    assert list(SourceFile("package/broken.py", "def f(:\n").functions()) == []
 
 
 def test_only_leading_licence_comments_go() -> None:
@@ -67,7 +67,7 @@ def test_source_is_kept() -> None:
 
 
 def test_stream_is_a_ring() -> None:
-    stream = Stream(np.arange(5, dtype=np.uint16))
+    stream = TokenRing(np.arange(5, dtype=np.uint16))
     assert stream.take(7).tolist() == [0, 1, 2, 3, 4, 0, 1]
     assert stream.cursor == 2
 

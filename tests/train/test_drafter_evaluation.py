@@ -15,8 +15,8 @@ from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL
 from engine.models import load_model
 from engine.types import Request, Sampling, StopRules
 from tests.train.test_drafter_trainer import ROOT, environment
-from train.drafter_evaluation import Evaluation, Setting
-from train.prompts import corpus_prompts
+from train.drafter.evaluation import Evaluation, Setting
+from train.drafter.prompts import corpus_prompts
 
 PNG = b"\x89PNG"
 
@@ -50,7 +50,7 @@ def test_figures_pictures_and_records(prompts: Path, tmp_path: Path) -> None:
     for row in found:
         assert row["rounds"] > 0
         assert 1 <= row["accepted_length"] <= 8
-        assert len(row["acceptance"]) == len(row["ece_by_place"]) == 7
+        assert len(row["acceptance"]) == len(row["ece_by_position"]) == 7
         assert min(row["draft_ms"], row["verify_ms"], row["plain_ms"], row["speedup"]) > 0
         assert row["sweep"][0]["tokens"] == pytest.approx(row["accepted_length"])
     for name in ("acceptance", "thresholds", "reliability"):

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from train import drafter_loss
-from train.drafter_loss import Labels, Losses, Shares, Vocabulary, losses
+from train.drafter import loss as loss_module
+from train.drafter.loss import DraftLosses, Labels, LossWeights, Vocabulary, losses
 
-PUBLISHED = Shares(0.1, 0.9, 1.0)
+PUBLISHED = LossWeights(0.1, 0.9, 1.0)
 
 
 def of_distributions(
-    q_RV: Tensor, p_RV: Tensor, token_R: Tensor, weight_R: Tensor, confidence_R: Tensor | None, shares: Shares
-) -> Losses:
+    q_RV: Tensor, p_RV: Tensor, token_R: Tensor, weight_R: Tensor, confidence_R: Tensor | None, shares: LossWeights
+) -> DraftLosses:
     """With a head that hands states through: a state is the logarithm of its distribution."""
     size = q_RV.shape[1]
     labels = Labels(p_RV.log(), token_R, weight_R)
@@ -44,7 +44,7 @@ def test_by_hand() -> None:
     given = (torch.tensor(q), torch.tensor(p), torch.tensor(tokens), torch.tensor(weights), torch.tensor(confidence))
 
     found = of_distributions(*given, PUBLISHED)
-    soft = of_distributions(*given, Shares(0.1, 0.9, 1.0, soft=True))
+    soft = of_distributions(*given, LossWeights(0.1, 0.9, 1.0, soft=True))
 
     for name in ("cross_entropy", "l1", "confidence"):
         assert float(getattr(found, name)) == pytest.approx(wanted[name], rel=1e-5), name
@@ -79,8 +79,8 @@ def test_gradients_are_those_of_the_plain_formula(
     confidence = random(rows).requires_grad_()
     tokens = torch.randint(vocab, (rows,), generator=generator)
     weight = random(rows).clamp(min=0)
-    shares = Shares(*parts, soft=soft)
-    before, drafter_loss.CHUNK_ROWS = drafter_loss.CHUNK_ROWS, chunk
+    shares = LossWeights(*parts, soft=soft)
+    before, loss_module.CHUNK_ROWS = loss_module.CHUNK_ROWS, chunk
     try:
         found = losses(
             hidden,
@@ -91,7 +91,7 @@ def test_gradients_are_those_of_the_plain_formula(
             shares,
         )
     finally:
-        drafter_loss.CHUNK_ROWS = before
+        loss_module.CHUNK_ROWS = before
 
     p = (final @ head.T).softmax(-1)
     log_q = (hidden @ head.T + (inputs[1] @ inputs[2].T if markov else 0)).log_softmax(-1)

@@ -20,10 +20,10 @@ from engine.config import SHIPPED_MODEL
 from engine.errors import ConfigError
 from engine.models import load_model
 from tests.train.test_drafter_trainer import ROOT, environment
-from train.drafter_config import TrainConfig
-from train.drafter_evaluation import Evaluation, Setting
-from train.drafter_run import DrafterRun, metrics
-from train.drafter_shape import drafter_config, export_drafter
+from train.drafter.config import TrainConfig
+from train.drafter.evaluation import Evaluation, Setting
+from train.drafter.run import DrafterRun, metrics
+from train.drafter.shape import drafter_config, export_drafter
 
 PROMPTS = 24
 

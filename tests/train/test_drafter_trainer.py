@@ -18,14 +18,14 @@ from transformers import PretrainedConfig
 from engine.drafters.load import load_dspark
 from engine.models import load_model
 from tests.checkpoints import DEEPSEEK_V2, DEEPSEEK_V3, LLAMA, QWEN3, QWEN3_SLIDING, save_random
-from train.blocks import Blocks, draft, draft_logits
-from train.drafter_config import DrafterSection, TrainingSection
-from train.drafter_shape import FORMS, drafter_config, export_drafter
-from train.drafter_trainer import DrafterTrainer, pick
-from train.features import Online
-from train.sequences import Sequences
-from train.target import Target
-from train.workers import Workers
+from train.drafter.blocks import Blocks, draft, draft_logits
+from train.drafter.config import DrafterSection, TrainingSection
+from train.drafter.features import OnlineFeatures
+from train.drafter.sequences import Sequences
+from train.drafter.shape import FORMS, drafter_config, export_drafter
+from train.drafter.target import FrozenTarget
+from train.drafter.trainer import DrafterTrainer, sample_step
+from train.drafter.workers import Workers
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -44,8 +44,8 @@ def random_text(count: int = 16, length: int = 40) -> Sequences:
 
 def trainer(target: Path, section: TrainingSection = SECTION, workers: Workers | None = None) -> DrafterTrainer:
     raw = drafter_config(target, SHAPE, section.anchors)
-    loaded, text = Target.load(target, SHAPE.target_layer_ids, torch.float32, CPU), random_text()
-    return DrafterTrainer(section, raw, loaded, text, Online(loaded, text), workers or Workers())
+    loaded, text = FrozenTarget.load(target, SHAPE.target_layer_ids, torch.float32, CPU), random_text()
+    return DrafterTrainer(section, raw, loaded, text, OnlineFeatures(loaded, text), workers or Workers())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -99,8 +99,8 @@ def test_any_target_of_the_engine_gets_a_drafter(family: PretrainedConfig, form:
     target = save_random(family, tmp_path / "target")
     shape = SHAPE.model_copy(update={"form": form, "backbone": {"head_dim": 16} if form else {}})
     raw = drafter_config(target, shape, SECTION.anchors)
-    loaded, text = Target.load(target, SHAPE.target_layer_ids, torch.float32, CPU), random_text()
-    one = DrafterTrainer(SECTION, raw, loaded, text, Online(loaded, text), Workers())
+    loaded, text = FrozenTarget.load(target, SHAPE.target_layer_ids, torch.float32, CPU), random_text()
+    one = DrafterTrainer(SECTION, raw, loaded, text, OnlineFeatures(loaded, text), Workers())
     first, *_ = [figures["loss"] for figures in one.train()]
     export_drafter(one.model, raw, tmp_path / "drafter")
 
@@ -128,7 +128,7 @@ def test_anchors_and_weights(seed: int, anchors: int, block: int, rows: list[tup
         return
     section = TrainingSection(steps=1, sequences=5, anchors=anchors, seed=seed)
 
-    picked = pick(text, section, block, step=0)
+    picked = sample_step(text, section, block, step=0)
 
     assert float(picked.weight_BNK.sum()) == pytest.approx(1.0, rel=1e-5) or not picked.weight_BNK.any()
     for b, number in enumerate(picked.numbers):
@@ -147,7 +147,7 @@ def test_anchors_and_weights(seed: int, anchors: int, block: int, rows: list[tup
 
 def test_what_a_step_learns_from_depends_on_seed_and_step_alone() -> None:
     text = random_text()
-    one, again, later = (pick(text, SECTION, 4, step) for step in (5, 5, 6))
+    one, again, later = (sample_step(text, SECTION, 4, step) for step in (5, 5, 6))
     assert one.numbers == again.numbers
     assert torch.equal(one.anchor_BN, again.anchor_BN)
     assert one.numbers != later.numbers or not torch.equal(one.anchor_BN, later.anchor_BN)
@@ -165,7 +165,7 @@ def test_rate_rises_and_falls_as_a_cosine() -> None:
 def test_drafts_are_compared_with_the_tokens_and_distributions_of_their_places(deepseek_v3: Path) -> None:
     """Draft k (from 0) is for the token at anchor + k + 1, which the target foretells at anchor + k."""
     one = trainer(deepseek_v3)
-    picked = pick(one.text, SECTION, SHAPE.block_size, step=2)
+    picked = sample_step(one.text, SECTION, SHAPE.block_size, step=2)
     cross_entropy = l1 = 0.0
     for b, number in enumerate(picked.numbers):
         tokens = one.text.tokens(number)
@@ -195,7 +195,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tests.train.test_drafter_trainer import SECTION, trainer
-from train.workers import joined
+from train.drafter.workers import joined
 with joined("cpu") as (workers, device):
     one = trainer(Path(sys.argv[1]), SECTION.model_copy(update={"sequences": int(sys.argv[3])}), workers)
     found = [figures["loss"] for figures in one.train()]
@@ -206,7 +206,7 @@ with joined("cpu") as (workers, device):
 
 @pytest.mark.parametrize("sequences", [4, 1])
 def test_two_workers_lose_what_one_loses(deepseek_v3: Path, tmp_path: Path, sequences: int) -> None:
-    """Losses to 1e-5 and weights to 1e-4: sums over sequences have another order. With one sequence in a step, the
+    """DraftLosses to 1e-5 and weights to 1e-4: sums over sequences have another order. With one sequence in a step, the
     second worker has nothing to do but keep up."""
     alone = trainer(deepseek_v3, SECTION.model_copy(update={"sequences": sequences}))
     expected = [figures["loss"] for figures in alone.train()]

@@ -16,9 +16,9 @@ from engine.errors import ConfigError
 from engine.models import LoadedModel, load_model
 from engine.types import Request, Sampling, StopRules
 from local import Builder, Pair
-from train import sequences
-from train.drafter_config import TextSection
-from train.sequences import Sequences, Writer
+from train.drafter import sequences
+from train.drafter.config import TextSection
+from train.drafter.sequences import Sequences, Writer
 
 TOKENS = 60
 
@@ -74,7 +74,7 @@ def config():  # type: ignore[no-untyped-def]
 def test_an_interrupted_call_goes_on(
     model: LoadedModel, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sequences, "AT_ONCE", 3)
+    monkeypatch.setattr(sequences, "PART_SEQUENCES", 3)
     whole = written(writer(model, tmp_path / "whole", prompts))
     kept: list[int] = []
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3ForCausalLM
 from transformers.modeling_layers import MtpModel
 
-from train.baselines import Bigram, Unigram
-from train.card import card
-from train.corpus import STDLIB, Document, package_root
-from train.evaluate import Checkpoint, mtp_agreement, token_losses
-from train.mtp import initialise
+from train.corpus import STDLIB, SourceFile, package_root
+from train.model.baselines import Bigram, Unigram
+from train.model.card import card
+from train.model.evaluation import Checkpoint, mtp_agreement, token_losses
+from train.model.mtp import initialise
 from train.tokenizer import chat_text, encode
 
 FOLDER = Path(__file__).parents[2] / "models" / "tiny-mla"
@@ -91,7 +91,7 @@ def test_names_and_dtypes_are_as_published() -> None:
 def test_held_out_loss_is_far_below_counting(
     checkpoint: Checkpoint, held_out_tokens: np.ndarray, training_tokens: np.ndarray
 ) -> None:
-    assert all(Document(path, "").held_out for path in HELD_OUT_FILES)
+    assert all(SourceFile(path, "").held_out for path in HELD_OUT_FILES)
     with torch.inference_mode():
         loss = token_losses(checkpoint, held_out_tokens, 2048).mean()
     assert loss < Bigram(training_tokens, 4096).loss(held_out_tokens) - 0.5
@@ -165,7 +165,7 @@ def test_chats_end(checkpoint: Checkpoint) -> None:
     """The end token is likely where a held-out function's code ends, and unlikely before."""
     at_end, before = [], []
     for path in HELD_OUT_FILES:
-        for function in Document(path, library_text(path)).functions():
+        for function in SourceFile(path, library_text(path)).functions():
             ids = checkpoint.tokenizer.encode(chat_text(function.request, function.code))
             logits_TV = checkpoint.model.lm_head(checkpoint.hidden(torch.tensor([ids])))[0]
             end_T = logits_TV.softmax(-1)[:, checkpoint.tokenizer.eos_token_id]

@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from bench import summary
+from bench.docs import shipped_drafter_card
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL
 from engine.drafters.load import load_dspark
 from engine.models import load_model
 from tests.train.test_tiny_mla import HELD_OUT, library_text
-from train.drafter_card import numbers_per_token
-from train.drafter_config import TrainConfig
-from train.drafter_evaluation import Evaluation, Setting
-from train.drafter_shape import drafter_config
+from train.drafter.card import numbers_per_token
+from train.drafter.config import TrainConfig
+from train.drafter.evaluation import Evaluation, Setting
+from train.drafter.shape import drafter_config
 from train.tokenizer import PAD
 
 MAX_BYTES = 12_000_000
@@ -92,4 +92,4 @@ def test_drafts_are_accepted_and_confidence_is_near_the_truth(setting: Setting, 
 
 
 def test_card_is_written_from_the_results() -> None:
-    assert (SHIPPED_DRAFTER / "README.md").read_text() == summary.card()
+    assert (SHIPPED_DRAFTER / "README.md").read_text() == shipped_drafter_card()

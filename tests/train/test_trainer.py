@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from train.attention import fused_causal
 from train.batches import Batches
-from train.muon import orthogonalised
-from train.tiny_mla import Recipe, Stage, Trainer
+from train.model.attention import fused_causal
+from train.model.trainer import Recipe, Stage, Trainer
+from train.optimizers import orthogonalised
 
 RECIPE = Recipe(tokens=4 * 256, stages=(Stage(math.inf, 64, 4),), warm_up_steps=1, mtp_from=0.0)
 
@@ -33,7 +33,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     second.restore()
     losses += [second.step()["loss"] for _ in range(2)]
     assert losses == pytest.approx(expected, rel=1e-4)
-    assert second.tally.tokens == whole.tally.tokens == RECIPE.tokens
+    assert second.progress.tokens == whole.progress.tokens == RECIPE.tokens
     assert expected[-1] < expected[0]
 
 

@@ -1,0 +1,1 @@
+"""A scenario's systems: what they consist of, what they do in steady state and in simulation, and at what cost."""
