@@ -149,7 +149,7 @@ class Workshop:
         rounds = SimulatedStepRunner(kit.acceptance if config.drafting else None, self._domain_of, self._seed)
         decoder = Decoder(
             pages=pages,
-            rounds=rounds,
+            runner=rounds,
             pace=ModelledPace(kit.step_times, clock, clock.advance),
             planner=planner_of(config, kit.step_times, rounds.block_length),
             recorder=NoRecorder(),

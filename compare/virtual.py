@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from compare.simulator.acceptance import AcceptanceModel
-from decode.schedule import DecodeBatch
+from decode.batch import DecodeBatch
 from engine.backend import Output
 from engine.batch import Batch
 from engine.clock import Stopwatch

@@ -145,7 +145,7 @@ class Builder:
         times = emulation.times if emulation else self._step_times(section, rounds, pages, text)
         return Decoder(
             pages=pages,
-            rounds=rounds,
+            runner=rounds,
             planner=planner_of(section, times, self.block_length),
             pace=emulation.pace(clock) if emulation else OwnPace(),
             recorder=self._recorder(section, pool, name, rounds.acceptor),

@@ -91,7 +91,7 @@ def test_the_command_line_starts_without_ray_grpc_or_torch() -> None:
 
 @every_product_source
 def test_no_module_keeps_state(source: Source) -> None:
-    """A mutable value at module level must be a constant, in capitals; nothing is declared `global` or kept by thread."""
+    """A mutable value at module level must be a constant, in capitals; nothing is `global` or kept by thread."""
     for node in ast.walk(source.tree):
         assert not isinstance(node, ast.Global), f"{source.path}:{node.lineno}: global {node.names}: give it an owner"
         by_thread = isinstance(node, ast.Attribute) and ast.unparse(node) == "threading.local"

@@ -39,20 +39,20 @@ def test_a_younger_prompt_gives_way_to_an_answer_that_grows(rig: MixedRig) -> No
     rig.until(lambda: rig.decoding("old"))
     rig.serve(request("young", tokens=64 * (rig.total - 4) + 1, max_tokens=90))
     rig.until(lambda: rig.prefilling("young"))
-    grown = rig.joint.decoder._pages.open("somebody else")
-    free = rig.joint.stats().pages["full"].free
-    held = rig.joint.stats().pages["full"].held
-    young = rig.joint.prefiller._schedule.running[0]
+    grown = rig.colocated.decoder._pages.open("somebody else")
+    free = rig.colocated.stats().pages["full"].free
+    held = rig.colocated.stats().pages["full"].held
+    young = rig.colocated.prefiller._schedule.running[0]
     while rig.prefilling("young") and young.remaining > 64:
         rig.step()
     assert (free, held) != (0, 0)
-    assert rig.joint.decoder._pages.extend(grown, 64 * rig.joint.stats().pages["full"].free)  # nothing is left
+    assert rig.colocated.decoder._pages.extend(grown, 64 * rig.colocated.stats().pages["full"].free)  # nothing is left
     rig.until(lambda: rig.waiting("young"))
 
     assert rig.decoding("old")
-    assert rig.joint.stats().preempted >= 1
+    assert rig.colocated.stats().preempted >= 1
     assert preempted(rig) == []
-    rig.joint.decoder._pages.release(grown)
+    rig.colocated.decoder._pages.release(grown)
     rig.run()
     assert [len(rig.tokens(name)) for name in ("old", "young")] == [90, 90]
 
@@ -63,15 +63,15 @@ def test_an_older_prompt_takes_the_pages_of_a_younger_answer(rig: MixedRig) -> N
     rig.until(lambda: rig.decoding("young"))
     rig.serve(replace(request("old", tokens=64 * (rig.total - 4) + 1, max_tokens=60), priority=-1))
     rig.until(lambda: rig.prefilling("old"))
-    grown = rig.joint.decoder._pages.open("somebody else")
-    assert rig.joint.decoder._pages.extend(grown, 64 * rig.joint.stats().pages["full"].free)
+    grown = rig.colocated.decoder._pages.open("somebody else")
+    assert rig.colocated.decoder._pages.extend(grown, 64 * rig.colocated.stats().pages["full"].free)
     for _ in range(10):  # the answer itself needs no page for longer
         rig.step()
 
     assert preempted(rig) == ["young"]
     assert rig.prefilling("old") and rig.waiting("young")
-    assert rig.joint.prefiller.stats().preempted == 0
-    rig.joint.decoder._pages.release(grown)
+    assert rig.colocated.prefiller.stats().preempted == 0
+    rig.colocated.decoder._pages.release(grown)
     rig.run()
     assert [len(rig.tokens(name)) for name in ("old", "young")] == [60, 150]
 
@@ -86,7 +86,7 @@ def test_nobody_starts_who_would_have_to_leave_at_once(rig: MixedRig) -> None:
     assert rig.waiting("new")
     rig.run()
 
-    assert rig.joint.stats().preempted == 0
+    assert rig.colocated.stats().preempted == 0
     assert len(rig.tokens("new")) == 100
 
 
@@ -120,7 +120,7 @@ def test_prompts_and_answers_share_the_seats(make_mixed: MakeMixed, way: str) ->
     most = 0
     while not rig.idle:
         rig.step()
-        most = max(most, rig.joint.stats().running + rig.joint.decoder._inbox.holding)
+        most = max(most, rig.colocated.stats().running + rig.colocated.decoder._inbox.holding)
 
     assert most == 2
     assert [len(rig.tokens(f"r{i}")) for i in range(6)] == [10] * 6
@@ -136,7 +136,7 @@ def test_who_only_waits_for_a_read_does_not_spin(make_mixed: MakeMixed) -> None:
     rig.step()
 
     assert rig.waiting("waits")
-    assert rig.joint.next_deadline() == rig.clock.now() + rig.builder.config.transfer.poll_seconds
+    assert rig.colocated.next_deadline() == rig.clock.now() + rig.builder.config.transfer.poll_seconds
     rig.wire.stalled = False
     rig.run()
 
@@ -173,7 +173,7 @@ def test_whatever_happens_everybody_ends_with_its_tokens(make_mixed: MakeMixed, 
     rig.assert_consistent()
 
     assert rig.idle and not rig.errors
-    rig.joint._pages.assert_idle()
+    rig.colocated._pages.assert_idle()
     kept = [one for one in coming if one.id not in given_up]
     for one in kept:
         assert len(rig.tokens(one.id)) == one.stop.max_tokens
@@ -228,7 +228,7 @@ def test_disturbed_requests_get_the_tokens_of_undisturbed_ones(
 
     disturbed(engines, asked)
 
-    stats = engines.joint.stats()
+    stats = engines.colocated.stats()
     assert min(stats.preempted, stats.prefix_hit_tokens, stats.local_prefills, stats.reads) > 0
     assert (stats.drafted > 0) == (drafter is not None)
     assert {one.id: tokens(engines, one) for one in asked} == expected
