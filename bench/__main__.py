@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from bench.shape import RESULTS, Options, Report
+from bench.shape import RESULTS, BenchOptions, BenchReport
 
 FOLDER = Path(__file__).parent
 
 
 def benchmarks() -> dict[str, str]:
-    """The first line of each benchmark's docstring, by name. A benchmark is a file with a `run`."""
+    """Return the first line of each benchmark's docstring by name. A benchmark is a file with a function `run`."""
     found = {}
     for file in sorted(FOLDER.glob("*.py")):
         tree = ast.parse(file.read_text())
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     known = benchmarks()
     parser = argparse.ArgumentParser(prog="python -m bench", description="Run a benchmark, or list them all.")
     parser.add_argument("name", nargs="?", choices=list(known))
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; the figures mean nothing")
+    parser.add_argument("--quick", action="store_true", help="take seconds, not minutes; the figures mean nothing")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=torch.device, default=device, help="a torch device: cpu, cuda, cuda:1")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads for arithmetic")
@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{name:10} {line}")
         return
     torch.set_num_threads(given.threads)
-    options = Options(device=given.device, threads=given.threads, quick=given.quick, out=given.out)
-    report = Report(given.name, options)
+    options = BenchOptions(device=given.device, threads=given.threads, quick=given.quick, out=given.out)
+    report = BenchReport(given.name, options)
     import_module(f"bench.{given.name}").run(report)
     report.close()
 

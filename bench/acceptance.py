@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.shape import Report
+from bench.shape import BenchReport
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL
 from engine.models import load_model
 from train.drafter.engines import DrafterSource
@@ -38,7 +38,7 @@ GREEDY, SAMPLED, SEEDED = Setting(0.0), Setting(1.0), Setting(1.0, "seeded")
 GOAL_DOMAIN, GREEDY_TARGET, SAMPLED_TARGET, OVER_TARGET, ECE_TARGET = "source", 3.0, 2.5, 1.10, 0.02
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     options = report.options
     requests, tokens = (2, 24) if options.quick else (REQUESTS, OUTPUT_TOKENS)
     sides = {name: drafter for name, drafter in SIDES.items() if drafter == "mtp" or Path(drafter).exists()}
@@ -78,7 +78,7 @@ def _row(name: str, result: DrafterResult) -> dict[str, Any]:
     }
 
 
-def _goals(report: Report, found: dict[str, list[DrafterResult]]) -> None:
+def _goals(report: BenchReport, found: dict[str, list[DrafterResult]]) -> None:
     lengths = {(n, r.domain, r.setting): r.figures.accepted_length for n, results in found.items() for r in results}
     for setting, target in ((GREEDY, GREEDY_TARGET), (SAMPLED, SAMPLED_TARGET), (SEEDED, SAMPLED_TARGET)):
         own = lengths[DSPARK, GOAL_DOMAIN, setting.name]

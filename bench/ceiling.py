@@ -1,4 +1,4 @@
-"""What the machine could do at best, and what a step of a model asks of it.
+"""Ceilings: what the machine can do at best, and what a step of a model needs.
 
 A step cannot be faster than reading its weights and its requests' cached rows once, nor than its multiplications.
 """
@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from bench.shape import Options
+from bench.shape import BenchOptions
 from engine.kernels.linear import PackedLinear
 from engine.models import LoadedModel
 
@@ -26,15 +26,15 @@ TRIES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rates:
-    """The best of a few tries, in float32."""
+class MachineRates:
+    """Memory and multiplication rates of the machine: the best of a few tries, in float32."""
 
     read_bytes_per_second: float
     copy_bytes_per_second: float  # bytes read plus bytes written
     flops: float
 
     @classmethod
-    def measured(cls, options: Options) -> "Rates":
+    def measured(cls, options: BenchOptions) -> "MachineRates":
         device, shrink = options.device, 8 if options.quick else 1
         num_bytes, size = PROBE_BYTES // shrink, PRODUCT_SIZE // shrink
         source = torch.ones(num_bytes // 4, device=device)
@@ -47,7 +47,7 @@ class Rates:
 
 
 def multiply_add_rate(threads: int, rounds: int = 10_000_000) -> float | None:
-    """Flop per second of a CPU's multiply-add units alone, the best of a few tries; None without a C compiler."""
+    """Measure the peak flop/s of a CPU's multiply-add units, the best of a few tries; None without a C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return None
@@ -72,7 +72,7 @@ def multiply_add_rate(threads: int, rounds: int = 10_000_000) -> float | None:
 
 
 def _products(size: int, device: torch.device) -> list[Callable[[], object]]:
-    """A square product by each library there is."""
+    """List a square matrix product by each library."""
     x = torch.randn(size, size, device=device)
     linear = nn.Linear(size, size, bias=False, device=device)
     products: list[Callable[[], object]] = [lambda: x @ linear.weight]
@@ -84,7 +84,7 @@ def _products(size: int, device: torch.device) -> list[Callable[[], object]]:
 
 @torch.inference_mode()
 def _seconds(function: Callable[[], object], device: torch.device) -> float:
-    """The least of TRIES runs after a first one."""
+    """Return the minimum of TRIES runs after a warm-up."""
     seconds = []
     for _ in range(1 + TRIES):
         started = time.perf_counter()
@@ -95,29 +95,26 @@ def _seconds(function: Callable[[], object], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers, and the bytes that hold them."""
+    """A count of parameters, and their bytes."""
 
     count: int = 0
     bytes: int = 0
 
     def and_of(self, tensor: torch.Tensor) -> "Weights":
-        """Those of one more tensor."""
         return Weights(self.count + tensor.numel(), self.bytes + tensor.numel() * tensor.dtype.itemsize)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCost:
-    """What a step has to read and multiply, of matrices as they are packed. Parameters are counted once for each layer
-    that holds them."""
+    """The weights and cache rows that a step reads. Shared parameters count once for each layer with them."""
 
-    dense: Weights  # neither experts nor head; the embedding is read by row and counts nothing
+    dense: Weights  # all but experts, head, and the embedding, of which a step reads few rows
     head: Weights
     experts: Weights
     num_experts: int
@@ -140,20 +137,19 @@ class ModelCost:
         )
 
     def step_bytes(self, num_tokens: int, cached_tokens: int) -> float:
-        """Weights and cached rows that a step of `num_tokens` reads. Of the experts, those that random routing hits."""
+        """Return the bytes that a step reads: weights, with experts as chosen by random routing, and cached rows."""
         hit = 1 - (1 - self.experts_per_token / self.num_experts) ** num_tokens
         weights = self.dense.bytes + self.head.bytes + hit * self.experts.bytes
         return weights + cached_tokens * self.cache_bytes_per_token
 
     def step_flops(self, num_tokens: int, num_logits: int) -> float:
-        """Multiplications and additions with the weights; attention is left out."""
+        """Count multiplications and additions with the weights, without attention."""
         experts = self.experts.count * self.experts_per_token / self.num_experts
         return 2 * (num_tokens * (self.dense.count + experts) + num_logits * self.head.count)
 
-    def answer_seconds(self, rates: Rates, requests: int, prompt_tokens: int, output_tokens: int) -> float:
-        """The least time for `requests` prompts and their answers, all at once: one step for all prompts, then one
-        for every further token.
-        """
+    def answer_seconds(self, rates: MachineRates, requests: int, prompt_tokens: int, output_tokens: int) -> float:
+        """Return the minimum seconds for `requests` prompts and outputs at once: one step for all prompts, then one for
+        every further token."""
         prefill = self.step_flops(requests * prompt_tokens, requests) / rates.flops
         cached = requests * (prompt_tokens + output_tokens // 2)
         reading = self.step_bytes(requests, cached) / rates.read_bytes_per_second

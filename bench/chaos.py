@@ -12,7 +12,7 @@ from contextlib import suppress
 import grpc
 
 from bench.console import bar
-from bench.shape import Report
+from bench.shape import BenchReport
 from bench.storm import Answer, Question, Replicas, ask_all, compare, leaks, questions
 from cluster.client import Client
 from cluster.proto import sparkpool_pb2 as pb
@@ -26,7 +26,7 @@ RECOVERIES = 3  # a kill for so many times as long as a replica takes to come ba
 IDLE_SECONDS = 60.0
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     quick = report.options.quick
     count, every = (60, 4.0) if quick else (2000, None)
     draw = random.Random(0)

@@ -1,18 +1,21 @@
-"""Progress and tables: with rich where it is installed, plainly where it is not (a bare GPU machine)."""
+"""Progress bars and tables: with rich if it is installed, else as plain text (on a bare GPU machine)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+TableRow = dict[str, Any]
+"""The figures of one row of a table, by column. Column names carry the units."""
+
 
 class Bar(Protocol):
     def advance(self) -> None:
-        """One more is done."""
+        """Count one more run as done."""
         ...
 
 
 class PlainBar:
-    """One line at the start and one at the end."""
+    """Prints one line at the start."""
 
     def __init__(self, what: str, total: int) -> None:
         print(f"{what}: {total} runs ...", flush=True)
@@ -32,7 +35,7 @@ class RichBar:
 
 @contextmanager
 def bar(what: str, total: int) -> Iterator[Bar]:
-    """A progress bar over `total` runs of `what`."""
+    """Show a progress bar over `total` runs of `what`."""
     try:
         from rich.progress import Progress
     except ImportError:
@@ -42,8 +45,8 @@ def bar(what: str, total: int) -> Iterator[Bar]:
         yield RichBar(progress, what, total)
 
 
-def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """`rows` all have the first one's columns."""
+def print_table(title: str, rows: Sequence[TableRow]) -> None:
+    """Print rows that all have the columns of the first."""
     columns = list(rows[0])
     cells = [[_cell(row[column]) for column in columns] for row in rows]
     try:

@@ -1,8 +1,8 @@
-"""Output tokens per second of one replica, beside transformers' `generate` and its continuous batching.
+"""Output tokens per second of one replica, compared with transformers' `generate` and continuous batching.
 
-One process, no Ray: a prefill and a decode engine joined by a copy. All sides have the same model in float32, the same
-threads, prompts and output lengths, answer greedily and must say the same tokens. Prefill counts. The random models are
-stored in bfloat16, as models are published, and computed with in float32.
+One process without Ray: a prefill and a decode engine, with a LocalTransfer between them. All sides use the same model
+in float32, threads, prompts and output lengths, decode greedily and must return the same tokens. Prefill is included.
+The random models are stored in bfloat16, as published models are, and computed in float32.
 """
 
 import random
@@ -11,14 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from transformers import DeepseekV3Config, PretrainedConfig, Qwen3Config
 
 from bench import reference
-from bench.ceiling import ModelCost, Rates
-from bench.shape import Options, Report, seconds_of
+from bench.ceiling import MachineRates, ModelCost
+from bench.console import TableRow
+from bench.shape import BenchOptions, BenchReport, seconds_of
 from engine.config import SHIPPED_MODEL, Config
 from engine.types import Request, Sampling, StopRules
 from local import Pair
@@ -69,13 +69,13 @@ AHEAD_ELSEWHERE = 2.5
 
 
 def save_published(config: PretrainedConfig, path: Path) -> Path:
-    """Random weights as they would be published."""
+    """Save random weights in bfloat16, as models are published."""
     return save_random(config, path, dtype=torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
-    """`concurrency` requests at once, every prompt and every answer equally long."""
+class UniformWorkload:
+    """`concurrency` requests at once, with equally long prompts and outputs."""
 
     concurrency: int
     prompt_tokens: int
@@ -95,9 +95,9 @@ class Workload:
 
 
 class Ours:
-    """A pair of engines, to be called as the other sides are."""
+    """A prefill and a decode engine, called like the other sides."""
 
-    def __init__(self, path: Path, options: Options) -> None:
+    def __init__(self, path: Path, options: BenchOptions) -> None:
         engine = {"device": str(options.device), "threads": options.threads, "cache_bytes": "512MiB"}
         config = Config.parse({"model": {"path": path}, "prefill": engine, "decode": {"default": engine}})
         set_threads(config.prefill, config)
@@ -114,15 +114,15 @@ class Ours:
         return list(self.pair.generate(requests).values())
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     options = report.options
-    workloads = [Workload(concurrency=n, prompt_tokens=128, output_tokens=128) for n in AT_ONCE]
-    rates = Rates.measured(options)
+    workloads = [UniformWorkload(concurrency=n, prompt_tokens=128, output_tokens=128) for n in AT_ONCE]
+    rates = MachineRates.measured(options)
     report.ceiling("memory read, GB/s", rates.read_bytes_per_second / 1e9)
     report.ceiling("float32 product, Gflop/s", rates.flops / 1e9)
     with TemporaryDirectory() as folder:
         if options.quick:
-            workloads = [Workload(concurrency=n, prompt_tokens=20, output_tokens=6) for n in (1, 4)]
+            workloads = [UniformWorkload(concurrency=n, prompt_tokens=20, output_tokens=6) for n in (1, 4)]
             random_models = {"deepseek_v3": DEEPSEEK_V3, "qwen3": QWEN3}
         else:
             random_models = {"qwen3-60m": QWEN3_60M, "deepseek-v3-60m": DEEPSEEK_60M}
@@ -135,9 +135,9 @@ def run(report: Report) -> None:
 
 
 def _compared(
-    report: Report, rates: Rates, name: str, path: Path, workloads: list[Workload]
-) -> Iterator[dict[str, Any]]:
-    """One row for each workload of one model."""
+    report: BenchReport, rates: MachineRates, name: str, path: Path, workloads: list[UniformWorkload]
+) -> Iterator[TableRow]:
+    """Yield a row for each workload of one model."""
     device, widest = report.options.device, workloads[-1]
     ours = Ours(path, report.options)
     generate = reference.Generate(reference.load(path, device))
@@ -159,9 +159,14 @@ def _compared(
 
 
 def _measured(
-    report: Report, name: str, workload: Workload, sides: dict[str, Side], generate: reference.Generate, vocab: int
-) -> dict[str, Any]:
-    """Check that all sides answer alike, then time them."""
+    report: BenchReport,
+    name: str,
+    workload: UniformWorkload,
+    sides: dict[str, Side],
+    generate: reference.Generate,
+    vocab: int,
+) -> TableRow:
+    """Check that all sides return the same tokens, then time them."""
     prompts = workload.prompts(vocab, seed=1)
     expected = generate.answers(prompts, workload.output_tokens)
     ties = 0
@@ -180,7 +185,7 @@ def _measured(
     rounds = [workload.prompts(vocab, seed) for seed in range(2, 3 + num_rounds)]
     what = f"{name}, {workload.concurrency} at once"
     samples = report.alternately(what, {name: timed(side) for name, side in sides.items()}, rounds)
-    row: dict[str, Any] = {"at_once": workload.concurrency}
+    row: TableRow = {"at_once": workload.concurrency}
     for name in ("ours", "generate", "continuous"):
         row[f"{name}_tok_s"] = workload.rate(samples.median(name)) if name in sides else None
     for name in ("generate", "continuous"):
@@ -189,12 +194,12 @@ def _measured(
 
 
 def awake(side: Side) -> AbstractContextManager[None]:
-    """What a side needs while it answers, and only then."""
+    """Return the context in which a side can be called."""
     return side.awake() if isinstance(side, reference.ContinuousBatching) else nullcontext()
 
 
 def _goals(
-    report: Report, model: str, at_once: int, over_generate: float, over_continuous: float | None, **_: object
+    report: BenchReport, model: str, at_once: int, over_generate: float, over_continuous: float | None, **_: object
 ) -> None:
     what = f"{model}, {at_once} at once, output tok/s over"
     wanted = AHEAD_OF_GENERATE.get(model, {}).get(at_once, AHEAD_ELSEWHERE)

@@ -1,4 +1,4 @@
-"""What a GPU does during a call: how long it works, on how many kernels, and how long the same takes as a graph."""
+"""What a GPU does during a call: how long it computes, with how many kernels, and how long it takes as a CUDA graph."""
 
 import time
 import warnings
@@ -6,21 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench.ceiling import synchronize
+from bench.console import TableRow
 
 CALLS = 3
 NAME_CHARACTERS = 90
 
 
 @dataclass(frozen=True)
-class Work:
-    """Of one call, on average: the seconds in which the device computed or copied, how many kernels and copies that
-    were, and the seconds of each kernel, the longest first. `waits`: where the host waited for the device, in one."""
+class DeviceWork:
+    """The work of one call, on average: the seconds in which the device computed or copied, the number of kernels and
+    copies, and the seconds of each kernel, longest first. `waits` are lines where the host waited for the device."""
 
     seconds: float
     launches: float
@@ -28,9 +28,9 @@ class Work:
     waits: list[str]
 
 
-def work_of(function: Callable[[], object], device: torch.device) -> Work | None:
-    """None without a GPU. Kernels take as long under the profiler as without it; the host does not, so what is between
-    them has to be told from a call that nobody watches."""
+def work_of(function: Callable[[], object], device: torch.device) -> DeviceWork | None:
+    """Profile a call; return None without a GPU. The profiler slows the host but not the kernels, so the time between
+    kernels must be measured without it."""
     if device.type != "cuda":
         return None
     waits = _waits(function)
@@ -44,7 +44,7 @@ def work_of(function: Callable[[], object], device: torch.device) -> Work | None
     for event in sorted(on_device, key=lambda e: -e.self_device_time_total):
         name = event.key[:NAME_CHARACTERS]
         kernels[name] = kernels.get(name, 0.0) + event.self_device_time_total / 1e6 / CALLS
-    return Work(
+    return DeviceWork(
         seconds=sum(kernels.values()),
         launches=sum(event.count for event in on_device) / CALLS,
         kernels=kernels,
@@ -53,7 +53,7 @@ def work_of(function: Callable[[], object], device: torch.device) -> Work | None
 
 
 def _waits(function: Callable[[], object]) -> list[str]:
-    """The places in Python from which torch waits for the device during a call."""
+    """Return the lines of Python in which torch waits for the device during a call."""
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -64,8 +64,8 @@ def _waits(function: Callable[[], object]) -> list[str]:
     return [f"{Path(w.filename).name}:{w.lineno}" for w in seen if "synchronizing" in str(w.message)]
 
 
-def columns(work: Work | None, seconds: float) -> dict[str, Any]:
-    """For a table: of a call that took `seconds`. `idle` is the share in which the device did nothing."""
+def columns(work: DeviceWork | None, seconds: float) -> TableRow:
+    """Return the columns of a table for a call of `seconds`. `idle` is the share in which the device did nothing."""
     return {
         "device_ms": work and work.seconds * 1e3,
         "idle": work and 1 - work.seconds / seconds,
@@ -75,7 +75,7 @@ def columns(work: Work | None, seconds: float) -> dict[str, Any]:
 
 
 def median_seconds(function: Callable[[], object], device: torch.device, rounds: int) -> float:
-    """Of one call after a first one, the device waited for."""
+    """Return the median seconds of a call, after a warm-up, including the wait for the device."""
     seconds = []
     for _ in range(1 + rounds):
         synchronize(device)
@@ -87,13 +87,13 @@ def median_seconds(function: Callable[[], object], device: torch.device, rounds:
 
 
 class Replay:
-    """A call that was captured in a CUDA graph, to be made again without its launches; it works on the same memory."""
+    """Captures a call in a CUDA graph and replays it, without launches, on the same memory."""
 
     def __init__(self, function: Callable[[], torch.Tensor], device: torch.device) -> None:
         """Raises RuntimeError if the call cannot be captured: it waits for the device."""
         aside = torch.cuda.Stream(device)
         aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):  # whatever is made at first use must be there before
+        with torch.cuda.stream(aside):  # what is allocated at first use must exist before the capture
             function()
         torch.cuda.current_stream(device).wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()

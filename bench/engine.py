@@ -1,13 +1,13 @@
-"""What a decode step takes besides the model: schedule, batch building, sampling, commit, text.
+"""The engine's own time in a decode step, without the model: schedule, batch, sampling, commit, text.
 
-The shipped model, greedy, one decode engine, no speculation, all requests prefilled; the figures of `GetStats`.
+The shipped model decodes greedily, without speculation, all requests prefilled. The figures are those of `GetStats`.
 """
 
 from statistics import median
-from typing import Any
 
-from bench.ceiling import Rates
-from bench.shape import Options, Report
+from bench.ceiling import MachineRates
+from bench.console import TableRow
+from bench.shape import BenchOptions, BenchReport
 from bench.speculation import NONE, SpeculationSide, held_out_prompts
 from engine.config import SHIPPED_MODEL, Config
 from engine.models import load_model
@@ -17,9 +17,9 @@ TARGETS_MS = {1: 0.5, 32: 1.5}
 STEPS, WARM_UP = 200, 20
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     options = report.options
-    report.ceiling("memory read, GB/s", Rates.measured(options).read_bytes_per_second / 1e9)
+    report.ceiling("memory read, GB/s", MachineRates.measured(options).read_bytes_per_second / 1e9)
     rows = [_measured(at_once, options) for at_once in ((1, 4) if options.quick else TARGETS_MS)]
     report.table("a decode step", rows)
     for row in rows:
@@ -28,7 +28,7 @@ def run(report: Report) -> None:
             report.goal(what, row["own_ms"], TARGETS_MS[row["at_once"]], "ms", at_most=True)
 
 
-def _measured(at_once: int, options: Options) -> dict[str, Any]:
+def _measured(at_once: int, options: BenchOptions) -> TableRow:
     steps = 10 if options.quick else STEPS
     model = load_model(SHIPPED_MODEL, Config().model.torch_dtype, options.device)
     side = SpeculationSide(NONE, model, options)

@@ -32,7 +32,7 @@ from typing import Any
 import psutil
 import torch
 
-from bench.shape import Report
+from bench.shape import BenchReport
 from cluster.loadgen.workload import Lengths, random_jobs
 from cluster.serving.app import running
 from cluster.serving.front import free_ports, gateway_addresses
@@ -64,7 +64,7 @@ PROCESSES = {
 BARE, EACH, COARSE, DIRECT, PROXY = "engines", "gRPC", f"gRPC, {INTERVAL}", "gRPC, direct", "gRPC, proxy"
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     """Alternate the five, and account for the processor time of all but the first."""
     grpc_port, http_port, proxy_port = free_ports(3)
     os.environ["RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"] = str(proxy_port)

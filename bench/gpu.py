@@ -1,8 +1,8 @@
-"""Eager torch on a GPU: the reference's tokens, how near a step comes to the card's memory bandwidth, and serving.
+"""Eager torch on a GPU: parity with transformers, steps against the memory bandwidth, and serving.
 
 One command for a machine with a GPU that has torch, transformers, pydantic and accelerate, and neither Ray, NIXL nor
-rich: `python -m bench gpu`. There are no kernels of ours in this: every figure is eager torch. With `--device cpu
---quick` it tries itself where there is no GPU.
+rich: `python -m bench gpu`. It uses no native kernels: every figure is eager torch. `--device cpu --quick` tries the
+benchmark itself without a GPU.
 
     parity    greedy tokens of random models in float32, against transformers on the same device
     steps     of random models in bfloat16, without an engine; some of them beside their CUDA graphs
@@ -17,19 +17,19 @@ from dataclasses import replace
 from operator import eq
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from transformers import AutoTokenizer, DeepseekV3Config, PretrainedConfig, Qwen3Config
 
 import engine
 from bench import reference
-from bench.ceiling import Rates
+from bench.ceiling import MachineRates
+from bench.console import TableRow
 from bench.device_work import median_seconds
 from bench.serving import Prompt, Served, Workload
-from bench.shape import Options, Report
+from bench.shape import BenchOptions, BenchReport
 from bench.speculation import CAUSAL, DSPARK, NONE
-from bench.steps import PAGE_TOKENS, Step, Stepper
+from bench.steps import PAGE_TOKENS, Stepper, StepShape
 from engine.config import SHIPPED_MODEL, Config
 from engine.models import LoadedModel, load_model
 from engine.types import Request, Sampling, StopRules
@@ -73,17 +73,17 @@ STEP_MODELS: dict[str, PretrainedConfig] = {
         **SMALL,
     ),
 }
-STEPS = [Step(r, q, context) for context in (1024, 8192) for r in (1, 8, 32) for q in (1, 5)]
-QUICK_STEPS = [Step(1, 1, 64), Step(4, 3, 128)]
-GRAPHS = [Step(1, 1, 1024), Step(8, 1, 1024), Step(8, 5, 1024), Step(32, 1, 1024), Step(32, 1, 8192)]
-LONGEST = [Step(1, 1, 1024), Step(32, 1, 8192)]  # whose kernels are told one by one
+STEPS = [StepShape(r, q, context) for context in (1024, 8192) for r in (1, 8, 32) for q in (1, 5)]
+QUICK_STEPS = [StepShape(1, 1, 64), StepShape(4, 3, 128)]
+GRAPHS = [StepShape(*shape) for shape in ((1, 1, 1024), (8, 1, 1024), (8, 5, 1024), (32, 1, 1024), (32, 1, 8192))]
+LONGEST = [StepShape(1, 1, 1024), StepShape(32, 1, 8192)]  # whose longest kernels are listed
 AT_ONCE = (1, 8, 32, 128)
-WATCHED = (1, 32)  # requests at once in the steps that are looked at closely
+WATCHED = (1, 32)  # requests at once in the steps that are profiled
 SHIPPED_SIDES = (NONE, DSPARK, CAUSAL)
 OUTPUT_TOKENS = 32
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     options = report.options
     if options.device.type == "cpu" and not options.quick:
         report.note("not yet measured: no GPU at hand (`--device cpu --quick` tries the benchmark itself)")
@@ -98,11 +98,11 @@ def run(report: Report) -> None:
         graphs(report, models, rates)
 
 
-def _rates(report: Report) -> Rates:
-    """What the device could do. A GPU's memory is measured over gigabytes and several copies at once, or the first
-    launch would count."""
+def _rates(report: BenchReport) -> MachineRates:
+    """Measure what the device can do. On a GPU, several copies of gigabytes are timed together, so that launches do not
+    count."""
     options = report.options
-    rates = Rates.measured(options)
+    rates = MachineRates.measured(options)
     if options.device.type == "cuda":
         source, target = torch.randn(2, 2**29, device=options.device)
         seconds = median_seconds(lambda: [target.copy_(source) for _ in range(COPIES)], options.device, TRIES)
@@ -115,16 +115,16 @@ def _rates(report: Report) -> Rates:
     return rates
 
 
-def parity(report: Report, folder: Path) -> None:
-    """Every family's tokens."""
+def parity(report: BenchReport, folder: Path) -> None:
+    """Compare every family's tokens with transformers'."""
     rows = [_parity(folder / name, name, config, report.options) for name, config in PARITY.items()]
     report.table("greedy tokens against transformers, float32", rows)
     answers, same = (sum(row[key] for row in rows) for key in ("answers", "same"))
     report.goal(f"answers of {len(rows)} families that are transformers' own to the end", same, answers, "answers")
 
 
-def _parity(path: Path, name: str, config: PretrainedConfig, options: Options) -> dict[str, Any]:
-    """All prompts at once through both engines, one at a time through transformers on the same device."""
+def _parity(path: Path, name: str, config: PretrainedConfig, options: BenchOptions) -> TableRow:
+    """Run all prompts at once through both engines, and one at a time through transformers on the same device."""
     save_random(config, path)
     engine = {"device": str(options.device), "threads": options.threads, "cache_bytes": "64MiB"}
     sections = {"prefill": {**engine, "chunk_tokens": 96}, "decode": {"default": engine}}
@@ -146,8 +146,8 @@ def _parity(path: Path, name: str, config: PretrainedConfig, options: Options) -
     return {"model": name, "answers": len(requests), "same": len(requests) - ties, "ties": ties, "how": HOW}
 
 
-def random_models(report: Report, folder: Path) -> dict[str, LoadedModel]:
-    """Those whose steps are timed, in bfloat16 on a GPU; made on the device, because a CPU would take minutes."""
+def random_models(report: BenchReport, folder: Path) -> dict[str, LoadedModel]:
+    """Create the models whose steps are timed (bfloat16 on a GPU), on the device, because a CPU would take minutes."""
     device, quick = report.options.device, report.options.quick
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     models = {}
@@ -158,8 +158,8 @@ def random_models(report: Report, folder: Path) -> dict[str, LoadedModel]:
     return models
 
 
-def steps(report: Report, models: dict[str, LoadedModel], rates: Rates) -> None:
-    """How near steps come to the memory's bandwidth, and what takes the time of some of them."""
+def steps(report: BenchReport, models: dict[str, LoadedModel], rates: MachineRates) -> None:
+    """Compare steps with the memory bandwidth, and list the longest kernels of some."""
     rows, kernels = [], []
     for name, model in models.items():
         stepper = Stepper(report, name, model, rates.copy_bytes_per_second)
@@ -170,24 +170,24 @@ def steps(report: Report, models: dict[str, LoadedModel], rates: Rates) -> None:
         report.table("kernels that take longest", kernels)
 
 
-def graphs(report: Report, models: dict[str, LoadedModel], rates: Rates) -> None:
-    """The last thing: a capture that fails may leave the device unusable."""
+def graphs(report: BenchReport, models: dict[str, LoadedModel], rates: MachineRates) -> None:
+    """Time steps as CUDA graphs. This is run last, because a capture that fails may leave the device unusable."""
     if report.options.device.type != "cuda":
         return
     rows = []
     for name, model in models.items():
         stepper = Stepper(report, name, model, rates.copy_bytes_per_second)
         for step in GRAPHS:
-            with _told(report, f"{name}: {step} as a CUDA graph"):
+            with _errors_noted(report, f"{name}: {step} as a CUDA graph"):
                 rows.append(stepper.replayed(step))
     if rows:
         report.table("steps as CUDA graphs", rows)
 
 
-def serving(report: Report, models: dict[str, LoadedModel]) -> None:
-    """Whole engines at work."""
+def serving(report: BenchReport, models: dict[str, LoadedModel]) -> None:
+    """Time whole engines."""
     options = report.options
-    tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    tables: dict[str, list[TableRow]] = defaultdict(list)
     work = Workload((1, 4), 24, 8, 1) if options.quick else Workload(AT_ONCE, 512, OUTPUT_TOKENS, 1)
     for name, model in models.items():
         rng, vocab = random.Random(3), model.config.vocab_size
@@ -202,15 +202,15 @@ def serving(report: Report, models: dict[str, LoadedModel]) -> None:
 
 
 def _serve(
-    tables: dict[str, list[dict[str, Any]]],
+    tables: dict[str, list[TableRow]],
     name: str,
     model: LoadedModel,
     sides: Sequence[str],
     prompts: list[Prompt],
     work: Workload,
-    options: Options,
+    options: BenchOptions,
 ) -> None:
-    """Rows for a model: of every side and number of requests. `as_plain`: answers that are those of the first side."""
+    """Add a model's rows for every side and number of requests. `as_plain` counts answers equal to the first side's."""
     plain: dict[int, list[list[int]]] = {}
     for side in sides:
         served = Served(name, side, model, work, options)
@@ -225,7 +225,7 @@ def _serve(
 
 
 def own_prompts(work: Workload) -> list[Prompt]:
-    """Places in this repository's source: Python that the shipped model was not trained on."""
+    """Cut prompts from this repository's source: Python that the shipped model was not trained on."""
     text = "".join(file.read_text() for file in sorted(Path(engine.__file__).parent.rglob("*.py")))
     tokens = AutoTokenizer.from_pretrained(SHIPPED_MODEL)(text)["input_ids"]
     starts = range(0, max(work.at_once) * work.prompt_tokens, work.prompt_tokens)
@@ -234,8 +234,8 @@ def own_prompts(work: Workload) -> list[Prompt]:
 
 
 @contextmanager
-def _told(report: Report, what: str) -> Iterator[None]:
-    """What cannot be done is noted."""
+def _errors_noted(report: BenchReport, what: str) -> Iterator[None]:
+    """Record a RuntimeError as a note instead of raising it."""
     try:
         yield
     except RuntimeError as error:

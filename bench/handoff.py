@@ -1,10 +1,10 @@
-"""A handoff between two processes over real NIXL: bytes, bandwidth beside a raw read, and the control path.
+"""Handoffs between two processes over real NIXL: bytes, bandwidth compared with a raw read, and control path.
 
 Two tables. *Reads* moves pages of two sizes with `NixlTransfer` alone: adjacent pages (one descriptor) and pages in
 random order (one descriptor each), beside NIXL's read of one contiguous block of as many bytes. *Handoffs* is the
-whole way: a prefill engine in one process, a decode engine in the other, from a fresh page pool, whose pages adjoin,
-and from a fragmented one, where every second page is taken. On one host UCX moves bytes by what it finds there (shared
-memory, cross-memory attach, loopback TCP): a network has other figures, and a busy machine shows its scheduler's.
+whole path: a prefill engine in one process, a decode engine in the other, from a fresh page pool, whose pages are
+adjacent, and from a fragmented one, where every second page is taken. On one host UCX uses shared memory, cross-memory
+attach or loopback TCP: a network has other figures, and on a busy machine they show the CPU scheduler.
 """
 
 import random
@@ -15,20 +15,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
-from bench.ceiling import Rates
+from bench.ceiling import MachineRates
+from bench.console import TableRow
 from bench.peers import GROUP, Block, BlockEntry, Peer, WatchedTransfer, digest, mark, page_store
-from bench.shape import Report, Samples
+from bench.shape import BenchReport, Samples
 from decode import Decoder
 from engine.clock import MonotonicClock
 from engine.config import SHIPPED_MODEL, Config
 from engine.pages import PageStore
 from engine.text import Text
 from engine.transfer import NixlTransfer, PageRead, ReadState, new_agent_name
-from engine.types import AgentEntry, Chunk, Ended, Handoff, Request, Sampling, StopRules
+from engine.types import AgentEntry, Chunk, Handoff, Request, RequestEnded, Sampling, StopRules
 from local.build import Builder, set_threads
 from tests.checkpoints import DEEPSEEK_V3, save_random
 
@@ -38,12 +38,12 @@ PAGE_COUNTS = (1, 8, 64, 256)
 MOST_BYTES = 2**29
 HANDOFF_PAGES = 64
 ROUNDS = 9
-ANSWER_TOKENS = 2  # the first comes with the pages, the second tells when they were admitted
+ANSWER_TOKENS = 2  # the first comes with the pages, the second shows when they were admitted
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     quick, threads = report.options.quick, report.options.threads
-    rates = Rates.measured(replace(report.options, device=torch.device("cpu")))
+    rates = MachineRates.measured(replace(report.options, device=torch.device("cpu")))
     report.ceiling("copy in memory, GB/s moved", rates.copy_bytes_per_second / 2e9)
     with TemporaryDirectory() as folder:
         path = save_random(DEEPSEEK_V3, Path(folder)) if quick else SHIPPED_MODEL
@@ -58,12 +58,12 @@ def run(report: Report) -> None:
             _handoffs(report, peer, config, num_pages=4 if quick else HANDOFF_PAGES)
 
 
-def _rounds(report: Report) -> range:
+def _rounds(report: BenchReport) -> range:
     return range(2 if report.options.quick else 1 + ROUNDS)
 
 
-def _reads(report: Report, peer: Peer, name: str, page_bytes: int, counts: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """A row for each number of pages of one size."""
+def _reads(report: BenchReport, peer: Peer, name: str, page_bytes: int, counts: tuple[int, ...]) -> Iterator[TableRow]:
+    """Yield a row for each number of pages of one size."""
     counts = tuple(count for count in counts if count * page_bytes <= MOST_BYTES)
     entry, block_entry = peer.ask("hold", page_bytes, max(counts))
     store = page_store(page_bytes, max(counts))
@@ -91,7 +91,7 @@ def _raw_seconds(block: Block, peer: BlockEntry, num_bytes: int, _: int) -> floa
 
 
 def _read_seconds(transfer: NixlTransfer, peer: AgentEntry, store: PageStore, pages: tuple[int, ...], _: int) -> float:
-    """Read these pages of the peer into pages of the same numbers, and check that they are the peer's."""
+    """Read pages of the peer into local pages of the same ids, and check their content."""
     records = store.records[GROUP]
     for page in pages:
         records[page] = 0
@@ -102,13 +102,13 @@ def _read_seconds(transfer: NixlTransfer, peer: AgentEntry, store: PageStore, pa
         pass
     seconds = time.perf_counter() - started
     assert state == ReadState.DONE
-    assert all((records[page] == mark(page)).all() for page in pages), "what arrived is not what the peer holds"
+    assert all((records[page] == mark(page)).all() for page in pages), "the bytes read differ from the peer's"
     return seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arrived:
-    """One handoff, from the moment that prefill had it: seconds until decode admitted it, and how its pages came."""
+    """One handoff: seconds from the end of prefill until decode admitted it, and how its pages were read."""
 
     admitted_seconds: float
     read_seconds: float
@@ -117,7 +117,7 @@ class Arrived:
 
 
 class DecodeSide:
-    """A decode engine here, joined over NIXL to the prefill engine of `peer`."""
+    """A decode engine in this process, connected over NIXL to the prefill engine of `peer`."""
 
     def __init__(self, config: Config, peer: Peer) -> None:
         set_threads(config.prefill, config)
@@ -134,7 +134,7 @@ class DecodeSide:
         self._asked = 0
 
     def fragment(self, num_holes: int) -> list[str]:
-        """Make the prefill side's next free pages every second one; the requests that hold the pages between."""
+        """Leave every second page of the prefill side free; return the requests that hold the pages between."""
         handoffs = [self._prefilled(num_tokens=1)[1] for _ in range(2 * num_holes)]
         for handoff in handoffs[::2]:
             self._peer.tell("cancel", handoff.request_id)
@@ -145,9 +145,8 @@ class DecodeSide:
             self._peer.tell("cancel", request_id)
 
     def take(self, num_pages: int, patient: bool) -> Arrived:
-        """One handoff of so many pages, to its end. `patient` sleeps between looks, as a replica's thread does;
-        otherwise the engine is stepped without a pause, which shows when a read was done, and bytes are compared.
-        """
+        """Run one handoff of `num_pages` pages to its end. If `patient`, sleep between steps, as a replica does;
+        otherwise step without a pause, to see when the read completed, and compare the bytes."""
         request, handoff, done = self._prefilled(num_pages * self._page_tokens)
         assert handoff.num_pages == num_pages
         theirs = None
@@ -158,7 +157,7 @@ class DecodeSide:
         assert last.timings is not None and last.finish is not None
         record = self._transfers[0].records[-1]
         if theirs is not None:
-            assert digest(self._transfers[0].store, record.pages) == theirs, "other bytes arrived than were offered"
+            assert digest(self._transfers[0].store, record.pages) == theirs, "the bytes read differ from those offered"
         assert last.timings.moved_bytes == num_pages * self.page_bytes
         return Arrived(
             admitted_seconds=self._clock.now() - last.timings.decode_seconds - done,
@@ -175,7 +174,7 @@ class DecodeSide:
         return self._transfers[-1]
 
     def _prefilled(self, num_tokens: int) -> tuple[Request, Handoff, float]:
-        """A new random prompt, its handoff, and when that was done."""
+        """Prefill a new random prompt; return its request, its handoff, and when prefill ended."""
         prompt = tuple(self._rng.randrange(self._vocab) for _ in range(num_tokens))
         stop = StopRules(max_tokens=ANSWER_TOKENS, ignore_eos=True)
         request = Request(id=str(self._asked), prompt=prompt, sampling=Sampling(), stop=stop)
@@ -186,7 +185,7 @@ class DecodeSide:
     def _last_chunk(self, patient: bool) -> Chunk:
         while True:
             for event in self._engine.step():
-                assert not isinstance(event, Ended), event.error
+                assert not isinstance(event, RequestEnded), event.error
                 if isinstance(event, Chunk) and event.finish is not None:
                     return event
             deadline = self._engine.next_deadline()
@@ -194,7 +193,7 @@ class DecodeSide:
                 time.sleep(max(0.0, deadline - self._clock.now()))
 
 
-def _handoffs(report: Report, peer: Peer, config: Config, num_pages: int) -> None:
+def _handoffs(report: BenchReport, peer: Peer, config: Config, num_pages: int) -> None:
     side = DecodeSide(config, peer)
     num_bytes = num_pages * side.page_bytes
     _, block_entry = peer.ask("hold", side.page_bytes, num_pages)
@@ -238,7 +237,7 @@ def _handoffs(report: Report, peer: Peer, config: Config, num_pages: int) -> Non
     report.goal(f"control path of {num_pages} pages at p50", p50, 10.0, "ms", at_most=True)
 
 
-def _row(pool: str, num_pages: int, arrived: Arrived, samples: Samples) -> dict[str, Any]:
+def _row(pool: str, num_pages: int, arrived: Arrived, samples: Samples) -> TableRow:
     return {
         "pool": pool,
         "pages": num_pages,

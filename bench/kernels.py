@@ -1,21 +1,21 @@
-"""The kernels beside the machine: products of packed matrices, and a whole step of one request.
+"""Kernels compared with the machine: products of packed matrices, and a whole step of one request.
 
-The matrices are those of the layers of a 60M Qwen3, enough of them that none is left in a cache. The step is that of a
-decode engine, its own time included, beside reading as many bytes in one piece.
+The matrices are those of the layers of a 60M Qwen3, enough of them that none stays in a cache. The step is that of a
+decode engine, including its own time, compared with reading as many bytes in one piece.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import nn
 
-from bench.ceiling import ModelCost, Rates, multiply_add_rate
-from bench.decode import DEEPSEEK_60M, QWEN3_60M, Ours, Workload, save_published
-from bench.shape import Report, seconds_of
+from bench.ceiling import MachineRates, ModelCost, multiply_add_rate
+from bench.console import TableRow
+from bench.decode import DEEPSEEK_60M, QWEN3_60M, Ours, UniformWorkload, save_published
+from bench.shape import BenchReport, seconds_of
 from engine.kernels.linear import NativeLinear, PackedLinear
 from engine.kernels.native import library
 from engine.types import Request, Sampling, StopRules
@@ -29,9 +29,9 @@ ROUNDS, STEPS, PROMPT = 7, 40, 128
 
 
 @torch.inference_mode()
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     options = report.options
-    rates = Rates.measured(options)
+    rates = MachineRates.measured(options)
     peak = multiply_add_rate(options.threads)
     report.ceiling("memory read, GB/s", rates.read_bytes_per_second / 1e9)
     report.ceiling("multiply-add, Gflop/s", (peak or rates.flops) / 1e9)
@@ -54,8 +54,8 @@ def run(report: Report) -> None:
         report.goal(what, row["over_reading"], OVER_READING, "x", at_most=True)
 
 
-def _products(report: Report) -> list[dict[str, Any]]:
-    """By number of rows: every matrix once, by every library."""
+def _products(report: BenchReport) -> list[TableRow]:
+    """Time every matrix once by every library, for each number of rows."""
     quick = report.options.quick
     linears = [nn.Linear(*shape, bias=False) for shape in SHAPES for _ in range(1 if quick else COPIES)]
     for linear in linears:
@@ -83,12 +83,12 @@ def _products(report: Report) -> list[dict[str, Any]]:
     return table
 
 
-def _step(report: Report, name: str, path: Path) -> dict[str, Any]:
+def _step(report: BenchReport, name: str, path: Path) -> TableRow:
     options = report.options
     ours = Ours(path, options)
     pair, model = ours.pair, ours.pair.builder.model
     steps, rounds = (3, 2) if options.quick else (STEPS, ROUNDS)
-    workload = Workload(concurrency=1, prompt_tokens=PROMPT, output_tokens=(steps + 1) * (rounds + 1))
+    workload = UniformWorkload(concurrency=1, prompt_tokens=PROMPT, output_tokens=(steps + 1) * (rounds + 1))
     (prompt,) = workload.prompts(model.config.vocab_size, seed=1)
     stop = StopRules(max_tokens=workload.output_tokens, ignore_eos=True)
     pair.begin([Request(id="one", prompt=prompt, sampling=Sampling(), stop=stop)])

@@ -1,9 +1,9 @@
-"""Prefilling in the decode replica: the time to a first token, and what it costs those who are being answered.
+"""Prefill in the decode replica: the time to first token, and what it costs running requests.
 
-The shipped model, greedy, no speculation. A prompt goes one of two ways: `local` is prefilled in the decode engine
-itself, in chunks of `local_chunk_tokens`; `handoff` in a prefill engine of the same process and on the same cores, in
-larger chunks, from where its pages are copied (LocalTransfer): no network, no messages between processes, so a handoff
-is as cheap here as it can be. Beside running answers prompts come one after the other, the next when the last is done.
+The shipped model decodes greedily, without speculation. A prompt goes one of two ways: `local` is prefilled in the
+decode engine itself, in chunks of `local_chunk_tokens`; `handoff` in a prefill engine of the same process and on the
+same cores, in larger chunks, and its pages are copied (LocalTransfer). Without a network and other processes, a handoff
+is as cheap here as it can be. While requests run, prompts come one after the other, the next when the last is done.
 """
 
 import itertools
@@ -11,8 +11,9 @@ import time
 from statistics import median
 from typing import Any
 
-from bench.ceiling import Rates
-from bench.shape import Options, Report
+from bench.ceiling import MachineRates
+from bench.console import TableRow
+from bench.shape import BenchOptions, BenchReport
 from bench.speculation import held_out_prompts
 from engine.config import SHIPPED_MODEL, Config
 from engine.local_transfer import LocalTransfer
@@ -28,9 +29,9 @@ LOCAL, HANDOFF = "local", "handoff"
 
 
 class Way:
-    """A decode engine that prefills, and a prefill engine beside it: a prompt goes `LOCAL` or by `HANDOFF`."""
+    """A decode engine that also prefills, and a prefill engine: a prompt goes `LOCAL` or by `HANDOFF`."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: BenchOptions) -> None:
         engine = {"device": str(options.device), "threads": options.threads, "cache_bytes": "256MiB"}
         engine |= {"prefix_caching": False}
         config = Config.parse({"prefill": {**engine, "lease_seconds": 3600.0}, "decode": {"default": engine}})
@@ -61,7 +62,7 @@ class Way:
             self.pair.prefiller.add(request)
 
     def step(self) -> list[Chunk]:
-        """One step of each engine that has something to do."""
+        """Run one step of each engine."""
         for event in self.pair.prefiller.step():
             if isinstance(event, Handoff):
                 self.colocated.add(self._requests.pop(event.request_id), event)
@@ -72,7 +73,7 @@ class Way:
             self.step()
 
     def second_token_seconds(self, num_tokens: int, way: str) -> tuple[float, float]:
-        """Until a request alone has its first token, and its second, for which its pages must be in decode."""
+        """Return the seconds until a single request has its first and its second token; the second needs the pages."""
         request = self.request(num_tokens, max_tokens=2)
         heard: list[float] = []
         started = time.perf_counter()
@@ -84,8 +85,8 @@ class Way:
         return heard[0], heard[1]
 
     def running_tok_s(self, num_tokens: int, way: str | None, seconds: float) -> tuple[float, float]:
-        """Output tokens per second of RUNNING answers while one prompt after the other comes that way, and how many
-        prompts a second."""
+        """Return the output tokens per second of RUNNING requests while one prompt after the other comes that way, and
+        the prompts per second."""
         running = [self.request(64, max_tokens=4000) for _ in range(RUNNING)]
         for one in running:
             self.begin(one, LOCAL)
@@ -114,9 +115,9 @@ class Way:
         return LocalTransfer(name, store, self.pair.wire)
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     options = report.options
-    report.ceiling("memory read, GB/s", Rates.measured(options).read_bytes_per_second / 1e9)
+    report.ceiling("memory read, GB/s", MachineRates.measured(options).read_bytes_per_second / 1e9)
     way = Way(options)
     rounds, seconds = (2, 0.2) if options.quick else (ROUNDS, SECONDS)
     report.table("a prompt alone", [_alone(way, n, rounds, report) for n in PROMPTS])
@@ -130,7 +131,7 @@ def run(report: Report) -> None:
         report.goal(what, row["local_of_alone"], KEPT_TARGET, "")
 
 
-def _alone(way: Way, num_tokens: int, rounds: int, report: Report) -> dict[str, Any]:
+def _alone(way: Way, num_tokens: int, rounds: int, report: BenchReport) -> TableRow:
     first: dict[str, list[float]] = {LOCAL: [], HANDOFF: []}
 
     def timed(side: str) -> float:
@@ -150,8 +151,8 @@ def _alone(way: Way, num_tokens: int, rounds: int, report: Report) -> dict[str, 
     }
 
 
-def _beside(way: Way, num_tokens: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """Alternate rounds, the first to warm up; medians of the others."""
+def _beside(way: Way, num_tokens: int, rounds: int, seconds: float) -> TableRow:
+    """Measure in alternate rounds; the first is the warm-up, and the others' medians count."""
     sides: dict[str, str | None] = {"alone": None, LOCAL: LOCAL, HANDOFF: HANDOFF}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(rounds):

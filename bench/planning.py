@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from bench.shape import Report
+from bench.shape import BenchReport
 from bench.speculation import CAUSAL, DSPARK, LAGGED, NONE, PROMPT_TOKENS, SpeculationSide, held_out_prompts
 from decode.record import WRITE_SECONDS, StepRecord, read
 from engine.config import SHIPPED_MODEL, Config
@@ -26,7 +26,7 @@ WARM_UP_TOKENS = 6
 TOP_OPERATORS = 10
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     requests = 4 if report.options.quick else REQUESTS
     bench = PlanningBench(report)
     report.ceiling(
@@ -49,7 +49,7 @@ def run(report: Report) -> None:
 class PlanningBench:
     """Engines that decode the same prompts and record their steps."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: BenchReport) -> None:
         self._options = report.options
         self._output_tokens = 12 if report.options.quick else OUTPUT_TOKENS
         self._model = load_model(SHIPPED_MODEL, Config().model.torch_dtype, report.options.device)

@@ -28,7 +28,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench.shape import Report
+from bench.shape import BenchReport
 from bench.speculation import FIXED, held_out_prompts
 from cluster.client import Client
 from cluster.loadgen.run import BenchOptions
@@ -164,7 +164,7 @@ class ServedSystem:
             self.message = self.message.plus(hops, least=0.0)
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     quick = report.options.quick
     sides = dict(list(SIDES.items())[:1]) if quick else SIDES
     predicted, profiled = ((2,), (1, 4)) if quick else (PREDICTED, PROFILED)

@@ -1,4 +1,4 @@
-"""transformers on the same checkpoint: `generate`, and its continuous batching."""
+"""The reference: transformers on the same checkpoint, with `generate` and with its continuous batching."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -21,25 +21,25 @@ BATCH_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Answers:
-    """Greedy tokens, and how far each one's logit was ahead of the second best."""
+    """Greedy tokens, and the margin of each one's logit over the second best."""
 
     tokens: list[list[int]]
     margins: list[list[float]]
 
     def ties_with(self, other: list[list[int]]) -> int:
-        """How many of `other` part from these at a near tie. Raises AssertionError where they part elsewhere."""
+        """Count answers of `other` that differ from a near tie on. Raises AssertionError if one differs elsewhere."""
         return sum(map(assert_same, other, self.tokens, self.margins))
 
 
 def load(path: Path, device: torch.device) -> PreTrainedModel:
-    """The checkpoint in float32, with transformers' own attention."""
+    """Load the checkpoint in float32, with transformers' own attention."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True).to(device).eval()
 
 
 class Generate:
-    """`model.generate` on one padded batch; here all prompts are equally long, so nothing is padded."""
+    """Runs `model.generate` on one batch. All prompts are equally long, so nothing is padded."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -68,11 +68,11 @@ class Generate:
 
 
 class ContinuousBatching:
-    """transformers' paged cache and scheduler. They run in a thread of their own, which takes a core even while it has
-    nothing to do: it lives within `awake` only."""
+    """Runs transformers' paged cache and scheduler. Their thread keeps a core busy even when idle, so it runs only
+    within `awake`."""
 
     def __init__(self, model: PreTrainedModel, requests: int, total_tokens: int) -> None:
-        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)  # a failure is told once, by `fault`
+        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)  # `fault` reports failures
         self._model = model
         self._manager: Any = None
         self._options: dict[str, Any] = {
@@ -88,7 +88,7 @@ class ContinuousBatching:
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Calls can be answered, the first as fast as any. Raises RuntimeError if this model cannot be run so."""
+        """Start the thread and warm it up. Raises RuntimeError if it cannot run this model."""
         self._manager = self._model.init_continuous_batching(**self._options)
         try:
             with torch.inference_mode():
@@ -106,7 +106,7 @@ class ContinuousBatching:
         return [output.generated_tokens for output in outputs]
 
     def fault(self) -> str | None:
-        """Why this model cannot be run so; None if it can."""
+        """Return why this model cannot be run, or None if it can."""
         try:
             with self.awake():
                 return None

@@ -16,7 +16,7 @@ from typing import Any
 
 from ray import serve
 
-from bench.shape import Report
+from bench.shape import BenchReport
 from bench.storm import Answer, Question, ask_all, questions
 from cluster.serving.app import PREFILL, decode_deployment, deploy_config, running, submit
 from cluster.serving.front import free_ports
@@ -30,7 +30,7 @@ DECISION_SECONDS = 5.0
 DEPLOYMENTS = {"prefill": PREFILL, "decode": decode_deployment("default")}
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     quick = report.options.quick
     grpc_port, http_port = free_ports(2)
     address = f"127.0.0.1:{grpc_port}"

@@ -11,7 +11,7 @@ import torch
 
 from bench.ceiling import synchronize
 from bench.device_work import CALLS, columns, work_of
-from bench.shape import Options
+from bench.shape import BenchOptions
 from bench.speculation import SIDES
 from engine.config import Config
 from engine.device import peak_bytes
@@ -42,7 +42,7 @@ class Served:
     """One side of bench/speculation.py over a model, with pages for all of a workload. `peak_gib` is the most that it
     took beside the model: pages of both engines, drafter, and what a step needs."""
 
-    def __init__(self, name: str, side: str, model: LoadedModel, workload: Workload, options: Options) -> None:
+    def __init__(self, name: str, side: str, model: LoadedModel, workload: Workload, options: BenchOptions) -> None:
         of_model, of_decode = SIDES[side]
         longest = workload.prompt_tokens + max(workload.output_tokens, WATCHED_TOKENS) + 2 * PAGE_TOKENS
         row_bytes = sum(entry.row_bytes for entry in model.entries) * (1.5 if of_model else 1.0)  # the drafter's

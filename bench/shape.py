@@ -1,6 +1,6 @@
-"""The one shape of all benchmarks: first the ceiling, then warm-up, alternate rounds, medians, goals, a result file.
+"""What all benchmarks share: first the ceiling, then warm-up, alternate rounds, medians, goals, and a result file.
 
-A benchmark is a module of `bench/` with `run(report)`. Its figures go through the `Report`, which prints them and
+A benchmark is a module of `bench/` with `run(report)`. Its figures go through the `BenchReport`, which prints them and
 writes `NAME.json`. A missed goal is a result, not a failure; a wrong token or byte raises.
 """
 
@@ -11,20 +11,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
-from bench.console import bar, print_table
+from bench.console import TableRow, bar, print_table
 from bench.machine import machine, versions
 
 RESULTS = Path(__file__).parent / "results"
-ModelStepRunner = TypeVar("ModelStepRunner")
+RoundInput = TypeVar("RoundInput")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a benchmark is run. `quick` is for tests: seconds instead of minutes, and figures that mean nothing."""
+class BenchOptions:
+    """Options of a benchmark run. `quick` is for tests: it takes seconds, and its figures mean nothing."""
 
     device: torch.device
     threads: int
@@ -34,7 +34,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A figure and what it has to reach: at least `target`, or at most if `at_most`."""
+    """A figure that must be at least `target`, or at most `target` if `at_most`."""
 
     what: str
     figure: float
@@ -54,7 +54,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Samples:
-    """The seconds of each side of a comparison, round by round."""
+    """The seconds of each side of a comparison, in the order of the rounds."""
 
     seconds: dict[str, list[float]]
 
@@ -62,39 +62,39 @@ class Samples:
         return statistics.median(self.seconds[side])
 
     def speed_up(self, side: str, over: str) -> float:
-        """How many times as fast `side` is as `over`: the median of the rounds' own ratios, because a shared machine
-        drifts from round to round.
+        """Return how many times as fast `side` is as `over`: the median of the ratios within a round, because a shared
+        machine drifts from round to round.
         """
         pairs = zip(self.seconds[side], self.seconds[over], strict=True)
         return statistics.median(theirs / ours for ours, theirs in pairs)
 
 
 @dataclass
-class Report:
-    """What one benchmark has found so far."""
+class BenchReport:
+    """Collects and prints the results of one benchmark."""
 
     name: str
-    options: Options
+    options: BenchOptions
     ceilings: dict[str, float] = field(default_factory=dict)
-    figures: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    figures: dict[str, list[TableRow]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
 
     def ceiling(self, what: str, figure: float) -> None:
-        """State what is physically possible; `what` names the unit."""
+        """Record what is physically possible; `what` names the unit."""
         self.ceilings[what] = figure
         print(f"ceiling: {what}: {figure:,.4g}", flush=True)
 
     def note(self, text: str) -> None:
-        """Something a reader of the figures has to know."""
+        """Record a remark that a reader of the figures needs."""
         self.notes.append(text)
         print(f"note: {text}", flush=True)
 
     def alternately(
-        self, what: str, sides: Mapping[str, Callable[[ModelStepRunner], float]], rounds: Sequence[ModelStepRunner]
+        self, what: str, sides: Mapping[str, Callable[[RoundInput], float]], rounds: Sequence[RoundInput]
     ) -> Samples:
-        """Run every side on every round and collect the seconds they return. The first round is the warm-up and does
-        not count. Each round begins with another side.
+        """Run every side on every round and collect the seconds that they return. The first round is a warm-up and is
+        not counted. Each round begins with another side.
         """
         assert self.ceilings, "state the ceiling first"
         assert len(rounds) > 1, "the first round is the warm-up"
@@ -108,8 +108,8 @@ class Report:
                     progress.advance()
         return Samples({name: values[1:] for name, values in seconds.items()})
 
-    def table(self, title: str, rows: list[dict[str, Any]]) -> None:
-        """Print figures, and keep them for the result file. Column names carry the units."""
+    def table(self, title: str, rows: list[TableRow]) -> None:
+        """Print figures and keep them for the result file."""
         self.figures[title] = rows
         print_table(title, rows)
 
@@ -117,7 +117,7 @@ class Report:
         self.goals.append(Goal(what=what, figure=figure, target=target, unit=unit, at_most=at_most))
 
     def close(self) -> Path:
-        """Write the result file, and end with one line per goal."""
+        """Write the result file and print a line for each goal."""
         content = {
             "benchmark": self.name,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -139,7 +139,7 @@ class Report:
 
 
 def seconds_of(function: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Return how long one call takes."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started

@@ -6,7 +6,7 @@ losses made up to give steps of a plausible length: what is measured here is the
 
 import time
 
-from bench.shape import Report
+from bench.shape import BenchReport
 from compare.simulator.acceptance import Rates
 from compare.simulator.fast import FastSystem, simulate_fast
 from compare.simulator.fast_replicas import FastDecodePool, FastPrefillPool
@@ -31,7 +31,7 @@ SHARE = 0.01
 LOSSES = Losses(compute=0.4, memory=0.7, layer_seconds=1e-4, step_seconds=1e-3, source="made up")
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     quick = report.options.quick
     seconds = 30.0 if quick else HOUR
     times = roofline()

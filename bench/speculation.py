@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer
 
-from bench.ceiling import ModelCost, Rates
+from bench.ceiling import MachineRates, ModelCost
 from bench.chart import draw
-from bench.shape import Options, Report, Samples
+from bench.console import TableRow
+from bench.shape import BenchOptions, BenchReport, Samples
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL, Config
 from engine.models import LoadedModel, load_model
 from engine.steptime import ProfiledTimes
@@ -41,7 +41,7 @@ PROMPT_TOKENS, OUTPUT_TOKENS, ROUNDS = 128, 96, 5
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64)
 FIXED = 3
 NONE, MTP, DSPARK, CAUSAL, LAGGED = "none", "MTP-1", f"DSpark-{FIXED}", "DSpark causal", "DSpark lagged"
-SIDES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the model's section, the decode pool's
+SIDES: dict[str, tuple[TableRow, TableRow]] = {  # the model's section, the decode pool's
     NONE: ({}, {}),
     MTP: ({"drafter": "mtp"}, {"planner": "fixed", "fixed_drafts": 1}),
     DSPARK: ({"drafter": SHIPPED_DRAFTER}, {"planner": "fixed", "fixed_drafts": FIXED}),
@@ -111,7 +111,7 @@ class SpeculationTotals:
 class SpeculationSide:
     """A pair of engines with one way to speculate; all sides share the target's weights."""
 
-    def __init__(self, name: str, model: LoadedModel, options: Options, record: Path | None = None) -> None:
+    def __init__(self, name: str, model: LoadedModel, options: BenchOptions, record: Path | None = None) -> None:
         of_model, of_decode = SIDES[name]
         engine = {"device": str(options.device), "threads": options.threads, "cache_bytes": "256MiB"}
         engine |= {"prefix_caching": False, "max_requests": max(CONCURRENCIES)}
@@ -149,9 +149,9 @@ class SpeculationSide:
         return seconds
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     options = report.options
-    rates = Rates.measured(options)
+    rates = MachineRates.measured(options)
     report.ceiling("memory read, GB/s", rates.read_bytes_per_second / 1e9)
     model = load_model(SHIPPED_MODEL, Config().model.torch_dtype, options.device)
     concurrencies = (1, 4) if options.quick else CONCURRENCIES
@@ -162,7 +162,7 @@ def run(report: Report) -> None:
         report.ceiling(f"no speculation, {at_once} at once, tok/s", at_once * output_tokens / least)
     prompts = held_out_prompts()
     sides = {name: SpeculationSide(name, model, options) for name in SIDES}
-    rows: list[dict[str, Any]] = []
+    rows: list[TableRow] = []
     for at_once in concurrencies:
         rows += _measured(report, sides, prompts, at_once, output_tokens, rounds)
     report.table("decoding", rows)
@@ -186,13 +186,13 @@ def held_out_prompts() -> list[Prompt]:
 
 
 def _measured(
-    report: Report,
+    report: BenchReport,
     sides: dict[str, SpeculationSide],
     prompts: list[Prompt],
     at_once: int,
     output_tokens: int,
     num_rounds: int,
-) -> list[dict[str, Any]]:
+) -> list[TableRow]:
     """Return a row of results for each side."""
     rng = random.Random(at_once)
     rounds = [rng.sample(prompts, at_once) for _ in range(num_rounds)]
@@ -221,9 +221,7 @@ def _measured(
     return [_row(name, side, samples, at_once, tokens, overhead) for name, side in sides.items()]
 
 
-def _row(
-    name: str, side: SpeculationSide, samples: Samples, at_once: int, tokens: int, overhead: float
-) -> dict[str, Any]:
+def _row(name: str, side: SpeculationSide, samples: Samples, at_once: int, tokens: int, overhead: float) -> TableRow:
     totals, seconds = side.totals, samples.median(name)
     predicted = totals.predicted_seconds(side.times, PROMPT_TOKENS + OUTPUT_TOKENS // 2, overhead)
     return {
@@ -241,7 +239,7 @@ def _row(
     }
 
 
-def _goals(report: Report, rows: list[dict[str, Any]]) -> None:
+def _goals(report: BenchReport, rows: list[TableRow]) -> None:
     by_key = {(row["at_once"], row["side"]): row for row in rows}
     for (at_once, side), row in by_key.items():
         if side not in PLANNED:

@@ -1,11 +1,11 @@
-"""From the command to the first token: `sparkpool generate --local` on the shipped model, in a process of its own."""
+"""Start-up: seconds from the command `sparkpool generate --local` to its first token, with the shipped model."""
 
 import subprocess
 import sys
 import time
 from statistics import median
 
-from bench.shape import Report
+from bench.shape import BenchReport
 
 PROMPT, RUNS, TARGET_SECONDS = "def add(a, b):", 5, 5.0
 PARTS = {
@@ -20,7 +20,7 @@ PARTS = {
 }
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     runs = 1 if report.options.quick else RUNS
     report.ceiling("a process that imports torch, s", _median([sys.executable, "-c", "import torch"], runs))
     rows = [{"until": name, "seconds": _median([sys.executable, "-c", code], runs)} for name, code in PARTS.items()]
@@ -46,5 +46,5 @@ def _first_token() -> float:
         first = process.stdout.read(len(PROMPT) + 1)  # the prompt comes first, as an echo
         seconds = time.perf_counter() - began
         process.stdout.read()
-    assert len(first) > len(PROMPT) and process.returncode == 0, "nothing was said"
+    assert len(first) > len(PROMPT) and process.returncode == 0, "the command printed no token"
     return seconds

@@ -1,15 +1,15 @@
-"""Single steps of a model without an engine around them: how near they come to the device's memory bandwidth."""
+"""Single steps of a model, without an engine: how close they come to the device's memory bandwidth."""
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from bench.ceiling import ModelCost
+from bench.console import TableRow
 from bench.device_work import Replay, columns, median_seconds, work_of
-from bench.shape import Report
+from bench.shape import BenchReport
 from engine.backend import TorchBackend
 from engine.batch import Batch, Row
 from engine.models import LoadedModel
@@ -22,8 +22,8 @@ KERNELS = 8
 
 
 @dataclass(frozen=True)
-class Step:
-    """`requests` rows of `tokens` each, after `context` cached ones."""
+class StepShape:
+    """The shape of a step: `requests` rows of `tokens` tokens each, after `context` cached ones."""
 
     requests: int
     tokens: int
@@ -34,7 +34,7 @@ class Step:
         return self.requests * -(-(self.context + self.tokens) // PAGE_TOKENS)
 
     def batch(self, pages: Pages, vocab: int) -> Batch:
-        """The step's tokens, drawn at random."""
+        """Build a batch of random tokens."""
         rng = random.Random(0)
         rows = []
         for i in range(self.requests):
@@ -47,9 +47,9 @@ class Step:
 
 
 class Stepper:
-    """Steps of one model, over pages that are as many as each needs."""
+    """Times steps of one model, each over as many pages as it needs."""
 
-    def __init__(self, report: Report, name: str, model: LoadedModel, copy_bytes_per_second: float) -> None:
+    def __init__(self, report: BenchReport, name: str, model: LoadedModel, copy_bytes_per_second: float) -> None:
         self.report, self.model = report, model
         self._bandwidth = copy_bytes_per_second
         self._layout = CacheLayout.of(model.entries, PAGE_TOKENS)
@@ -61,8 +61,8 @@ class Stepper:
             "dtype": str(model.dtype).removeprefix("torch."),
         }
 
-    def rows(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
-        """Of every step that fits: its time, and the bytes per second at which it read weights and cached rows."""
+    def rows(self, steps: Sequence[StepShape]) -> list[TableRow]:
+        """Time every step that fits into memory, and the bytes per second at which it reads weights and cached rows."""
         rows = []
         for step in steps:
             num_bytes = step.num_pages * sum(group.page_bytes for group in self._layout.groups.values())
@@ -78,8 +78,8 @@ class Stepper:
             rows.append({**self._of(step), "step_ms": seconds * 1e3, **rates, **columns(work, seconds)})
         return rows
 
-    def kernels(self, step: Step) -> list[dict[str, Any]]:
-        """What takes most of the device's time in a step."""
+    def kernels(self, step: StepShape) -> list[TableRow]:
+        """List the kernels that take most of the device's time in a step."""
         work = work_of(self._forward(step), self.model.device)
         longest = list(work.kernels.items())[:KERNELS] if work else []
         return [
@@ -88,8 +88,8 @@ class Stepper:
             if work is not None
         ]
 
-    def replayed(self, step: Step) -> dict[str, Any]:
-        """The step beside its own CUDA graph: what launches cost. Raises RuntimeError if it cannot be captured."""
+    def replayed(self, step: StepShape) -> TableRow:
+        """Compare a step with its CUDA graph: the cost of launches. Raises RuntimeError if it cannot be captured."""
         forward = self._forward(step)
         seconds = median_seconds(forward, self.model.device, self._rounds)
         replay = Replay(forward, self.model.device)
@@ -102,11 +102,11 @@ class Stepper:
             "logits_differ_by": float((forward() - replay.output).abs().max()),
         }
 
-    def _of(self, step: Step) -> dict[str, Any]:
+    def _of(self, step: StepShape) -> TableRow:
         return {**self._model, "requests": step.requests, "tokens_each": step.tokens, "context": step.context}
 
-    def _forward(self, step: Step) -> Callable[[], Tensor]:
-        """The step itself, to be called: logits, from the batch on."""
+    def _forward(self, step: StepShape) -> Callable[[], Tensor]:
+        """Return the step as a function that returns logits."""
         counts = dict.fromkeys(self._layout.groups, step.num_pages)
         pages = Pages(self._layout, PageStore(self._layout, counts, self.model.device))
         for entry in self.model.entries:

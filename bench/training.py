@@ -23,8 +23,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
-from bench.ceiling import Rates
-from bench.shape import Options, Report, seconds_of
+from bench.ceiling import MachineRates
+from bench.shape import BenchOptions, BenchReport, seconds_of
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL
 from train.drafter.blocks import Blocks, ContextEntries, block_mask
 from train.drafter.config import TrainConfig, TrainingSection
@@ -91,9 +91,9 @@ class PlainTrainer(DrafterTrainer):
         return hidden
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     options = report.options
-    rates = Rates.measured(options)
+    rates = MachineRates.measured(options)
     shapes, rounds = (((2, 64, 4),), 2) if options.quick else (SHAPES, 1 + ROUNDS)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -114,7 +114,7 @@ def run(report: Report) -> None:
             report.goal(f"{row['step']}, memory of plain", memory, MEMORY_TARGET, "x", at_most=True)
 
 
-def _sides(shape: tuple[int, int, int], options: Options, scratch: Path) -> dict[str, DrafterTrainer]:
+def _sides(shape: tuple[int, int, int], options: BenchOptions, scratch: Path) -> dict[str, DrafterTrainer]:
     sequences, length, anchors = shape
     config = TrainConfig.load(SHIPPED_DRAFTER / "train.yaml")
     update = {"sequences": sequences, "anchors": anchors, "steps": 1000, "device": str(options.device)}
@@ -145,7 +145,7 @@ def _sides(shape: tuple[int, int, int], options: Options, scratch: Path) -> dict
 
 
 def _measured(
-    report: Report, what: str, sides: dict[str, DrafterTrainer], shape: tuple[int, int, int], rounds: int
+    report: BenchReport, what: str, sides: dict[str, DrafterTrainer], shape: tuple[int, int, int], rounds: int
 ) -> list[dict[str, Any]]:
     losses: dict[str, list[float]] = {name: [] for name in sides}
     peaks: dict[str, list[int]] = {name: [] for name in sides}

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.shape import Report
+from bench.shape import BenchReport
 from compare.published.checks import FIG8_BUDGET, FIG8_THROUGHPUT, Check, checks, left_out
 from compare.report.build import Comparison
 
@@ -17,7 +17,7 @@ SCENARIOS = Path(__file__).parent.parent / "deploy" / "scenarios"
 MOST_SECONDS = 300.0
 
 
-def run(report: Report) -> None:
+def run(report: BenchReport) -> None:
     report.ceiling("what figures can be read off to, per cent", 1.0)
     began = time.perf_counter()
     found = checks()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from decode.handoff_reads import Incoming
 from decode.step_result import StepResult
 from engine.stats import Acceptance, Counters
-from engine.types import Chunk, DecodeTimings, Ended, Event
+from engine.types import Chunk, DecodeTimings, Event, RequestEnded
 
 NO_TIME = DecodeTimings(wait_seconds=0.0, transfer_seconds=0.0, decode_seconds=0.0, moved_bytes=0, moved_pages=0)
 
@@ -76,14 +76,14 @@ class Accounts:
         for sequence in result.batch.sequences:
             self._running[sequence.id].overruns += timestamps.overran
 
-    def committed(self, result: StepResult, events: list[Chunk | Ended]) -> list[Event]:
+    def committed(self, result: StepResult, events: list[Chunk | RequestEnded]) -> list[Event]:
         """Count the tokens that requests took from a step, and return `events` with the last chunks completed."""
         completed: list[Event] = []
         for sequence, verified, event in zip(result.batch.sequences, result.lengths, events, strict=True):
             accepted = len(event.tokens) - 1 if isinstance(event, Chunk) else 0
             self.counters.count(result.block.length, verified, accepted)
             sequence.acceptance.count(result.block.length, verified, accepted)
-            if isinstance(event, Ended):
+            if isinstance(event, RequestEnded):
                 self.failed(sequence.id)
             else:
                 self.counters.tokens += len(event.tokens)

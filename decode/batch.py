@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from decode.sequence import Sequence
 from engine.batch import Batch, Row
-from engine.drafters import Anchor, DraftBlock, Rows
-from engine.logits_processors import Draw, LogitsProcessors
+from engine.drafters import Anchor, DraftBlock, HiddenStates
+from engine.logits_processors import LogitsProcessors, TokenHistory
 from engine.pages import Pages
 from engine.sampling import SamplingBatch
 
@@ -42,14 +42,14 @@ class DecodeBatch:
         return [s.anchor for s in self.sequences]
 
     @property
-    def drafter_rows(self) -> Rows:
+    def drafter_rows(self) -> HiddenStates:
         """The drafter's state of each request after the last step."""
-        return [s.drafter_row for s in self.sequences]
+        return [s.drafter_hidden for s in self.sequences]
 
-    def keep(self, rows: Rows) -> None:
+    def keep(self, rows: HiddenStates) -> None:
         """Store the drafter's state of each request after this step."""
         for sequence, row in zip(self.sequences, rows, strict=True):
-            sequence.drafter_row = row
+            sequence.drafter_hidden = row
 
     def load(self, overhead_seconds: float = 0.0) -> StepLoad:
         cached = [s.num_cached for s in self.sequences]
@@ -87,7 +87,10 @@ class VerifyBatch:
 
     @property
     def logits_processors(self) -> LogitsProcessors | None:
-        draws = [Draw(s.request, [*s.tokens, *d[:n]]) if s.request.edits_logits else None for s, n, d in self._rows]
+        draws = [
+            TokenHistory(s.request, [*s.tokens, *d[:n]]) if s.request.needs_logits_processors else None
+            for s, n, d in self._rows
+        ]
         return LogitsProcessors.of(draws, self.batch.eos_token_ids, self.batch.pages.store.device)
 
     @property

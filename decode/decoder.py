@@ -22,13 +22,13 @@ from decode.step_timer import StepTimer
 from engine.clock import Clock
 from engine.config import DecodeConfig
 from engine.device import peak_bytes
-from engine.drafters import row_from
+from engine.drafters import hidden_from_bytes
 from engine.errors import DeadlineExceeded, DoesNotFit, Overloaded, Preempted
 from engine.pages import Pages, Tables
 from engine.stats import Forecast, Identity, ReplicaStats, Transfers
 from engine.text import Text
 from engine.transfer import Transfer
-from engine.types import Chunk, Ended, Event, Handoff, Request, Sampling
+from engine.types import Chunk, Event, Handoff, Request, RequestEnded, Sampling
 
 
 class Decoder:
@@ -156,7 +156,7 @@ class Decoder:
         for sequence in (*self._schedule.overdue(now), *self._inbox.overdue(now)):
             self._accounts.failed(sequence.id)
             reason = f"{sequence.id} had not finished {sequence.request.seconds_left} s after it came to decode"
-            events.append(Ended(request_id=sequence.id, error=DeadlineExceeded(reason)))
+            events.append(RequestEnded(request_id=sequence.id, error=DeadlineExceeded(reason)))
         admitted, ended = self._inbox.poll(self.spare_tokens)
         for lost in ended:
             self._accounts.failed(lost.request_id)
@@ -171,7 +171,7 @@ class Decoder:
         for sequence in self._schedule.evicted():
             self._accounts.preempted(sequence.id)
             reason = f"{sequence.id} gave up its pages after {sequence.output.num_generated} tokens"
-            events.append(Ended(request_id=sequence.id, error=Preempted(reason)))
+            events.append(RequestEnded(request_id=sequence.id, error=Preempted(reason)))
         return events
 
     def warm_up(self) -> None:
@@ -243,7 +243,7 @@ class Decoder:
         sequence = WaitingSequence(request, now, SequenceOutput(request, self._text, self._eos_token_ids))
         with_drafter = self._compatibility.share_drafter(handoff)
         if with_drafter:
-            sequence.drafter_row = row_from(handoff.drafter_row)
+            sequence.drafter_hidden = hidden_from_bytes(handoff.drafter_hidden)
         else:
             sequence.context_from = handoff.num_tokens
         chunk = sequence.output.commit([handoff.first])

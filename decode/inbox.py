@@ -12,8 +12,8 @@ from engine.config import DecodeConfig
 from engine.errors import HandoffLost
 from engine.pages import Pages, Precedence
 from engine.stats import Counters
-from engine.transfer import Message, PageRead, ReadState, Transfer, Verb
-from engine.types import Ended
+from engine.transfer import LeaseCommand, LeaseMessage, PageRead, ReadState, Transfer
+from engine.types import RequestEnded
 
 P, E, A = ReadPhase, ReadEvent, ReadAction
 READ_EVENTS = {ReadState.DONE: E.READ_DONE, ReadState.FAILED: E.READ_FAILED}
@@ -31,7 +31,7 @@ class Inbox:
         self._config = config
         self._counters = counters
         self._incoming: dict[str, Incoming] = {}
-        self._ended: list[Ended] = []
+        self._ended: list[RequestEnded] = []
         self.reads = self.reads_lost = 0
         self.moved_bytes = self.moved_pages = 0
         self.transfer_seconds = 0.0
@@ -86,7 +86,7 @@ class Inbox:
     def decline(self, incoming: Incoming) -> None:
         """Release the lease of a request that has finished with its first token: its pages are not needed."""
         self._transfer.connect(incoming.handoff.agents[0])
-        self._notify(incoming, Verb.RELEASE)
+        self._notify(incoming, LeaseCommand.RELEASE)
 
     def cancel(self, request_id: str) -> bool:
         """Stop a request in any phase. Return False if it is not here."""
@@ -104,7 +104,7 @@ class Inbox:
             self.cancel(sequence.id)
         return late
 
-    def poll(self, spare_tokens: int) -> tuple[list[Incoming], list[Ended]]:
+    def poll(self, spare_tokens: int) -> tuple[list[Incoming], list[RequestEnded]]:
         """Take messages, poll reads, and start as many reads as pages and `max_requests` allow.
 
         Returns the handoffs whose pages have been read, and the requests that lost theirs. A read starts if there is
@@ -125,7 +125,7 @@ class Inbox:
             incoming = self._incoming.get(message.nonce)
             if incoming is None or message.held is None:
                 continue  # the request has ended, or the message is a question
-            held = E.HELD if message.verb == Verb.RELEASE else E.RENEWED
+            held = E.HELD if message.command == LeaseCommand.RELEASE else E.RENEWED
             self._apply(incoming, held if message.held else E.NOT_HELD)
 
     def _watch(self, incoming: Incoming) -> None:
@@ -201,7 +201,7 @@ class Inbox:
 
     def _renew_lease(self, incoming: Incoming) -> None:
         incoming.renew_at = self._clock.now() + incoming.handoff.lease_seconds / 3
-        self._notify(incoming, Verb.RENEW)
+        self._notify(incoming, LeaseCommand.RENEW)
 
     def _extend_deadline(self, incoming: Incoming) -> None:
         incoming.deadline = self._clock.now() + incoming.handoff.lease_seconds
@@ -215,7 +215,7 @@ class Inbox:
     def _release_lease(self, incoming: Incoming) -> ReadEvent | None:
         """Release the lease and await the answer; TIMEOUT if the peer cannot be reached."""
         incoming.deadline = self._clock.now() + self._config.release_timeout_seconds
-        return None if self._notify(incoming, Verb.RELEASE) else E.TIMEOUT
+        return None if self._notify(incoming, LeaseCommand.RELEASE) else E.TIMEOUT
 
     def _give_back_pages(self, incoming: Incoming) -> None:
         self._pages.clear(incoming.tables, published=False)  # what was read may be another request's
@@ -229,8 +229,8 @@ class Inbox:
     def _report_lost(self, incoming: Incoming) -> None:
         self.reads_lost += 1
         reason = f"the pages of {incoming.sequence.id} were lost while {incoming.cause}"
-        self._ended.append(Ended(request_id=incoming.sequence.id, error=HandoffLost(reason)))
+        self._ended.append(RequestEnded(request_id=incoming.sequence.id, error=HandoffLost(reason)))
 
-    def _notify(self, incoming: Incoming, verb: Verb) -> bool:
-        message = Message(verb=verb, nonce=incoming.nonce, metadata=self._transfer.entry.metadata)
+    def _notify(self, incoming: Incoming, verb: LeaseCommand) -> bool:
+        message = LeaseMessage(command=verb, nonce=incoming.nonce, metadata=self._transfer.entry.metadata)
         return self._transfer.notify(incoming.peer, message)

@@ -9,7 +9,7 @@ from engine.config import DecodeConfig
 from engine.errors import ModelFailure
 from engine.pages import Pages, Precedence
 from engine.sampling import NO_TOKEN
-from engine.types import Chunk, Ended
+from engine.types import Chunk, RequestEnded
 
 
 class DecodeSchedule:
@@ -76,9 +76,9 @@ class DecodeSchedule:
         ready = tuple(sequence for sequence in self.running.values() if self._has_pages(sequence))
         return DecodeBatch(ready, self._pages, self._eos_token_ids)
 
-    def commit(self, result: StepResult) -> list[Chunk | Ended]:
+    def commit(self, result: StepResult) -> list[Chunk | RequestEnded]:
         """Give every request its tokens, in the order of the batch. Finished requests give their pages back."""
-        events: list[Chunk | Ended] = []
+        events: list[Chunk | RequestEnded] = []
         for sequence, tokens in zip(result.batch.sequences, result.tokens, strict=True):
             if any(sampled.token == NO_TOKEN for sampled in tokens):
                 events.append(self._fail(sequence))
@@ -113,8 +113,8 @@ class DecodeSchedule:
     def _has_pages(self, sequence: Sequence) -> bool:
         return not any(self._pages.missing(sequence.tables, sequence.num_cached + self._step_tokens).values())
 
-    def _fail(self, sequence: Sequence) -> Ended:
+    def _fail(self, sequence: Sequence) -> RequestEnded:
         self._pages.clear(sequence.tables, published=True)
         self.remove(sequence.id)
         reason = f"the model gave NaN or infinity after {len(sequence.tokens)} tokens of {sequence.id}"
-        return Ended(request_id=sequence.id, error=ModelFailure(reason))
+        return RequestEnded(request_id=sequence.id, error=ModelFailure(reason))

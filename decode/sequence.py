@@ -79,14 +79,14 @@ class SequenceOutput:
 class WaitingSequence:
     """A request with its first token, whose pages still have to be read. `arrived` is on the engine's clock.
 
-    The drafter's context begins at token `context_from`; `drafter_row` is the drafter's state after the last token.
+    The drafter's context begins at token `context_from`; `drafter_hidden` is the drafter's state after the last token.
     """
 
     request: Request
     arrived: float
     output: SequenceOutput
     context_from: int = 0
-    drafter_row: Tensor | None = None
+    drafter_hidden: Tensor | None = None
 
     @property
     def id(self) -> str:
@@ -107,7 +107,7 @@ class WaitingSequence:
 
     def with_pages(self, tables: Tables) -> "Sequence":
         """Return the sequence as it runs, once its KV entries are in the pages of `tables`."""
-        return Sequence(self.request, self.arrived, self.output, self.context_from, self.drafter_row, tables=tables)
+        return Sequence(self.request, self.arrived, self.output, self.context_from, self.drafter_hidden, tables=tables)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -130,7 +130,7 @@ class Sequence(WaitingSequence):
     def anchor(self) -> Anchor:
         """The last token, from which drafting starts."""
         return Anchor(
-            self.tokens[-1], self.num_cached, self.tables, self.request.sampling, self.context_from, self.drafter_row
+            self.tokens[-1], self.num_cached, self.tables, self.request.sampling, self.context_from, self.drafter_hidden
         )
 
     @property

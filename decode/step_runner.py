@@ -81,7 +81,7 @@ class ModelStepRunner:
             output = self.backend.forward(target)
         accepted = self.acceptor(output.logits, block, lengths, rows.options, rows.logits_processors)
         with self.computing:
-            if any(lengths) or self.drafter.keeps_rows:
+            if any(lengths) or self.drafter.keeps_hidden:
                 self.flush_context()
                 last_R = target.logits_index[accepted.last_row_R]
                 batch.keep(self.drafter.absorb(target, output.taps, batch.drafter_rows, last_R))

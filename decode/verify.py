@@ -27,7 +27,7 @@ from torch import Tensor
 from engine.device import to_device
 from engine.drafters import DraftBlock
 from engine.logits_processors import LogitsProcessors
-from engine.sampling import ACCEPT_NOISE, Draws, SamplingBatch, draw, log_probs, told, uniform
+from engine.sampling import ACCEPT_NOISE, SamplerOutput, SamplingBatch, draw, gather_logprobs, log_probs, uniform
 from engine.types import SampledToken
 
 MIN_RESIDUAL = 1e-8  # below this mass, p and q differ by rounding only, and p itself is sampled
@@ -37,7 +37,7 @@ MIN_RESIDUAL = 1e-8  # below this mass, p and q differ by rounding only, and p i
 class Accepted:
     """The tokens of a step: each request gets the first `num_drafts_R + 1` of its rows in `draws`."""
 
-    draws: Draws
+    draws: SamplerOutput
     num_drafts_R: Tensor
     lengths: tuple[int, ...]
 
@@ -49,7 +49,7 @@ class Accepted:
 
     def to_host(self) -> list[list[SampledToken]]:
         """Return the tokens of each request, at least one. This is the step's one copy to the host."""
-        rows, tokens, start = self.draws.drawn(), [], 0
+        rows, tokens, start = self.draws.to_host(), [], 0
         for length, accepted in zip(self.lengths, self.num_drafts_R.tolist(), strict=True):
             tokens.append(rows[start : start + accepted + 1])
             start += length + 1
@@ -109,7 +109,7 @@ class Exact:
         log_p_NV = processed_NV if options.all_greedy else log_probs(processed_NV, options)
         if not any(lengths):
             own_N = draw(processed_NV, log_p_NV, options)
-            return Accepted(told(logits_NV, own_N, options), torch.zeros_like(own_N), tuple(lengths))
+            return Accepted(gather_logprobs(logits_NV, own_N, options), torch.zeros_like(own_N), tuple(lengths))
         rows = LogitsRows.of(lengths, logits_NV.device)
         draft_N = rows.of_block(block.token_RK)
         if options.all_coupled:
@@ -155,7 +155,7 @@ class Synthetic:
         processed_NV = logits_NV if logits_processors is None else logits_processors.applied(logits_NV)
         own_N = draw(processed_NV, processed_NV if options.all_greedy else log_probs(processed_NV, options), options)
         if not any(lengths):
-            return Accepted(told(logits_NV, own_N, options), torch.zeros_like(own_N), tuple(lengths))
+            return Accepted(gather_logprobs(logits_NV, own_N, options), torch.zeros_like(own_N), tuple(lengths))
         rows = LogitsRows.of(lengths, logits_NV.device)
         rates = (*self._rates, *[0.0] * block.length)[: block.length]
         rate_N = rows.of_block(to_device([rates] * len(lengths), torch.float32, logits_NV.device))
@@ -175,7 +175,7 @@ def _committed(
     """Commit the drafts of each request before the first that does not survive, and then the target's own token."""
     accepted_R = _leading(survives_N & rows.drafted_N, rows, lengths)
     token_N = torch.where(rows.offset_N < accepted_R[rows.request_N], draft_N, own_N)
-    return Accepted(told(logits_NV, token_N, options), accepted_R, tuple(lengths))
+    return Accepted(gather_logprobs(logits_NV, token_N, options), accepted_R, tuple(lengths))
 
 
 def _log_residual(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:

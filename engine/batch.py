@@ -1,10 +1,9 @@
-"""A ragged batch: what several requests put through the model in one step, on one flat token axis.
+"""A ragged batch: the tokens of several requests in one step of the model, on one flat token axis.
 
 T = tokens of the step, R = rows of a segment, Q = queries of a row (padded), P = pages, K = P * page_tokens keys
 
-Tokens are laid out segment by segment. Rows with few tokens share one padded segment; a row with many has one
-to itself, so a long prefill chunk never pads a decode row. Attention loops over segments and never asks which
-pool it works for: there is one forward.
+Tokens are ordered by segment. Rows with few tokens share one padded segment; a row with many has its own, so a long
+prefill chunk never pads a decode row. Attention loops over segments; prefill and decode use the same forward.
 """
 
 from collections.abc import Sequence
@@ -19,13 +18,15 @@ from engine.pages import CacheLayout, PageGroup, Tables
 from engine.pages.pool import SCRATCH_PAGE
 
 SHORT_ROW_TOKENS = 16
+Positions = Tensor | tuple[Tensor, ...]
+"""The output of a rotary embedding of transformers: cos and sin, or one complex tensor (DeepSeek-V2)."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one request puts into a step: `tokens` at positions `start ..`, and how many trailing ones need logits.
+    """One request's tokens in a step, at positions `start ..`; the last `num_logits` of them need logits.
 
-    `as_block`: every token sees all of the row, as in a drafter's block. Nothing before `context_from` is seen.
+    With `as_block`, every token sees all of the row, as in a DSpark block. Positions before `context_from` are masked.
     """
 
     tokens: Sequence[int]
@@ -40,28 +41,30 @@ class Row:
         return self.start + len(self.tokens)
 
     def last_seen(self, query: int) -> int:
-        """The last position that token number `query` of the row sees."""
+        """Return the last position that token number `query` of the row sees."""
         return self.end - 1 if self.as_block else self.start + min(query, len(self.tokens) - 1)
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys that a segment's queries may see in one page group: those of the row's pages (the first of which is its
-    logical page `first_page_R`) at positions `first_RQ` to `last_RQ`. T = tokens of the segment."""
+    """The keys that a segment's queries see in one page group: positions `first_RQ` to `last_RQ` (inclusive).
+
+    They are in the pages `pages_RP`, which begin with the row's logical page `first_page_R`. T = tokens of the segment.
+    """
 
     pages_RP: Tensor
     first_page_R: Tensor
     first_RQ: Tensor
     last_RQ: Tensor
     page_tokens: int
-    token_index_T: Tensor  # of the segment's tokens, in [R * Q]
+    token_index_T: Tensor  # where each token of the segment is in [R * Q]
 
     @cached_property
     def mask_R1QK(self) -> Tensor:
-        """bool: the same, over all keys of the pages."""
+        """bool: which keys of the pages each query sees."""
         device = self.pages_RP.device
-        place_K = torch.arange(self.pages_RP.shape[1] * self.page_tokens, device=device)
-        key_R1K = (self.first_page_R[:, None] * self.page_tokens + place_K)[:, None, :]
+        offset_K = torch.arange(self.pages_RP.shape[1] * self.page_tokens, device=device)
+        key_R1K = (self.first_page_R[:, None] * self.page_tokens + offset_K)[:, None, :]
         mask_RQK = (key_R1K >= self.first_RQ[..., None]) & (key_R1K <= self.last_RQ[..., None])
         return mask_RQK[:, None]
 
@@ -77,61 +80,63 @@ class Keys:
 
     @cached_property
     def last_T(self) -> Tensor:
-        """int32: the last one."""
+        """int32: the last position that each token sees."""
         return self.last_RQ.flatten()[self.token_index_T].int()
 
     def check(self, num_pages: int) -> None:
-        """On a CPU: what a kernel follows blindly leads to one of `num_pages` pages. Raises AssertionError."""
+        """Check on a CPU, for kernels that do not, that all keys are in `num_pages` pages. Raises AssertionError."""
         pages, size = self.pages_RP.numpy(), self.page_tokens
         begin = self.first_page_R.numpy()[:, None] * size
-        assert pages.min() >= 0 and pages.max() < num_pages, "a page that is not there"
-        assert (self.first_RQ.numpy() - begin).min() >= 0, "before its pages"
-        assert (self.last_RQ.numpy() - begin).max() < pages.shape[1] * size, "behind its pages"
+        assert pages.min() >= 0 and pages.max() < num_pages, "a page id is out of range"
+        assert (self.first_RQ.numpy() - begin).min() >= 0, "a position is before its pages"
+        assert (self.last_RQ.numpy() - begin).max() < pages.shape[1] * size, "a position is after its pages"
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows that are attended to together. `tokens` is their slice of the flat axis."""
+    """Rows whose attention is computed together. `tokens` is their slice of the flat axis."""
 
     tokens: slice
     num_queries: int
-    query_index_RQ: Tensor  # into the segment's own tokens; padding repeats a row's last one
-    flat_index_T: Tensor  # back: where token t of the segment is in [R * Q]
+    query_index_RQ: Tensor  # index into the segment's tokens; padding repeats a row's last one
+    flat_index_T: Tensor  # the inverse: where token t of the segment is in [R * Q]
     keys: dict[str, Keys]
 
     @property
     def is_uniform(self) -> bool:
-        """Whether every row has as many tokens, as when decoding: then padding is a view, and so is its undoing."""
+        """Whether all rows have equally many tokens, as in decoding: then padding and unpadding are views."""
         return self.flat_index_T.shape[0] == self.query_index_RQ.numel()
 
     def pad(self, own_T: Tensor) -> Tensor:
-        """This segment's tokens, flat -> [R, Q, ...]."""
+        """Pad this segment's flat tokens to [R, Q, ...]."""
         return own_T.unflatten(0, (-1, self.num_queries)) if self.is_uniform else own_T[self.query_index_RQ]
 
     def unpad(self, values_RQ: Tensor) -> Tensor:
-        """[R, Q, ...] -> the segment's tokens, flat."""
+        """Undo `pad`: [R, Q, ...] to the segment's flat tokens."""
         flat = values_RQ.flatten(0, 1)
         return flat if self.is_uniform else flat[self.flat_index_T]
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Where each token of the step is written in one page group."""
+    """The page and offset where each token's entry is written in one page group (vLLM: slot mapping)."""
 
     page_T: Tensor
     offset_T: Tensor
     page_tokens: int
 
     def check(self, num_pages: int) -> None:
-        """On a CPU: they are in `num_pages` pages. Raises AssertionError."""
+        """Check on a CPU that all slots are in `num_pages` pages. Raises AssertionError."""
         for index, end in ((self.page_T.numpy(), num_pages), (self.offset_T.numpy(), self.page_tokens)):
-            assert index.min() >= 0 and index.max() < end, "a slot that is not there"
+            assert index.min() >= 0 and index.max() < end, "a slot is out of range"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Everything one forward needs, on the device. `start_R`, where each row begins, and `logits_index` are in the
-    order of the rows given."""
+    """Everything that one forward needs, on the device.
+
+    `start_R` (the index of each row's first token) and `logits_index` are in the order of the rows given.
+    """
 
     token_ids_T: Tensor
     positions_T: Tensor
@@ -144,9 +149,14 @@ class Batch:
     def num_tokens(self) -> int:
         return self.token_ids_T.shape[0]
 
+    @cached_property
+    def prepared(self) -> dict[str, object]:
+        """What the first layer's kernel prepares for the others (engine/kernels/program.py)."""
+        return {}
+
     @classmethod
     def joined(cls, batches: Sequence["Batch"]) -> "Batch":
-        """The tokens of several steps, to write something of theirs: nothing is attended to, no logits are wanted."""
+        """Join several steps' tokens to write cache entries only: without segments to attend to, and without logits."""
         none = batches[0].start_R[:0]
         slots = {
             name: Slots(
@@ -161,7 +171,7 @@ class Batch:
 
     @classmethod
     def of(cls, rows: Sequence[Row], layout: CacheLayout, device: torch.device) -> "Batch":
-        """Every row's tables must already reach its `end`."""
+        """Build a batch of rows whose page tables already reach their `end`."""
         grouped = _in_segments(rows)
         ordered = [row for group in grouped for row in group]
         positions = [p for row in ordered for p in range(row.start, row.end)]
@@ -225,7 +235,7 @@ def _segment(rows: list[Row], first_token: int, layout: CacheLayout, device: tor
 
 
 def _keys(rows: list[Row], queries_RQ: Tensor, token_index_T: Tensor, group: PageGroup, device: torch.device) -> Keys:
-    """Ranges of positions: right for prefill, extend, decode and window alike."""
+    """Compute the visible keys as ranges of positions, for full and window groups alike."""
     tables = [row.tables.groups[group.name] for row in rows]
     live = [group.num_pages(row.end) - table.first_page for row, table in zip(rows, tables, strict=True)]
     width = max(live)

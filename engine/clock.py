@@ -1,4 +1,4 @@
-"""Time as a seam. Engines ask `now()`; only the thread shell and the pace ever sleep."""
+"""Clocks. Engines only call `now()`; only the engine thread and the pace sleep."""
 
 import time
 from typing import Protocol
@@ -6,19 +6,19 @@ from typing import Protocol
 
 class Clock(Protocol):
     def now(self) -> float:
-        """Seconds on a clock that never goes backwards. Only differences mean anything."""
+        """Return seconds since an arbitrary moment. They never decrease."""
         ...
 
 
 class MonotonicClock:
-    """The machine's own clock."""
+    """The operating system's monotonic clock."""
 
     def now(self) -> float:
         return time.monotonic()
 
 
 class ManualClock:
-    """A clock that a test moves."""
+    """A clock that a test advances."""
 
     def __init__(self, start: float = 0.0) -> None:
         self._now = start
@@ -32,7 +32,7 @@ class ManualClock:
 
 
 class Stopwatch:
-    """The seconds spent inside `with`, in all, on a clock."""
+    """Sums the seconds spent inside its `with` blocks."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.seconds = 0.0

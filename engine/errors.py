@@ -1,32 +1,32 @@
-"""Every error a caller can see, with the gRPC and HTTP status it maps to.
+"""Every error that a caller can see, and the gRPC and HTTP status that it maps to.
 
 SparkpoolError                     INTERNAL             500
-├── BadRequest(field)              INVALID_ARGUMENT     400   the request is at fault; names the field
+├── BadRequest(field)              INVALID_ARGUMENT     400   the request is invalid; names the field
 ├── UnknownModel                   NOT_FOUND            404
-├── DoesNotFit                     FAILED_PRECONDITION  422   more pages than the pool has at all
-├── Overloaded                     RESOURCE_EXHAUSTED   429   try again; says when
+├── DoesNotFit                     FAILED_PRECONDITION  422   needs more pages than the pool has
+├── Overloaded                     RESOURCE_EXHAUSTED   429   try again after `retry_seconds`
 ├── DeadlineExceeded               DEADLINE_EXCEEDED    504
 ├── Cancelled                      CANCELLED            499
-├── Unavailable                    UNAVAILABLE          503   the retry budget is spent
-│   ├── HandoffLost                UNAVAILABLE          503   pages were gone; the gateway prefills again
+├── Unavailable                    UNAVAILABLE          503   no replica, or no retries left
+│   ├── HandoffLost                UNAVAILABLE          503   pages are gone; the gateway prefills again
 │   └── Preempted                  UNAVAILABLE          503   pages ran out; the gateway prefills again
 ├── HandoffRefused                 FAILED_PRECONDITION  500   the two pools serve different models
-├── ModelFailure                   INTERNAL             500   NaN or infinity in this request's logits
-├── EngineFailure                  INTERNAL             500   a fault of ours: the replica stops
-└── ConfigError                    FAILED_PRECONDITION  500   at start: names the key or the file
-    └── CheckpointRefused          FAILED_PRECONDITION  500   pre-flight: with numbers
+├── ModelFailure                   INTERNAL             500   NaN or infinity in the request's logits
+├── EngineFailure                  INTERNAL             500   a bug or a device fault: the replica stops
+└── ConfigError                    FAILED_PRECONDITION  500   at start; names the key or the file
+    └── CheckpointRefused          FAILED_PRECONDITION  500   by pre-flight; names the numbers
 """
 
 
 class SparkpoolError(Exception):
-    """The root. `grpc_status` is a name from grpc.StatusCode, `http_status` a number."""
+    """The base class. `grpc_status` is a name of grpc.StatusCode."""
 
     grpc_status = "INTERNAL"
     http_status = 500
 
 
 class BadRequest(SparkpoolError):
-    """The request cannot be served as written. `field` is the name in the API's own spelling."""
+    """The request is invalid. `field` is the name in the API."""
 
     grpc_status, http_status = "INVALID_ARGUMENT", 400
 
@@ -43,13 +43,13 @@ class UnknownModel(SparkpoolError):
 
 
 class DoesNotFit(SparkpoolError):
-    """The request needs more pages than the pool has at all: waiting would not help."""
+    """The request needs more pages than the pool has, so waiting would not help."""
 
     grpc_status, http_status = "FAILED_PRECONDITION", 422
 
 
 class Overloaded(SparkpoolError):
-    """A queue is full. `retry_seconds` is a hint, in seconds."""
+    """A queue is full. `retry_seconds` is an estimate of when it no longer is."""
 
     grpc_status, http_status = "RESOURCE_EXHAUSTED", 429
 
@@ -74,25 +74,25 @@ class Unavailable(SparkpoolError):
 
 
 class HandoffLost(Unavailable):
-    """The pages were gone before they had been read: the request must be prefilled again."""
+    """The pages were released before they had been read, so the request must be prefilled again."""
 
 
 class Preempted(Unavailable):
-    """A decode replica gave this request's pages to an earlier one. Going on from the tokens so far needs a prefill."""
+    """A decode replica needed this request's pages for another one, so its tokens so far must be prefilled again."""
 
 
 class HandoffRefused(SparkpoolError):
-    """The prefill replica's target fingerprint is not ours. The message names the difference."""
+    """The prefill replica serves another model. The message names the difference of the fingerprints."""
 
     grpc_status, http_status = "FAILED_PRECONDITION", 500
 
 
 class ModelFailure(SparkpoolError):
-    """The model gave NaN or infinity for this request. Others in the same batch go on; trying again would not help."""
+    """The model returned NaN or infinity for this request. Others in the batch continue; a retry would not help."""
 
 
 class EngineFailure(SparkpoolError):
-    """A bug of ours or a device fault. The replica that raised it reports itself unhealthy."""
+    """A bug or a device fault. The replica that raised it reports itself unhealthy."""
 
 
 class ConfigError(SparkpoolError):
@@ -100,4 +100,4 @@ class ConfigError(SparkpoolError):
 
 
 class CheckpointRefused(ConfigError):
-    """Pre-flight said no. The message has the numbers."""
+    """Pre-flight refused the checkpoint. The message has the numbers."""

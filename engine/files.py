@@ -1,6 +1,4 @@
-"""Files that are whole or not there."""
-
-from __future__ import annotations
+"""Atomic writing of files."""
 
 import os
 from collections.abc import Iterator
@@ -9,9 +7,11 @@ from pathlib import Path
 
 
 @contextmanager
-def replaced(file: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `file` at the end; after an error nothing is left of it. Another process may
-    write the same file meanwhile: one of the two stays."""
+def atomic_write(file: Path) -> Iterator[Path]:
+    """Yield a temporary path that replaces `file` at the end, or is deleted after an error.
+
+    If two processes write the same file, one of the two versions stays, whole.
+    """
     partial = file.with_name(f".partial-{os.getpid()}-{file.name}")
     try:
         yield partial

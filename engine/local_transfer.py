@@ -1,28 +1,28 @@
-"""The transfer of one process: what `NixlTransfer` does between two, as a copy."""
+"""The transfer inside one process: copies between page stores instead of NIXL reads."""
 
 import itertools
 
 import torch
 
 from engine.pages import PageStore
-from engine.transfer import Message, PageRead, ReadState
+from engine.transfer import LeaseMessage, PageRead, ReadState
 from engine.types import AgentEntry, Region
 
 
 class LocalWire:
-    """Joins the LocalTransfers of one process. A test can stall it, or cut an agent off."""
+    """Connects the LocalTransfers of one process. A test can stall all reads, or disconnect an agent."""
 
     def __init__(self) -> None:
         self.agents: dict[str, LocalTransfer] = {}
         self.stalled = False
 
     def cut(self, name: str) -> None:
-        """The agent is gone, as when its process dies."""
+        """Disconnect an agent, as when its process dies."""
         del self.agents[name]
 
 
 class LocalTransfer:
-    """The same seam inside one process: a read is a copy made at the first poll while the wire is not stalled."""
+    """A `Transfer` whose reads are copies, made at the first poll while the wire is not stalled."""
 
     def __init__(self, name: str, store: PageStore, wire: LocalWire) -> None:
         self._store = store
@@ -33,7 +33,7 @@ class LocalTransfer:
         }
         self._entry = AgentEntry(name=name, metadata=name.encode(), regions=regions)
         self._reads: dict[int, tuple[str, list[PageRead]]] = {}
-        self._inbox: list[tuple[str, Message]] = []
+        self._inbox: list[tuple[str, LeaseMessage]] = []
         self._peers: set[str] = set()
         self._numbers = itertools.count()
         wire.agents[name] = self
@@ -69,16 +69,16 @@ class LocalTransfer:
             local[torch.tensor(part.local_pages, device=device), : part.num_bytes] = rows.to(device)
         return ReadState.DONE
 
-    def notify(self, peer: str, message: Message) -> bool:
+    def notify(self, peer: str, message: LeaseMessage) -> bool:
         receiver = self._wire.agents.get(peer)
         if receiver is None or peer not in self._peers:
             return False
         if message.metadata:
             receiver._peers.add(self._entry.name)
-        receiver._inbox.append((self._entry.name, Message.decode(message.encode())))
+        receiver._inbox.append((self._entry.name, LeaseMessage.decode(message.encode())))
         return True
 
-    def notifications(self) -> list[tuple[str, Message]]:
+    def notifications(self) -> list[tuple[str, LeaseMessage]]:
         received, self._inbox = self._inbox, []
         return received
 

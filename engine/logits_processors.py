@@ -1,13 +1,13 @@
-"""What a request wants changed about its logits before a token is drawn: penalties, biases, forbidden tokens.
+"""Logits processors: penalties, biases and forbidden tokens, applied to a request's logits before sampling.
 
-Few tokens are touched, so the changes are a sparse list, built on the host for the requests that ask for any:
+They change few tokens, so the changes are a sparse list, built on the host for the requests that need any:
 
     logit := logit / r  if logit > 0 else logit * r      r: repetition penalty, for tokens of prompt and output
                                                          (Keskar et al. 2019, section 4.1)
     logit := logit - f * count - p * (count > 0)         f, p: frequency and presence penalty, counts over the output
-    logit := logit + bias                                logit bias; minus infinity for what is forbidden
+    logit := logit + bias                                logit bias; minus infinity for forbidden tokens
 
-in this order. R = rows, V = vocabulary, E = touched entries
+in this order. R = rows, V = vocabulary, E = changed logits
 """
 
 from collections import Counter, defaultdict
@@ -24,8 +24,8 @@ FORBIDDEN = float("-inf")
 
 
 @dataclass(frozen=True)
-class Draw:
-    """A token about to be drawn for `request`, after `tokens`: its prompt and what was generated so far."""
+class TokenHistory:
+    """The tokens of a request before the one to be sampled: its prompt and its output so far."""
 
     request: Request
     tokens: Sequence[int]
@@ -35,7 +35,8 @@ class Draw:
         return self.tokens[len(self.request.prompt) :]
 
     def forbidden(self, eos_token_ids: Iterable[int]) -> set[int]:
-        """Tokens that must not come now: the last one of a bad word, and every end before `min_tokens`."""
+        """Return the tokens that must not come next: those that complete a bad word, and before `min_tokens` every
+        end-of-text or stop token."""
         generated = list(self.generated)
         tokens = set()
         for *start, last in self.request.sampling.bad_words:
@@ -46,7 +47,7 @@ class Draw:
         return tokens
 
     def changes(self, eos_token_ids: Iterable[int]) -> dict[int, tuple[float, float]]:
-        """(factor r, offset) for each token that is touched."""
+        """Return (factor r, offset) for each token whose logit changes."""
         sampling = self.request.sampling
         factors: dict[int, float] = {}
         offsets: dict[int, float] = defaultdict(float)
@@ -64,7 +65,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class LogitsProcessors:
-    """The changes of a whole batch, on the device."""
+    """The logit changes of a whole batch, on the device."""
 
     row_E: Tensor
     token_E: Tensor
@@ -73,14 +74,14 @@ class LogitsProcessors:
 
     @classmethod
     def of(
-        cls, draws: Sequence[Draw | None], eos_token_ids: Iterable[int], device: torch.device
+        cls, histories: Sequence[TokenHistory | None], eos_token_ids: Iterable[int], device: torch.device
     ) -> "LogitsProcessors | None":
-        """None if nobody wants anything changed, which is the usual case. A row without a draw is left as it is."""
+        """Return None if no request needs a change, the usual case. Rows without a history are not changed."""
         changed = [
             (row, token, *change)
-            for row, draw in enumerate(draws)
-            if draw is not None and draw.request.edits_logits
-            for token, change in draw.changes(eos_token_ids).items()
+            for row, history in enumerate(histories)
+            if history is not None and history.request.needs_logits_processors
+            for token, change in history.changes(eos_token_ids).items()
         ]
         if not changed:
             return None
@@ -93,7 +94,7 @@ class LogitsProcessors:
         )
 
     def applied(self, logits_RV: Tensor) -> Tensor:
-        """The changed logits; the original stays as it is."""
+        """Return changed logits, without modifying the original."""
         old_E = logits_RV[self.row_E, self.token_E]
         new_E = torch.where(old_E > 0, old_E / self.factor_E, old_E * self.factor_E) + self.offset_E
         return logits_RV.index_put((self.row_E, self.token_E), new_E)

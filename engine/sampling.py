@@ -1,7 +1,7 @@
-"""Drawing tokens. Distributions in, tokens out; the noise is a function of (seed, position, purpose), not a state.
+"""Sampling: logits in, tokens out. The noise is a pure function of (seed, position, purpose); there is no state.
 
-A request's token at a position therefore depends on its own logits and seed alone: not on the batch it happens
-to be in, the replica, or how often it was interrupted. Draws use the Gumbel-max identity (Gumbel 1954):
+A request's token at a position therefore depends on its logits and seed alone: not on the rest of the batch, the
+replica, or how often it was interrupted. Sampling uses the Gumbel-max identity (Gumbel 1954):
 argmax(log p + G) with G_v = -log(-log U_v), U_v uniform and independent, is distributed as p.
 
 R = rows, V = vocabulary
@@ -18,14 +18,17 @@ from engine.logits_processors import LogitsProcessors
 from engine.types import SampledToken, Sampling
 
 NO_TOKEN = -1
-# What a draw is for: each purpose has noise of its own.
+# What noise is for: each purpose has independent noise.
 TARGET_NOISE, DRAFT_NOISE, ACCEPT_NOISE = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class SamplingBatch:
-    """The options of R rows on the device. Rows at temperature 0 are greedy; those and rows with a seed of the
-    client's own are `coupled`: they give the same tokens whatever was drafted (decode/verify.py)."""
+    """The sampling parameters of R rows, on the device.
+
+    Greedy rows and rows with the client's own seed are `coupled`: their tokens do not depend on what was drafted
+    (decode/verify.py).
+    """
 
     temperature_R: Tensor
     top_k_R: Tensor
@@ -41,7 +44,7 @@ class SamplingBatch:
 
     @classmethod
     def of(cls, rows: Sequence[tuple[Sampling, int]], device: torch.device) -> "SamplingBatch":
-        """From each row's options and the position that the drawn token will have."""
+        """Build from each row's parameters and the position that the sampled token will have."""
         options = [sampling for sampling, _ in rows]
         coupled = [s.greedy or s.seeded for s in options]
         reals = [s.temperature for s in options], [s.top_p for s in options], [s.min_p for s in options]
@@ -64,8 +67,8 @@ class SamplingBatch:
 
 
 @dataclass(frozen=True)
-class Draws:
-    """What was drawn for R rows, on the device. K is the most alternatives that a row wants."""
+class SamplerOutput:
+    """The sampled tokens of R rows, on the device. K is the largest `top_logprobs` of the batch."""
 
     token_R: Tensor
     logprob_R: Tensor
@@ -73,8 +76,8 @@ class Draws:
     top_logprob_RK: Tensor
     top_logprobs: tuple[int, ...]
 
-    def drawn(self) -> list[SampledToken]:
-        """The copy to the host."""
+    def to_host(self) -> list[SampledToken]:
+        """Copy to the host, which waits for the device."""
         tokens, logprobs = self.token_R.tolist(), self.logprob_R.tolist()
         if not any(self.top_logprobs):
             return [SampledToken(token, logprob) for token, logprob in zip(tokens, logprobs, strict=True)]
@@ -84,19 +87,21 @@ class Draws:
 
 
 @torch.inference_mode()
-def sample(logits_RV: Tensor, options: SamplingBatch, logits_processors: LogitsProcessors | None = None) -> Draws:
-    """One token for each row. Log-probabilities are those of the model's own (unprocessed) distribution.
+def sample(
+    logits_RV: Tensor, options: SamplingBatch, logits_processors: LogitsProcessors | None = None
+) -> SamplerOutput:
+    """Sample a token for each row. Log-probabilities are those of the unprocessed logits.
 
-    A row that holds NaN or infinity gets NO_TOKEN: its request has to end, the others are not touched.
+    A row with NaN or infinity gets NO_TOKEN: its request must end; the other rows are not affected.
     """
     changed_RV = logits_RV if logits_processors is None else logits_processors.applied(logits_RV)
     scores_RV = changed_RV if options.all_greedy else log_probs(changed_RV, options)
-    return told(logits_RV, draw(changed_RV, scores_RV, options), options)
+    return gather_logprobs(logits_RV, draw(changed_RV, scores_RV, options), options)
 
 
 def draw(changed_RV: Tensor, scores_RV: Tensor, options: SamplingBatch) -> Tensor:
-    """A token of each row [R]: the best of `changed_RV` where a row is greedy (not even rounding may differ), else one
-    drawn in proportion to exp(scores)."""
+    """Return a token for each row [R]: the argmax of `changed_RV` for greedy rows (from the same numbers, so that not
+    even rounding differs), else one drawn with probability proportional to exp(scores)."""
     if options.all_greedy:
         return changed_RV.argmax(dim=-1)
     noise_RV = gumbel(options.seed_R, options.position_R, TARGET_NOISE, scores_RV.shape[-1])
@@ -104,12 +109,12 @@ def draw(changed_RV: Tensor, scores_RV: Tensor, options: SamplingBatch) -> Tenso
     return torch.where(greedy_R1, changed_RV, scores_RV + noise_RV).argmax(dim=-1)
 
 
-def told(logits_RV: Tensor, token_R: Tensor, options: SamplingBatch) -> Draws:
-    """What is told of tokens that were drawn from logits which may have been processed meanwhile."""
+def gather_logprobs(logits_RV: Tensor, token_R: Tensor, options: SamplingBatch) -> SamplerOutput:
+    """Collect the log-probabilities of sampled tokens under the unprocessed `logits_RV`."""
     own_RV = logits_RV.log_softmax(dim=-1)
     finite_R = logits_RV.sum(dim=-1).isfinite()  # one NaN or infinity is enough to spoil a sum
     top = own_RV.topk(min(max(options.top_logprobs), own_RV.shape[-1]), dim=-1)
-    return Draws(
+    return SamplerOutput(
         torch.where(finite_R, token_R, NO_TOKEN),
         own_RV.gather(-1, token_R[:, None])[:, 0],
         top.indices,
@@ -119,11 +124,11 @@ def told(logits_RV: Tensor, token_R: Tensor, options: SamplingBatch) -> Draws:
 
 
 def log_probs(logits_RV: Tensor, options: SamplingBatch) -> Tensor:
-    """log of the distribution that temperature, min-p, top-k and top-p leave, in that order; -inf is impossible.
+    """Return log-probabilities after temperature, min-p, top-k and top-p, in that order; -inf for excluded tokens.
 
-    Min-p keeps what has at least that share of the most likely token's probability (Nguyen et al. 2024). Ties at
-    the k-th place all stay. Top-p keeps the smallest set of most likely tokens with mass >= p (Holtzman et al.
-    2020). The most likely one always stays. Greedy rows are returned at temperature 1, unfiltered.
+    Min-p keeps tokens with at least that share of the most likely one's probability (Nguyen et al. 2024). All ties at
+    rank k stay. Top-p keeps the smallest set of most likely tokens with mass >= p (Holtzman et al. 2020). The most
+    likely token always stays. Greedy rows are returned at temperature 1, unfiltered.
     """
     temperature_R = torch.where(options.temperature_R > 0, options.temperature_R, 1.0)
     above_RV = logits_RV - logits_RV.amax(dim=-1, keepdim=True)  # so that a tiny temperature cannot overflow
@@ -134,7 +139,7 @@ def log_probs(logits_RV: Tensor, options: SamplingBatch) -> Tensor:
 
 
 def _filtered(scaled_RV: Tensor, options: SamplingBatch) -> Tensor:
-    """`scaled_RV` has its maximum at 0."""
+    """Apply min-p, top-k and top-p. The maximum of each row of `scaled_RV` must be 0."""
     scaled_RV = scaled_RV.masked_fill(scaled_RV < options.min_p_R.log()[:, None], float("-inf"))
     sorted_RV = scaled_RV.sort(dim=-1, descending=True).values
     vocab = scaled_RV.shape[-1]
@@ -151,18 +156,18 @@ def _filtered(scaled_RV: Tensor, options: SamplingBatch) -> Tensor:
 
 
 def gumbel(seed_R: Tensor, position_R: Tensor, purpose: int | Tensor, vocab: int) -> Tensor:
-    """Standard Gumbel noise [R, V], a pure function of its arguments.
+    """Return standard Gumbel noise [R, V], a pure function of its arguments.
 
-    From 1 - U, because uniforms are finest near 0 and it is the large values of the noise that decide a draw.
+    It is computed from 1 - U, because floats are finest near 0 and the large values of the noise decide a draw.
     """
     return -(-torch.log1p(-uniform(seed_R, position_R, purpose, vocab))).log()
 
 
 def uniform(seed_R: Tensor, position_R: Tensor, purpose: int | Tensor, count: int) -> Tensor:
-    """`count` uniforms in (0, 1) for each row, float32, a pure function of (seed, position, purpose, index).
+    """Return `count` float32 uniforms in (0, 1) for each row, a pure function of (seed, position, purpose, index).
 
-    Counter-based: the finaliser of SplitMix64 (Steele, Lea, Flood 2014) over a keyed counter. 63 bits, so that
-    values near 0 keep float32's relative precision.
+    The generator is counter-based: SplitMix64's finaliser (Steele, Lea, Flood 2014) over a keyed counter. It uses 63
+    bits, so that values near 0 keep float32's relative precision.
     """
     key_R = _mix(seed_R ^ _mix(position_R * 2 + 1 + (purpose << 40)))
     index_V = torch.arange(count, dtype=torch.int64, device=seed_R.device)
@@ -176,7 +181,7 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64 (wrapping; `>>` is arithmetic there, hence the masks)."""
+    """Apply SplitMix64's finaliser to int64 (wrapping; `>>` is arithmetic, hence the masks)."""
     x = (x ^ ((x >> 30) & (2**34 - 1))) * _MIX_1
     x = (x ^ ((x >> 27) & (2**37 - 1))) * _MIX_2
     return x ^ ((x >> 31) & (2**33 - 1))

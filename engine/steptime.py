@@ -1,7 +1,7 @@
-"""How long a step takes: what planner, pace, scaling and simulator ask. No torch here.
+"""Step times, for planner, pace, scaling and simulator. This module imports no torch.
 
-A step of a decode replica drafts for `requests` and then verifies `tokens` of theirs, the uncached one of each
-request included: tokens = requests + drafts. `context` is the mean number of tokens already in pages.
+A step of a decode replica drafts for `requests` requests and then verifies `tokens` tokens: each request's last
+committed one and its drafts, so tokens = requests + drafts. `context` is the mean number of tokens in pages.
 """
 
 import json
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from engine.files import replaced
+from engine.files import atomic_write
 
 
 class StepTimes(Protocol):
@@ -20,9 +20,8 @@ class StepTimes(Protocol):
     def verify_seconds(self, requests: int, tokens: int, context: int) -> float: ...
 
 
-def rising(values: Sequence[float]) -> list[float]:
-    """As near to `values` as numbers that never fall can be: neighbours that fall become their mean (isotonic
-    regression)."""
+def isotonic(values: Sequence[float]) -> list[float]:
+    """Return the closest sequence that never falls (isotonic regression): falling neighbours become their mean."""
     pools: list[tuple[float, int]] = []
     for value in values:
         pools.append((value, 1))
@@ -34,16 +33,16 @@ def rising(values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Seconds over a count: measured at `counts`, straight lines between, the last line carried on."""
+    """Seconds as a function of a count: measured at `counts`, interpolated between, extrapolated beyond the last."""
 
     counts: tuple[int, ...]
     seconds: tuple[float, ...]
 
     @classmethod
     def fitted(cls, counts: Sequence[int], seconds: Sequence[float]) -> "Curve":
-        """Made monotone: a dip of noise must not look like a step that gets cheaper with more work."""
+        """Build a curve that never falls, so that noise cannot make more work look cheaper."""
         assert list(counts) == sorted(set(counts))
-        return cls(tuple(counts), tuple(rising(seconds)))
+        return cls(tuple(counts), tuple(isotonic(seconds)))
 
     def at(self, count: int) -> float:
         if len(self.counts) == 1:
@@ -55,8 +54,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class ProfiledTimes:
-    """Measured on this machine when the replica started. `verify` has a curve over tokens for some numbers of
-    requests; between them, times are interpolated. The context of the measurement is the table's own."""
+    """Step times measured on this machine when the replica started, all at context `context`. `verify` has a curve over
+    tokens for some numbers of requests; times between them are interpolated."""
 
     key: dict[str, str]
     context: int
@@ -75,18 +74,18 @@ class ProfiledTimes:
         return low + min(max(share, 0.0), 1.0) * (high - low)
 
     def save(self, file: Path) -> None:
-        """Write the table whole or not at all: another replica may read it meanwhile."""
+        """Write the table atomically, because another replica may read it at the same time."""
         file.parent.mkdir(parents=True, exist_ok=True)
         content = asdict(self)
         content["verify"] = {str(requests): curve for requests, curve in content["verify"].items()}
-        with replaced(file) as partial:
+        with atomic_write(file) as partial:
             partial.write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def load(cls, file: Path, key: dict[str, str]) -> "ProfiledTimes | None":
-        """The table of a file, or None if there is none for this very key: another model, device or thread count.
+        """Load a table, or None if the file is missing or for another key (model, device or number of threads).
 
-        Raises OSError if the file cannot be read, and ValueError, naming it, if it holds no table.
+        Raises OSError if the file cannot be read, and ValueError, naming it, if it is not a table.
         """
         if not file.exists():
             return None
@@ -106,5 +105,5 @@ def _curve(content: dict[str, list[float]]) -> Curve:
     curve = Curve(tuple(int(count) for count in content["counts"]), tuple(float(value) for value in content["seconds"]))
     rises = [*curve.counts] == sorted(set(curve.counts)) and [*curve.seconds] == sorted(curve.seconds)
     if not (rises and len(curve.counts) == len(curve.seconds) > 0 and math.isfinite(sum(curve.seconds))):
-        raise ValueError(f"{content} is no curve that rises")
+        raise ValueError(f"{content} is not a curve: counts must rise, seconds must not fall")
     return curve

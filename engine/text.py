@@ -1,4 +1,4 @@
-"""Text in, tokens out, and back again one step at a time."""
+"""Tokenization of prompts, and incremental detokenization of output."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from engine.errors import BadRequest, CheckpointRefused
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-RECENT_TOKENS = 32  # no character is spread over more
+RECENT_TOKENS = 32  # no character takes more tokens
 
 
 class Text:
-    """The tokenizer of a checkpoint. Thread-safe: it keeps no state of a request."""
+    """The tokenizer of a checkpoint. It is thread-safe, because it keeps no state of a request."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        # transformers' own decode looks at its argument for longer than the tokenizer takes
+        # transformers' decode spends more time on checking its arguments than the tokenizer on decoding
         plain = tokenizer.is_fast and not tokenizer.clean_up_tokenization_spaces
         self._decode = tokenizer.backend_tokenizer.decode if plain else tokenizer.decode
 
@@ -31,9 +31,9 @@ class Text:
         return tuple(self._tokenizer.encode(text))
 
     def encode_chat(self, messages: list[dict[str, str]]) -> tuple[int, ...]:
-        """The tokens of a conversation, up to where the assistant's next message begins. Raises BadRequest."""
+        """Tokenize a conversation, up to where the assistant's next message begins. Raises BadRequest."""
         if not messages:
-            raise BadRequest("chat", "has no message")
+            raise BadRequest("chat", "has no message: at least one is needed")
         if self._tokenizer.chat_template is None:
             raise BadRequest("chat", "this model has no chat template; send a prompt")
         try:
@@ -48,23 +48,23 @@ class Text:
 
 
 class TextStream:
-    """The text of one request's output, as far as it is final.
+    """Detokenizes one request's output and returns text as soon as it is final.
 
-    A token may be half a character, and a token's text may depend on the one before it (a leading space). So the
-    last few tokens are always decoded together, and text that ends in a broken character waits for its rest.
+    A token may be part of a character, and its text may depend on the token before it (a leading space). So the last
+    few tokens are decoded together, and text that ends in an incomplete character waits for the rest.
     """
 
     def __init__(self, text: Text, prompt: tuple[int, ...], generated: tuple[int, ...] = ()) -> None:
-        told, recent = generated[:-RECENT_TOKENS], generated[-RECENT_TOKENS:]
+        older, recent = generated[:-RECENT_TOKENS], generated[-RECENT_TOKENS:]
         self._text = text
-        self._tokens = list((prompt + told)[-8:])
+        self._tokens = list((prompt + older)[-8:])
         self._context = 0  # tokens from here on are decoded together
         self._sent = len(self._tokens)  # tokens before here have been sent
-        for token in recent:  # one by one, as they were sent: what waits for its rest must not be sent again
+        for token in recent:  # one by one, as they were sent, to find out which text was not sent yet
             self.push((token,))
 
     def push(self, tokens: tuple[int, ...]) -> str:
-        """The new text that `tokens` make final, perhaps none."""
+        """Add tokens; return the text that they make final, which may be empty."""
         self._tokens += tokens
         before, now = self._decoded()
         if len(now) <= len(before) or now.endswith(UNFINISHED):
@@ -73,7 +73,7 @@ class TextStream:
         return now[len(before) :]
 
     def flush(self) -> str:
-        """What is left when no more tokens come: broken characters show as U+FFFD."""
+        """Return the rest when no more tokens come. Incomplete characters become U+FFFD."""
         before, now = self._decoded()
         self._sent = len(self._tokens)
         return now[len(before) :]
@@ -84,16 +84,16 @@ class TextStream:
 
 
 class StopStrings:
-    """Holds text back as long as it may be the beginning of a stop string."""
+    """Holds text back while it may be the beginning of a stop string."""
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """What may be sent now, and whether a stop string is complete (then nothing more may be sent)."""
+        """Add text; return what may be sent, and whether a stop string is complete (then nothing more may be sent)."""
         self._held += text
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        found = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
         if found:
             return self._held[: min(found)], True
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
@@ -101,11 +101,11 @@ class StopStrings:
         return ready, False
 
     def flush(self) -> str:
-        """What was held back, now that no stop string can be completed any more."""
+        """Return what was held back, when no more text comes."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` with which `stop` begins, but is not complete."""
+    """Return the length of the longest proper prefix of `stop` that `text` ends with."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,10 +1,10 @@
-"""Moving pages between replicas, and the few words they say to each other about them.
+"""Reading pages of other replicas, and the messages about their leases.
 
-A `Transfer` is read, poll, notify, notifications (and `drop` for a peer that is gone). `NixlTransfer` does it
-between processes and hosts; `LocalTransfer` (local_transfer.py) inside one process, as a copy.
+`NixlTransfer` implements `Transfer` between processes and hosts; `LocalTransfer` (local_transfer.py) inside one
+process, by copying.
 
-Decode pulls: it posts one READ for all pages of a handoff, with one descriptor per page; pages that adjoin on both
-sides go as one. Messages are NIXL notifications to the very agent that holds the lease.
+Decode pulls: it posts one READ for all pages of a handoff, with one descriptor per page; pages that are adjacent on
+both sides share one. Messages are NIXL notifications, sent to the very agent that holds the lease.
 """
 
 import base64
@@ -27,42 +27,47 @@ class ReadState(enum.Enum):
     FAILED = enum.auto()
 
 
-class Verb(enum.StrEnum):
+class LeaseCommand(enum.StrEnum):
     RENEW = "renew"
     RELEASE = "release"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Message:
-    """A question about a lease (`held` None) or its answer: was, or is, the lease held?
+class LeaseMessage:
+    """A command about the lease `nonce` (`held` None), or the answer to it: whether the lease was still held.
 
-    A question carries the asker's agent metadata, so that it can be answered by an agent that never met it.
+    A command carries its sender's agent metadata, so that an agent which is not yet connected can answer.
     """
 
-    verb: Verb
+    command: LeaseCommand
     nonce: str
     held: bool | None = None
     metadata: bytes = b""
 
     def encode(self) -> bytes:
         metadata = base64.b64encode(self.metadata).decode()
-        return json.dumps([self.verb, self.nonce, self.held, metadata]).encode()
+        return json.dumps([self.command, self.nonce, self.held, metadata]).encode()
 
     @classmethod
-    def decode(cls, data: bytes) -> "Message":
-        """Raises ValueError if this is no message of ours."""
+    def decode(cls, data: bytes) -> "LeaseMessage":
+        """Decode a notification. Raises ValueError if it is not a LeaseMessage."""
         try:
-            verb, nonce, held, metadata = json.loads(data)
+            command, nonce, held, metadata = json.loads(data)
             if not isinstance(nonce, str) or not isinstance(held, bool | None):
                 raise ValueError(f"nonce {nonce!r}, held {held!r}")
-            return cls(verb=Verb(verb), nonce=nonce, held=held, metadata=base64.b64decode(metadata, validate=True))
+            return cls(
+                command=LeaseCommand(command),
+                nonce=nonce,
+                held=held,
+                metadata=base64.b64decode(metadata, validate=True),
+            )
         except (TypeError, RecursionError) as error:
-            raise ValueError(f"not [verb, nonce, held, metadata]: {error}") from error
+            raise ValueError(f"not [command, nonce, held, metadata]: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageRead:
-    """Read the first `num_bytes` of each remote page of a group into the local page beside it."""
+    """A read of the first `num_bytes` of each remote page of a group into the local page at the same index."""
 
     group: str
     remote_pages: tuple[int, ...]
@@ -70,17 +75,17 @@ class PageRead:
     num_bytes: int
 
     def runs(self, local_page_bytes: int, remote_page_bytes: int) -> Iterator[tuple[int, int, int]]:
-        """(remote page, local page, bytes) of each descriptor: whole records that adjoin on both sides become one."""
+        """Yield (remote page, local page, bytes) of each descriptor. Whole records adjacent on both sides share one."""
         whole = self.num_bytes == local_page_bytes == remote_page_bytes
         start = 0
         for i in range(1, len(self.remote_pages) + 1):
-            adjoins = (
+            adjacent = (
                 whole
                 and i < len(self.remote_pages)
                 and self.remote_pages[i] == self.remote_pages[i - 1] + 1
                 and self.local_pages[i] == self.local_pages[i - 1] + 1
             )
-            if not adjoins:
+            if not adjacent:
                 yield self.remote_pages[start], self.local_pages[start], (i - start) * self.num_bytes
                 start = i
 
@@ -92,43 +97,43 @@ class PageRead:
 class Transfer(Protocol):
     @property
     def entry(self) -> AgentEntry:
-        """How a peer finds this agent."""
+        """How peers reach this agent."""
         ...
 
     def connect(self, peer: AgentEntry) -> bool:
-        """Meet an agent, once. False if it cannot be reached."""
+        """Connect to an agent unless already connected. Return False if it cannot be reached."""
         ...
 
     def read(self, peer: AgentEntry, reads: list[PageRead]) -> int:
-        """Start reading pages of `peer` into ours; a number to poll. A read that cannot start polls as FAILED."""
+        """Start reading pages of `peer`; return a number to poll. A read that cannot start polls as FAILED."""
         ...
 
     def poll(self, read: int) -> ReadState:
-        """DONE and FAILED are final: no byte arrives any more, and the number is forgotten."""
+        """Return a read's state. DONE and FAILED are final: no byte arrives afterwards, and the number is forgotten."""
         ...
 
-    def notify(self, peer: str, message: Message) -> bool:
-        """Say something to an agent we are connected to, or that has asked. False if it cannot be reached."""
+    def notify(self, peer: str, message: LeaseMessage) -> bool:
+        """Send a message to a connected agent, or one that has sent a command. Return False if it is unreachable."""
         ...
 
-    def notifications(self) -> list[tuple[str, Message]]:
-        """(agent, message) received since the last call."""
+    def notifications(self) -> list[tuple[str, LeaseMessage]]:
+        """Return (sender, message) for each message received since the last call."""
         ...
 
     def drop(self, peer: str) -> None:
-        """Forget a peer that is gone, its connections and its memory."""
+        """Drop the connection to a peer that is gone."""
         ...
 
     def close(self) -> None: ...
 
 
 def new_agent_name(replica: str) -> str:
-    """A name that no earlier incarnation of `replica` had."""
+    """Return an agent name that is new for every start of `replica`."""
     return f"{replica}-{uuid.uuid4().hex[:12]}"
 
 
 class NixlTransfer:
-    """NIXL over UCX. One agent per incarnation; the page store is registered once, whole."""
+    """A transfer by NIXL over UCX. The whole page store is registered once, when the replica starts."""
 
     def __init__(self, name: str, store: PageStore, num_threads: int = 0, progress_thread: bool = False) -> None:
         try:
@@ -141,13 +146,14 @@ class NixlTransfer:
                 nixlRemoteDisconnectError,
             )
         except ImportError as error:
-            raise ConfigError(f"transfer: nixl cannot be imported ({error}); install it or serve locally") from error
-        # What NIXL raises when the other side is at fault; anything else is a bug of ours.
+            hint = "install it, or serve in one process with `generate --local`"
+            raise ConfigError(f"transfer: nixl cannot be imported ({error}); {hint}") from error
+        # What NIXL raises if the peer is at fault; any other exception is a bug here.
         self._faults = (nixlBackendError, nixlNotFoundError, nixlRemoteDisconnectError)
-        self._strangers = (*self._faults, nixlInvalidParamError, nixlMismatchError)  # their metadata is no agent's
+        self._bad_metadata = (*self._faults, nixlInvalidParamError, nixlMismatchError)
         options = nixl_agent_config(enable_prog_thread=progress_thread, backends=["UCX"], num_threads=num_threads)
         self._agent = nixl_agent(name, options)
-        self._store = store  # peers read it as long as the agent lives
+        self._store = store  # kept alive, because peers read it as long as the agent exists
         self._memory = "VRAM" if store.device.type == "cuda" else "DRAM"
         self._device = store.device.index or 0
         regions = {
@@ -172,7 +178,7 @@ class NixlTransfer:
         return self._entry
 
     def connect(self, peer: AgentEntry) -> bool:
-        return self._meet(peer.name, peer.metadata)
+        return self._connect(peer.name, peer.metadata)
 
     def read(self, peer: AgentEntry, reads: list[PageRead]) -> int:
         number = next(self._numbers)
@@ -209,7 +215,7 @@ class NixlTransfer:
         self._handles.pop(read)
         return ReadState.DONE if state == "DONE" else ReadState.FAILED
 
-    def notify(self, peer: str, message: Message) -> bool:
+    def notify(self, peer: str, message: LeaseMessage) -> bool:
         if peer not in self._peers:
             return False
         try:
@@ -219,16 +225,16 @@ class NixlTransfer:
             return False
         return True
 
-    def notifications(self) -> list[tuple[str, Message]]:
+    def notifications(self) -> list[tuple[str, LeaseMessage]]:
         received = []
         for peer, messages in self._agent.get_new_notifs().items():
             for data in messages:
                 try:
-                    message = Message.decode(data)
+                    message = LeaseMessage.decode(data)
                 except ValueError:
-                    continue  # whoever can reach the port can say anything; only our own words count
+                    continue  # anyone who reaches the port can send anything
                 if message.metadata:
-                    self._meet(peer, message.metadata)
+                    self._connect(peer, message.metadata)
                 received.append((peer, message))
         return received
 
@@ -247,11 +253,11 @@ class NixlTransfer:
             self.drop(peer)
         self._agent.deregister_memory(self._registered)
 
-    def _meet(self, name: str, metadata: bytes) -> bool:
+    def _connect(self, name: str, metadata: bytes) -> bool:
         if name not in self._peers:
             try:
                 self._agent.add_remote_agent(metadata)
-            except self._strangers:
+            except self._bad_metadata:
                 return False
             self._peers.add(name)
         return True

@@ -1,8 +1,7 @@
-"""The nouns of the system. Stored facts are few; what follows from them is a property.
+"""The data types that engines, cluster and simulator share: requests, handoffs, and the events that engines emit.
 
-A request's tokens:   prompt ++ generated      (`generated` is what a client has already seen, if
-                                                the request is sent a second time)
-A handoff's tokens:   those in pages, then `first`, which no page holds yet
+A request's tokens:   prompt ++ generated   (`generated` is what the client has seen before a request is sent again)
+A handoff's tokens:   those in pages, then `first`, whose keys and values no page holds yet
 """
 
 import enum
@@ -21,18 +20,19 @@ NO_LIMIT = 2**31
 
 
 class FinishReason(enum.StrEnum):
-    STOP = "stop"  # end-of-text token or a stop token id
-    LENGTH = "length"  # max_tokens, or the model's own limit
+    STOP = "stop"  # an end-of-text token, a stop token id or a stop string
+    LENGTH = "length"  # max_tokens, or the model's limit
     CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is drawn. `temperature` 0 is greedy, `top_k` 0 is off, `top_p` 1 is off, `min_p` 0 is off.
+    """Sampling parameters. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 turn that filter off.
 
-    `seed` keys the noise; a request without one gets a random seed, and `seeded` is False. Penalties and biases change
-    the logits first (engine/logits_processors.py), greedy or not. `bad_words` are token sequences that must not be
-    completed. `top_logprobs`: how many of the most likely tokens are returned beside each sampled one.
+    `seed` keys the random noise; a request without one gets a random seed at the gateway and has `seeded` False.
+    Penalties and biases change the logits first (engine/logits_processors.py), even of greedy requests. `bad_words` are
+    token sequences that are never completed. `top_logprobs` is how many of the most likely tokens are returned beside
+    each sampled one.
     """
 
     temperature: float = 0.0
@@ -53,7 +53,7 @@ class Sampling:
         return self.temperature == 0.0
 
     def check(self) -> None:
-        """Raise BadRequest for the first option that makes no sense."""
+        """Raise BadRequest for the first parameter that is out of range or contradicts another."""
         if not 0.0 <= self.temperature <= 100.0:  # also refuses NaN
             raise BadRequest("temperature", f"must be between 0 and 100, is {self.temperature}")
         if self.top_k < 0:
@@ -70,23 +70,23 @@ class Sampling:
         if not all(-100.0 <= bias <= 100.0 for _, bias in self.logit_bias):
             raise BadRequest("logit_bias", "every bias must be in [-100, 100]")
         if not all(self.bad_words):
-            raise BadRequest("bad_words", "holds an empty word")
+            raise BadRequest("bad_words", "has an empty word: each needs at least one token")
         if not 0 <= self.seed < 2**63:
             raise BadRequest("seed", f"must be in [0, 2**63), is {self.seed}")
         if not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
             raise BadRequest("top_logprobs", f"must be in [0, {MAX_TOP_LOGPROBS}], is {self.top_logprobs}")
         if self.greedy and self.seeded:
-            raise BadRequest("seed", "contradicts temperature 0: greedy decoding draws nothing")
+            raise BadRequest("seed", "contradicts temperature 0: greedy decoding uses no random numbers")
         if self.greedy and (self.top_k > 1 or self.top_p < 1.0 or self.min_p > 0.0):
             raise BadRequest("temperature", "is 0 (greedy), which contradicts top_k, top_p or min_p; set it above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopRules:
-    """When a request ends. `max_tokens` counts all generated tokens, resent ones included.
+    """When a request ends. `max_tokens` counts all generated tokens, including those of earlier attempts.
 
-    Before `min_tokens` neither the model's end nor a stop token can be drawn. A `stop` string ends the request when
-    the text holds it, even across tokens; it is not part of the answer.
+    Before `min_tokens` neither an end-of-text nor a stop token can be sampled. A `stop` string ends the request when
+    the text contains it, even across tokens; it is not part of the output.
     """
 
     max_tokens: int
@@ -105,11 +105,11 @@ def check_tokens(field_name: str, tokens: Iterable[int], vocab_size: int) -> Non
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What both pools know of a request. `generated` are tokens the client already has.
+    """A request as both pools get it. `generated` are tokens that the client already has.
 
-    A lower `priority` is served first, then what is older. `age_seconds` and `seconds_left` count back and on from
-    when a pool gets it, because two hosts share no clock. Only requests with the same `cache_salt` share pages.
-    `max_drafts` of a step are verified at most; 0 is no speculation.
+    A lower `priority` is served first, then the older request. `age_seconds` and `seconds_left` are durations, relative
+    to when a pool receives it, because two hosts share no clock. Only requests with the same `cache_salt` share pages.
+    At most `max_drafts` drafted tokens are verified in a step; 0 turns speculation off.
     """
 
     id: str
@@ -137,26 +137,26 @@ class Request:
         return len(self.prompt) + self.stop.max_tokens
 
     def precedence(self, arrived: float) -> tuple[int, float]:
-        """Of two requests, the one with less is served first and preempted last. `arrived` at this replica."""
+        """Return the sort key: lower is served first and preempted last. `arrived` is when this replica received it."""
         return self.priority, arrived - self.age_seconds
 
     @property
-    def edits_logits(self) -> bool:
-        """Whether logits have to be changed before a token is drawn."""
+    def needs_logits_processors(self) -> bool:
+        """Whether logits have to be changed before sampling."""
         s = self.sampling
         penalties = s.repetition_penalty != 1.0 or s.presence_penalty != 0.0 or s.frequency_penalty != 0.0
         return penalties or bool(s.logit_bias or s.bad_words) or self.stop.min_tokens > 0
 
     def aged(self, seconds: float) -> "Request":
-        """The same request as it is so many seconds later."""
+        """Return the same request `seconds` later."""
         return replace(self, age_seconds=self.age_seconds + seconds, seconds_left=self.seconds_left - seconds)
 
     def resumed(self, new_tokens: tuple[int, ...]) -> "Request":
-        """The same request, to be prefilled again after the client has seen `new_tokens` more."""
+        """Return the request to be prefilled again after the client has received `new_tokens` more."""
         return replace(self, generated=self.generated + new_tokens)
 
     def check(self, model: ModelFacts) -> None:
-        """Raise BadRequest, naming the field, unless `model` can serve this."""
+        """Raise BadRequest, naming the field, unless `model` can serve the request."""
         if not self.prompt:
             raise BadRequest("prompt", "is empty: at least one token is needed")
         check_tokens("token_ids", self.prompt, model.vocab_size)
@@ -174,7 +174,7 @@ class Request:
                 "min_tokens", f"must be in [0, max_tokens {self.stop.max_tokens}], is {self.stop.min_tokens}"
             )
         if not all(self.stop.stop):
-            raise BadRequest("stop", "holds an empty string, which every text contains")
+            raise BadRequest("stop", "has an empty string, which every text contains; leave it out")
         if self.max_drafts < 0:
             raise BadRequest("speculation.max_tokens", f"must not be negative, is {self.max_drafts}")
         self.sampling.check()
@@ -184,7 +184,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """One page group's store as a peer sees it: `num_pages` records of `page_bytes` at `address`."""
+    """The memory of one page group as peers see it: `num_pages` records of `page_bytes` at `address`."""
 
     address: int
     num_pages: int
@@ -195,7 +195,7 @@ class Region:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentEntry:
-    """A transfer agent that can be read from. `name` is new for every incarnation of a replica."""
+    """How peers reach a transfer agent. A restarted replica has a new `name`."""
 
     name: str
     metadata: bytes = field(repr=False)
@@ -206,7 +206,7 @@ class AgentEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class PageSpan:
-    """The live pages of one group: ids of the logical pages `first_page`, `first_page + 1`, ..."""
+    """The pages of one group: the physical ids of logical pages `first_page`, `first_page + 1`, ..."""
 
     first_page: int
     page_ids: tuple[int, ...]
@@ -214,32 +214,32 @@ class PageSpan:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillTimings:
-    """Seconds a request spent waiting for, and in, the prefill engine."""
+    """Seconds that a request waited for the prefill engine, and was computed there."""
 
     queue_seconds: float
     prefill_seconds: float
 
 
-Alternatives = tuple[tuple[int, float], ...]
-"""The most likely tokens at one place and their log-probabilities, best first."""
+TopLogprobs = tuple[tuple[int, float], ...]
+"""The most likely tokens at one position and their log-probabilities, best first."""
 
 
 @dataclass(frozen=True)
 class SampledToken:
-    """A drawn token, its log-probability under the model's own distribution, and the most likely ones beside it."""
+    """A sampled token, its log-probability under the unprocessed logits, and the most likely tokens beside it."""
 
     token: int
     logprob: float
-    top: Alternatives = ()
+    top: TopLogprobs = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Handoff:
-    """Everything a decode replica needs to go on from `num_tokens` tokens in pages.
+    """Everything that a decode replica needs to continue after `num_tokens` tokens whose keys and values are in pages.
 
-    `lease_seconds` is what was left of the lease when this was made: durations, because two hosts
-    share no clock. `drafter_row` is the row a drafter declares it needs (none for most). `prompt_logprobs` are those
-    of the prompt's tokens but the first, if the request asked for them. `cached_tokens` were in pages already.
+    `lease_seconds` is how much of the lease was left when this was made: a duration, because two hosts share no clock.
+    `drafter_hidden` is the last token's hidden state, for drafters that need it (MTP). `prompt_logprobs` are those of
+    the prompt's tokens but the first, if requested. `cached_tokens` were prefix-cache hits.
     """
 
     request_id: str
@@ -252,7 +252,7 @@ class Handoff:
     drafter_fingerprint: dict[str, str] | None
     lease_seconds: float
     timings: PrefillTimings
-    drafter_row: bytes | None = None
+    drafter_hidden: bytes | None = None
     prompt_logprobs: tuple[float, ...] = ()
     cached_tokens: int = 0
 
@@ -263,7 +263,10 @@ class Handoff:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeTimings:
-    """Seconds between stations in a decode replica, what was moved, and steps too long for the `emulated` device."""
+    """Seconds that a request spent in the phases of a decode replica, and the pages read for it.
+
+    `overruns` counts steps that took longer than they would on the `emulated` device.
+    """
 
     wait_seconds: float
     transfer_seconds: float
@@ -276,45 +279,45 @@ class DecodeTimings:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """What one step gave one request, or several steps. The last one has `finish`, `timings` and `acceptance`.
+    """The output of one request in one or more steps. The last chunk has `finish`, `timings` and `acceptance`.
 
-    A field that holds a tuple has one entry for each token; `top` may be empty instead, if nobody asked.
+    Tuple fields have one entry for each token; `top` is empty if no top log-probabilities were requested.
     """
 
     request_id: str
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
-    top: tuple[Alternatives, ...] = ()
+    top: tuple[TopLogprobs, ...] = ()
     finish: FinishReason | None = None
     timings: DecodeTimings | None = None
     acceptance: Acceptance | None = None
 
     @classmethod
     def joined(cls, chunks: Sequence["Chunk"]) -> "Chunk":
-        """All that `chunks` of one request say: text and per-token fields end to end, the rest as in the last one."""
+        """Concatenate text and per-token fields of one request's `chunks`; the other fields are the last chunk's."""
         last = chunks[-1]
         per_token = [f.name for f in fields(cls) if isinstance(getattr(last, f.name), tuple)]
-        ends: dict[str, Any] = {n: tuple(chain.from_iterable(getattr(c, n) for c in chunks)) for n in per_token}
-        return replace(last, text="".join(chunk.text for chunk in chunks), **ends)
+        whole: dict[str, Any] = {n: tuple(chain.from_iterable(getattr(c, n) for c in chunks)) for n in per_token}
+        return replace(last, text="".join(chunk.text for chunk in chunks), **whole)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """The engine is done with this request and holds nothing for it. `error` says why, if it failed."""
+class RequestEnded:
+    """The engine has released everything it held for this request. `error` says why, if it failed."""
 
     request_id: str
     error: SparkpoolError | None = None
 
 
-Event = Handoff | Chunk | Ended
+Event = Handoff | Chunk | RequestEnded
 
 
-def coalesced(events: Iterable[Event]) -> list[Event]:
-    """The same events in the same order, with neighbouring chunks of one request as one chunk."""
-    whole: list[Event] = []
+def merge_chunks(events: Iterable[Event]) -> list[Event]:
+    """Return the events in order, with adjacent chunks of one request joined."""
+    merged: list[Event] = []
     for _, run in groupby(events, lambda event: event.request_id if isinstance(event, Chunk) else None):
         neighbours = list(run)
         chunks = [event for event in neighbours if isinstance(event, Chunk)]
-        whole += [Chunk.joined(chunks)] if len(chunks) > 1 else neighbours
-    return whole
+        merged += [Chunk.joined(chunks)] if len(chunks) > 1 else neighbours
+    return merged

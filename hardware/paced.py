@@ -1,7 +1,7 @@
 """A transfer whose reads take as long as they would over another link."""
 
 from engine.clock import Clock
-from engine.transfer import Message, PageRead, ReadState, Transfer
+from engine.transfer import LeaseMessage, PageRead, ReadState, Transfer
 from engine.types import AgentEntry
 from hardware.link import Link
 
@@ -43,10 +43,10 @@ class PacedTransfer:
         del self._arrives[read]
         return ReadState.DONE
 
-    def notify(self, peer: str, message: Message) -> bool:
+    def notify(self, peer: str, message: LeaseMessage) -> bool:
         return self._transfer.notify(peer, message)
 
-    def notifications(self) -> list[tuple[str, Message]]:
+    def notifications(self) -> list[tuple[str, LeaseMessage]]:
         return self._transfer.notifications()
 
     def drop(self, peer: str) -> None:

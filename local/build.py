@@ -157,7 +157,7 @@ class Builder:
         return Pages(self.layout, PageStore(self.layout, counts, self.model.device), section.prefix_caching)
 
     def _drafter(self, pages: Pages) -> Drafter:
-        return self.drafter.over(pages.store) if self.drafter else NoDrafter()
+        return self.drafter.bind(pages.store) if self.drafter else NoDrafter()
 
     def _backend(self, pages: Pages, drafter: Drafter) -> TorchBackend:
         return TorchBackend(self.model.module, pages.store, drafter.tap_layers)

@@ -10,7 +10,7 @@ from engine.errors import SparkpoolError
 from engine.local_transfer import LocalTransfer, LocalWire
 from engine.text import Text
 from engine.transfer import new_agent_name
-from engine.types import Chunk, Ended, Event, Request
+from engine.types import Chunk, Event, Request, RequestEnded
 from local.build import Builder
 from policy.journey import (
     Action,
@@ -82,7 +82,7 @@ class Pair:
         """Do what follows from an engine's events."""
         for event in events:
             state = self.requests.get(event.request_id)
-            if state is not None and not (isinstance(event, Ended) and event.error is None):
+            if state is not None and not (isinstance(event, RequestEnded) and event.error is None):
                 self._feed(state, event)
         return events
 
@@ -117,7 +117,7 @@ class Pair:
                     try:
                         self.perform(action)
                     except SparkpoolError as error:
-                        self._feed(state, Ended(request_id=request_id, error=error))
+                        self._feed(state, RequestEnded(request_id=request_id, error=error))
         if state.ended:
             self.requests.pop(request_id, None)
 

@@ -31,7 +31,7 @@ import enum
 from dataclasses import dataclass
 
 from engine.errors import DeadlineExceeded, EngineFailure, Preempted, SparkpoolError, Unavailable
-from engine.types import Chunk, Ended, Handoff, Request
+from engine.types import Chunk, Handoff, Request, RequestEnded
 from policy.admit import RetryBudget
 from policy.request_state import AT_REPLICAS, ELSEWHERE, Phase, RequestState
 
@@ -80,9 +80,10 @@ class CallerLeft:
     """The caller no longer wants the answer."""
 
 
-JourneyEvent = Begin | Routed | Handoff | Chunk | Ended | Waited | DeadlinePassed | CallerLeft
-"""Handoff, Chunk and Ended come from the current attempt's replicas: a driver drops those of earlier attempts, and does
-not report how a prefill stream ends after its handoff. Ended without an error: the stream stopped too early."""
+JourneyEvent = Begin | Routed | Handoff | Chunk | RequestEnded | Waited | DeadlinePassed | CallerLeft
+"""Handoff, Chunk and RequestEnded come from the current attempt's replicas: a driver drops those of earlier attempts, and
+does not report how a prefill stream ends after its handoff. RequestEnded without an error: the stream stopped too
+early."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ def _classify(
         case DeadlinePassed():
             limit = f"not finished after {state.request.seconds_left} s (deadline_seconds, gateway.request_seconds)"
             return EventKind.FAILED, DeadlineExceeded(limit)
-        case Ended(error=error):
+        case RequestEnded(error=error):
             return _classify_end(state, error or _early_end(state), retries)
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from engine.errors import HandoffLost
 from engine.pages import Pages, Tables
-from engine.types import Ended
+from engine.types import RequestEnded
 
 
 class LeaseState(enum.StrEnum):
@@ -74,11 +74,11 @@ class LeaseTable:
         self.ended: Counter[LeaseState] = Counter()
         self._pages = pages
         self._held: dict[str, Lease] = {}
-        self._events: list[Ended] = []
+        self._events: list[RequestEnded] = []
         self._methods: dict[LeaseAction, Callable[[Lease, float], None]] = {
             A.EXTEND_TERM: self._extend_term,
             A.GIVE_BACK_PAGES: lambda lease, now: self._pages.release(lease.tables),
-            A.REPORT_READ: lambda lease, now: self._events.append(Ended(request_id=lease.request_id)),
+            A.REPORT_READ: lambda lease, now: self._events.append(RequestEnded(request_id=lease.request_id)),
             A.REPORT_EXPIRED: self._report_expired,
         }
 
@@ -120,7 +120,7 @@ class LeaseTable:
             self._apply(lease, E.EXPIRE, now)
         return len(late)
 
-    def pending_events(self) -> list[Ended]:
+    def pending_events(self) -> list[RequestEnded]:
         """Return the requests whose lease was released or has expired since the last call."""
         events, self._events = self._events, []
         return events
@@ -145,4 +145,4 @@ class LeaseTable:
 
     def _report_expired(self, lease: Lease, now: float) -> None:
         reason = f"no decode replica read the pages of {lease.request_id} within {self.term_seconds} s"
-        self._events.append(Ended(request_id=lease.request_id, error=HandoffLost(reason)))
+        self._events.append(RequestEnded(request_id=lease.request_id, error=HandoffLost(reason)))

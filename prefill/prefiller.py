@@ -15,14 +15,14 @@ from engine.batch import Batch
 from engine.clock import Clock, Stopwatch
 from engine.config import PrefillConfig
 from engine.device import peak_bytes
-from engine.drafters import Drafter, row_bytes
+from engine.drafters import Drafter, hidden_to_bytes
 from engine.errors import DeadlineExceeded, DoesNotFit, ModelFailure, Overloaded
-from engine.logits_processors import Draw, LogitsProcessors
+from engine.logits_processors import LogitsProcessors, TokenHistory
 from engine.pages import Pages, Tables
 from engine.sampling import NO_TOKEN, SamplingBatch, sample
 from engine.stats import Counters, Identity, Leases, PrefillQueue, ReplicaStats
-from engine.transfer import Message, Transfer, Verb
-from engine.types import Ended, Event, Handoff, PrefillTimings, Request, SampledToken, Sampling, StopRules
+from engine.transfer import LeaseCommand, LeaseMessage, Transfer
+from engine.types import Event, Handoff, PrefillTimings, Request, RequestEnded, SampledToken, Sampling, StopRules
 from prefill.lease import LeaseState, LeaseTable
 from prefill.schedule import Prompt, PromptChunk, PromptSchedule, WaitingPrompt
 from prefill.step_time import StepTimeEstimator
@@ -64,7 +64,7 @@ class Prefiller:
         self._counters = Counters()
         self._computing = Stopwatch(clock)
         self._schedule = PromptSchedule(
-            pages, config.chunk_tokens, config.max_requests, self._counters, drafter.keeps_rows, spare_tokens
+            pages, config.chunk_tokens, config.max_requests, self._counters, drafter.keeps_hidden, spare_tokens
         )
         self._leases = LeaseTable(pages, config.lease_seconds)
 
@@ -171,9 +171,9 @@ class Prefiller:
         for peer, message in self._transfer.notifications():
             if message.held is not None:
                 continue  # it is an answer, and prefill never asks
-            apply = self._leases.renew if message.verb == Verb.RENEW else self._leases.release
+            apply = self._leases.renew if message.command == LeaseCommand.RENEW else self._leases.release
             held = apply(message.nonce, now)
-            self._transfer.notify(peer, Message(verb=message.verb, nonce=message.nonce, held=held))
+            self._transfer.notify(peer, LeaseMessage(command=message.command, nonce=message.nonce, held=held))
         return [*self._leases.pending_events()]
 
     def _expire(self) -> list[Event]:
@@ -182,7 +182,7 @@ class Prefiller:
         for request in self._schedule.overdue(now):
             self._counters.failed += 1
             reason = f"{request.id} was not prefilled {request.seconds_left} s after it arrived"
-            events.append(Ended(request_id=request.id, error=DeadlineExceeded(reason)))
+            events.append(RequestEnded(request_id=request.id, error=DeadlineExceeded(reason)))
         self._counters.failed += self._leases.expire(now)
         return events + self._leases.pending_events()
 
@@ -190,9 +190,9 @@ class Prefiller:
         """Write the drafter's context of these tokens, and keep its state after the last one of each chunk."""
         ends = list(accumulate(chunk.num_logits for chunk in chunks))
         last_R = batch.logits_index[[end - 1 for end in ends]]
-        rows = self._drafter.absorb(batch, taps, [chunk.prompt.drafter_row for chunk in chunks], last_R)
+        rows = self._drafter.absorb(batch, taps, [chunk.prompt.drafter_hidden for chunk in chunks], last_R)
         for chunk, row in zip(chunks, rows, strict=True):
-            chunk.prompt.drafter_row = row
+            chunk.prompt.drafter_hidden = row
 
     def _advance(self, chunks: list[PromptChunk], logits: Tensor) -> list[Event]:
         """Mark the chunks as computed, let others find their full pages, and offer the prompts that are finished."""
@@ -218,19 +218,19 @@ class Prefiller:
         """Sample the token after each chunk. Where a prompt goes on, it is greedy, and only shows finite logits."""
         requests = [chunk.prompt.request for chunk in chunks]
         rows = [(r.sampling if c.is_last else Sampling(), r.num_tokens) for c, r in zip(chunks, requests, strict=True)]
-        draws = [Draw(r, r.tokens) if c.is_last else None for c, r in zip(chunks, requests, strict=True)]
+        draws = [TokenHistory(r, r.tokens) if c.is_last else None for c, r in zip(chunks, requests, strict=True)]
         logits_processors = LogitsProcessors.of(draws, self._eos_token_ids, logits_RV.device)
         draws_R = sample(logits_RV, SamplingBatch.of(rows, logits_RV.device), logits_processors)
         with self._computing:  # it waits for the model
-            return draws_R.drawn()
+            return draws_R.to_host()
 
-    def _fail(self, prompt: Prompt, num_tokens: int) -> Ended:
+    def _fail(self, prompt: Prompt, num_tokens: int) -> RequestEnded:
         self._schedule.finish(prompt)
         self._pages.clear(prompt.tables, published=True)
         self._pages.release(prompt.tables)
         self._counters.failed += 1
         reason = f"the model gave NaN or infinity in the first {num_tokens} tokens of {prompt.request.id}"
-        return Ended(request_id=prompt.request.id, error=ModelFailure(reason))
+        return RequestEnded(request_id=prompt.request.id, error=ModelFailure(reason))
 
     def _offer(self, prompt: Prompt, first: SampledToken) -> Handoff:
         now = self._clock.now()
@@ -253,7 +253,7 @@ class Prefiller:
             ),
             prompt_logprobs=tuple(prompt.logprobs),
             cached_tokens=prompt.known,
-            drafter_row=row_bytes(prompt.drafter_row),
+            drafter_hidden=hidden_to_bytes(prompt.drafter_hidden),
         )
 
 

@@ -40,7 +40,7 @@ class WaitingPrompt:
 class Prompt:
     """A running prompt. The KV entries of its first `computed` tokens are in pages; `known` were there when it started.
 
-    `started` is when it first ran; `drafter_row` is the drafter's state after the last computed token.
+    `started` is when it first ran; `drafter_hidden` is the drafter's state after the last computed token.
     """
 
     waiting: WaitingPrompt
@@ -49,7 +49,7 @@ class Prompt:
     computed: int
     known: int
     logprobs: list[float] = field(default_factory=list)
-    drafter_row: Tensor | None = None
+    drafter_hidden: Tensor | None = None
 
     @property
     def request(self) -> Request:
@@ -103,12 +103,12 @@ class PromptSchedule:
         chunk_tokens: int,
         max_requests: int,
         counters: Counters,
-        keeps_rows: bool,
+        keeps_hidden: bool,
         spare_tokens: int = 0,
     ) -> None:
         self._pages = pages
         self._spare_tokens = spare_tokens
-        self._keeps_rows = keeps_rows
+        self._keeps_rows = keeps_hidden
         self.chunk_tokens = chunk_tokens
         self.max_requests = max_requests
         self._counters = counters

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from engine.batch import Batch
 from engine.config import Config
-from engine.drafters import Anchor, DraftBlock, Drafter, Rows
+from engine.drafters import Anchor, DraftBlock, Drafter, HiddenStates
 from engine.drafters.config import DrafterConfig
 from engine.drafters.dspark import DSparkModel
 from engine.models import LoadedModel
@@ -68,7 +68,7 @@ class OracleDrafter:
     """
 
     tap_layers: tuple[int, ...] = ()
-    keeps_rows = False
+    keeps_hidden = False
 
     def __init__(self, answers: Sequence[Sequence[int]], block_length: int, error_every: int, vocab: int) -> None:
         self.block_length = block_length
@@ -76,11 +76,11 @@ class OracleDrafter:
         self._error_every = error_every
         self._vocab = vocab
 
-    def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:
+    def absorb(self, batch: Batch, taps: dict[int, Tensor], before: HiddenStates, last_R: Tensor) -> HiddenStates:
         return before
 
-    def propose(self, anchors: Sequence[Anchor], most: int) -> DraftBlock:
-        blocks = [self._draft(anchor)[:most] for anchor in anchors]
+    def propose(self, anchors: Sequence[Anchor], max_drafts: int) -> DraftBlock:
+        blocks = [self._draft(anchor)[:max_drafts] for anchor in anchors]
         token_RK = torch.tensor(blocks)
         sure = torch.full(token_RK.shape, 0.9)
         return DraftBlock(token_RK, confidence_RK=sure)

@@ -91,9 +91,11 @@ def test_the_command_line_starts_without_ray_grpc_or_torch() -> None:
 
 @every_product_source
 def test_no_module_keeps_state(source: Source) -> None:
-    """A mutable value at module level must be a constant, in capitals, and nothing is declared `global`."""
+    """A mutable value at module level must be a constant, in capitals; nothing is `global` or kept by thread."""
     for node in ast.walk(source.tree):
         assert not isinstance(node, ast.Global), f"{source.path}:{node.lineno}: global {node.names}: give it an owner"
+        by_thread = isinstance(node, ast.Attribute) and ast.unparse(node) == "threading.local"
+        assert not by_thread, f"{source.path}:{node.lineno}: threading.local: give it an owner"
     for node in source.tree.body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and is_mutable(node.value):
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from engine.files import replaced
+from engine.files import atomic_write
 from train.corpus import Corpus, SourceFile, digest
 from train.tokenizer import END, chat_text, encode
 
@@ -66,7 +66,7 @@ class Batches:
         """Encode the training files, or read what an earlier call wrote to `cache`."""
         if not cache.exists():
             files = collect().training
-            with replaced(cache) as partial:
+            with atomic_write(cache) as partial:
                 np.savez(partial, text=packed(tokenizer, files), chat=packed_chats(tokenizer, files))
         with np.load(cache) as stored:
             return cls(stored["text"], stored["chat"], tokenizer.eos_token_id)

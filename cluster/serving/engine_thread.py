@@ -19,7 +19,7 @@ import torch
 from engine.clock import MonotonicClock
 from engine.engine import Engine
 from engine.errors import Cancelled, EngineFailure, SparkpoolError
-from engine.types import Chunk, Ended, Event, coalesced
+from engine.types import Chunk, Event, RequestEnded, merge_chunks
 
 E = TypeVar("E", bound=Engine)
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class RequestStream:
         await self._ready.wait()
         self._ready.clear()
         events, self._waiting, self._tokens = self._waiting, [], 0
-        return coalesced(events)
+        return merge_chunks(events)
 
 
 class EngineThread(Generic[E]):
@@ -113,7 +113,7 @@ class EngineThread(Generic[E]):
     async def stream(self, request_id: str, add: Callable[[E], None]) -> AsyncIterator[Event]:
         """Add a request with `add(engine)` and yield its events up to the last.
 
-        Errors come as `Ended`. A caller that stops early cancels the request in the engine.
+        Errors come as `RequestEnded`. A caller that stops early cancels the request in the engine.
         """
         assert request_id not in self._streams, f"request {request_id} twice"
         stream = self._streams[request_id] = RequestStream(self._stream_interval)
@@ -121,12 +121,12 @@ class EngineThread(Generic[E]):
             try:
                 await asyncio.wrap_future(self.call(add))
             except SparkpoolError as error:
-                yield Ended(request_id=request_id, error=error)
+                yield RequestEnded(request_id=request_id, error=error)
                 return
             while True:
                 for event in await stream.take():
                     yield event
-                    if isinstance(event, Ended) or (isinstance(event, Chunk) and event.finish is not None):
+                    if isinstance(event, RequestEnded) or (isinstance(event, Chunk) and event.finish is not None):
                         return
         finally:
             del self._streams[request_id]
@@ -135,7 +135,7 @@ class EngineThread(Generic[E]):
     def cancel(self, request_id: str) -> None:
         """End a request's stream and free what the engine holds for it. Unknown ids are fine."""
         if stream := self._streams.get(request_id):
-            stream.put([Ended(request_id=request_id, error=Cancelled(f"{request_id} was cancelled"))])
+            stream.put([RequestEnded(request_id=request_id, error=Cancelled(f"{request_id} was cancelled"))])
 
     def stop(self) -> None:
         """End the thread after its current step, and wait for that."""
@@ -192,7 +192,7 @@ class EngineThread(Generic[E]):
         for call in calls:
             call.future.set_exception(failure)
         for request_id, stream in list(self._streams.items()):
-            stream.loop.call_soon_threadsafe(stream.put, [Ended(request_id=request_id, error=failure)])
+            stream.loop.call_soon_threadsafe(stream.put, [RequestEnded(request_id=request_id, error=failure)])
         self._on_failure()
 
 

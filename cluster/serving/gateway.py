@@ -19,7 +19,7 @@ from typing import Protocol
 from engine.config import GatewayConfig
 from engine.errors import Overloaded, Preempted, SparkpoolError
 from engine.stats import GatewayCounters
-from engine.types import Chunk, Ended, Event, Handoff, Request
+from engine.types import Chunk, Event, Handoff, Request, RequestEnded
 from policy.admit import RetryBudget
 from policy.journey import (
     Action,
@@ -219,9 +219,9 @@ class Attempt:
         try:
             return await anext(self._events)
         except StopAsyncIteration:
-            return Ended(request_id=self._state.attempt_id)
+            return RequestEnded(request_id=self._state.attempt_id)
         except SparkpoolError as error:
-            return Ended(request_id=self._state.attempt_id, error=error)
+            return RequestEnded(request_id=self._state.attempt_id, error=error)
 
 
 async def _waited(seconds: float) -> Waited:
@@ -236,7 +236,7 @@ async def _drain(prefill: AsyncIterator[Event]) -> None:
     """
     try:
         async for event in prefill:
-            if isinstance(event, Ended) and event.error is not None:
+            if isinstance(event, RequestEnded) and event.error is not None:
                 raise event.error
     except SparkpoolError as error:
         logger.info(f"a prefill stream ended early: {error}")

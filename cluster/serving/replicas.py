@@ -85,7 +85,7 @@ class PrefillDeployment(EngineDeployment[Prefiller]):
         super().__init__("prefill", config.prefill, builder, lambda name: builder.prefiller(name, _nixl(config)))
 
     async def prefill(self, request: Request, preferred_replicas: Sequence[str] = ()) -> AsyncIterator[Event]:
-        """Yield the `Handoff`, stay open until its pages have been released, then yield `Ended`.
+        """Yield the `Handoff`, stay open until its pages have been released, then yield `RequestEnded`.
 
         Serve waits for an open call when it scales down or redeploys, so for the pages too; cancelling frees them.
         `preferred_replicas` are for the router that brought the request here (cluster/serving/router.py).
@@ -113,7 +113,7 @@ class DecodeDeployment(EngineDeployment[Decoder | ColocatedEngine]):
     async def decode(
         self, request: Request, handoff: Handoff, preferred_replicas: Sequence[str] = ()
     ) -> AsyncIterator[Event]:
-        """Yield `Chunk`s up to the one that finishes the request, or `Ended` with an error."""
+        """Yield `Chunk`s up to the one that finishes the request, or `RequestEnded` with an error."""
         async for event in self._thread.stream(request.id, lambda engine: engine.add(request, handoff)):
             yield event
 

@@ -29,7 +29,7 @@ from compare.report.document import (
 )
 from compare.report.style import all_drawn, present, sentence, styles
 from engine.errors import ConfigError
-from engine.files import replaced
+from engine.files import atomic_write
 
 LIBRARY = "matplotlib"
 KEY = r"[a-z0-9][a-z0-9_-]*"
@@ -56,12 +56,12 @@ def write(document: ReportDocument, folder: Path) -> None:
             _write_csv(folder / "tables" / f"{block.key}.csv", _table_rows(block))
         elif not isinstance(block, Paragraph):
             _write_csv(folder / "plots" / f"{block.key}.csv", _plot_rows(block))
-            with replaced(folder / "plots" / f"{block.key}.png") as file:
+            with atomic_write(folder / "plots" / f"{block.key}.png") as file:
                 draw(block, found).write_png(file, *_heading(block))
     _clear(document, folder)
-    with replaced(folder / "report.json") as file:
+    with atomic_write(folder / "report.json") as file:
         file.write_text(json.dumps(as_json(document), allow_nan=False, ensure_ascii=False, indent=1), encoding="utf-8")
-    with replaced(folder / "index.html") as file:
+    with atomic_write(folder / "index.html") as file:
         file.write_text(page(document), encoding="utf-8")
 
 
@@ -241,5 +241,5 @@ def _plot_rows(block: Chart) -> Iterator[tuple[Any, ...]]:
 
 
 def _write_csv(file: Path, rows: Iterable[tuple[Any, ...]]) -> None:
-    with replaced(file) as partial, partial.open("w", newline="", encoding="utf-8") as out:
+    with atomic_write(file) as partial, partial.open("w", newline="", encoding="utf-8") as out:
         csv.writer(out).writerows(rows)

@@ -27,7 +27,7 @@ from engine.errors import SparkpoolError
 from engine.pages import CacheLayout, Pages
 from engine.stats import ReplicaStats
 from engine.steptime import StepTimes
-from engine.types import Ended, Event
+from engine.types import Event, RequestEnded
 from hardware.link import Link
 from hardware.pace import ModelledPace
 from local.assemble import DecodeParts, assemble
@@ -155,7 +155,7 @@ class Replica:
             try:
                 function(self.engine)
             except SparkpoolError as error:
-                events.append(Ended(request_id=request_id, error=error))
+                events.append(RequestEnded(request_id=request_id, error=error))
         events += self.engine.step()
         self._free_at = self._clock.now()
         self._busy_seconds += self._free_at - moment

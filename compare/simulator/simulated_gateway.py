@@ -15,7 +15,7 @@ from compare.simulator.system import System
 from compare.simulator.virtual import SimulatedNetwork, Timeline
 from compare.simulator.workload import Arrival, Workload, tokens_of
 from engine.errors import Overloaded, Unavailable
-from engine.types import Ended, Event, Request, Sampling, StopRules
+from engine.types import Event, Request, RequestEnded, Sampling, StopRules
 from local.policies import initial_replicas, routing_rules
 from policy.admit import RetryBudget
 from policy.board import PREFILL, Board
@@ -227,7 +227,7 @@ class SimulatedGateway:
         if replica is None:
             alive = self.replicas(pool)
             if not alive:
-                self._feed(one, Ended(request_id="", error=Unavailable(f"no replica of {pool} is running")))
+                self._feed(one, RequestEnded(request_id="", error=Unavailable(f"no replica of {pool} is running")))
                 return
             replica = min(alive, key=lambda replica: replica.stats().running + replica.stats().waiting)
         one.sent_to.append(replica)
@@ -244,7 +244,7 @@ class SimulatedGateway:
         one = self._attempts.get(event.request_id)
         if one is None:
             return  # of an attempt that is over
-        if isinstance(event, Ended) and replica.pool == PREFILL and one.state.phase is Phase.DECODING:
+        if isinstance(event, RequestEnded) and replica.pool == PREFILL and one.state.phase is Phase.DECODING:
             return  # the prefill stream ends after its handoff
         self._feed(one, event)
 

@@ -21,7 +21,7 @@ from engine.drafters import DraftBlock
 from engine.pages import CacheLayout, PageStore
 from engine.pages.layout import Entry
 from engine.text import Text
-from engine.transfer import Message, PageRead, ReadState
+from engine.transfer import LeaseMessage, PageRead, ReadState
 from engine.types import AgentEntry, SampledToken
 from hardware.link import Link
 from hardware.model import Model
@@ -197,7 +197,7 @@ class SimulatedTransfer:
         self._wake = wake
         self._arrives: dict[int, float] = {}
         self._numbers = itertools.count()
-        self._inbox: list[tuple[float, str, Message]] = []
+        self._inbox: list[tuple[float, str, LeaseMessage]] = []
         network.agents[name] = self
 
     def connect(self, peer: AgentEntry) -> bool:
@@ -215,13 +215,13 @@ class SimulatedTransfer:
         del self._arrives[read]
         return ReadState.DONE
 
-    def notify(self, peer: str, message: Message) -> bool:
+    def notify(self, peer: str, message: LeaseMessage) -> bool:
         receiver, moment = self._network.agents[peer], self._clock.now() + self._network.message_seconds
         receiver._inbox.append((moment, self.entry.name, message))
         receiver._wake(moment)
         return True
 
-    def notifications(self) -> list[tuple[str, Message]]:
+    def notifications(self) -> list[tuple[str, LeaseMessage]]:
         now = self._clock.now()
         here = [(peer, message) for moment, peer, message in self._inbox if moment <= now]
         self._inbox = [one for one in self._inbox if one[0] > now]

@@ -21,7 +21,7 @@ from functools import cached_property
 import numpy as np
 
 from engine.errors import ConfigError
-from engine.steptime import rising
+from engine.steptime import isotonic
 
 DRAWS = 4000
 """Requests whose confidences stand for all."""
@@ -128,7 +128,7 @@ class StepCurve:
         ordered = sorted(points, key=lambda point: point.concurrency)
         self._work = np.array([point.concurrency * (2 * layers + 1) for point in ordered])
         seconds = [accepted_length * point.concurrency / point.throughput for point in ordered]
-        self._seconds = np.array(rising(seconds))
+        self._seconds = np.array(isotonic(seconds))
         third = max(2, len(ordered) // 3)
         self._before = np.polyfit(self._work[:third], self._seconds[:third], 1)
         self._after = np.polyfit(self._work[-third:], self._seconds[-third:], 1)

@@ -23,7 +23,7 @@ from compare.study.setups import Setup
 from compare.study.steady import CHUNK, OperatingPoint
 from compare.study.study import Study
 from engine.errors import ConfigError
-from engine.files import replaced
+from engine.files import atomic_write
 from hardware.link import Link
 
 LOADS = (1, 8, 64, 256, 1024)
@@ -68,7 +68,7 @@ def served(study: Study, folder: Path) -> Iterator[tuple[str, int, LoadResult]]:
             yield name, load, _read(file)
             continue
         one = simulated(study, name, load)
-        with replaced(file) as partial:
+        with atomic_write(file) as partial:
             partial.write_text(json.dumps({"system": name, "load": load, **asdict(one)}, indent=1) + "\n")
         yield name, load, one
 

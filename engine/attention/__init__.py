@@ -1,11 +1,12 @@
-"""Our attention in transformers' models: one file per family, each keeping the submodules of the one it replaces.
+"""Paged attention for the models of transformers: one file per family, which keeps the submodules it replaces.
 
-paged.py   scores, mask and sum over gathered pages (the reference every device can run)
+paged.py   attention over gathered pages in torch, for every device; the reference for kernels
 mla.py     DeepSeek-V2, V3, R1, ...: one latent and one rope key for all heads
-gqa.py     Qwen3, Llama: keys and values by head, full or sliding
+gqa.py     Qwen3, Llama: keys and values per head, full or sliding window
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from engine.pages.layout import Part
 
 PagedAttention = PagedMLA | PagedGQA
 
-FAMILIES: dict[str, type[PagedMLA] | type[PagedGQA]] = {
+FAMILIES: dict[str, Callable[[Any, Part], PagedAttention]] = {
     "DeepseekV2Attention": PagedMLA,
     "DeepseekV3Attention": PagedMLA,
     "LlamaAttention": PagedGQA,
@@ -25,8 +26,10 @@ FAMILIES: dict[str, type[PagedMLA] | type[PagedGQA]] = {
 
 
 def attach(model: nn.Module, part: Part = "target") -> list[Entry]:
-    """Replace every attention module of `model` (a transformers *ForCausalLM, or a drafter made of such layers), over
-    that part of the pages, and return what the layers cache."""
+    """Replace every attention module of `model` by one over pages, and return the entries that the layers cache.
+
+    `model` is a *ForCausalLM of transformers, or a drafter made of such layers; `part` of a page is where they go.
+    """
     entries: list[Entry] = []
     for parent, name, module in list(_attentions(model)):
         paged = FAMILIES[type(module).__name__](module, part)

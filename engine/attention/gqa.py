@@ -3,18 +3,29 @@
 T = tokens, H = query heads, G = key heads, D = head size
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from engine.attention.paged import gathered
-from engine.batch import Batch, Segment
+from engine.batch import Batch, Positions, Segment
 from engine.pages import Entry, PageStore, Slab
 from engine.pages.layout import Part
+
+
+class GQA(Protocol):
+    """A GQA module of transformers."""
+
+    layer_idx: int
+    head_dim: int
+    scaling: float
+    k_proj: nn.Linear
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]: ...
 
 
 class PagedGQA(nn.Module):
@@ -27,16 +38,14 @@ class PagedGQA(nn.Module):
     v_proj: nn.Module
     o_proj: nn.Module
 
-    def __init__(self, attention: Any, part: Part = "target") -> None:
+    def __init__(self, attention: GQA, part: Part = "target") -> None:
         super().__init__()
         for name, child in attention.named_children():
             setattr(self, name, child)
         if not hasattr(attention, "q_norm"):
             self.q_norm = self.k_norm = nn.Identity()
-        self.layer: int = attention.layer_idx
-        self.head_dim: int = attention.head_dim
-        self.scaling: float = attention.scaling
-        self.num_key_heads: int = attention.k_proj.out_features // self.head_dim
+        self.layer, self.head_dim, self.scaling = attention.layer_idx, attention.head_dim, attention.scaling
+        self.num_key_heads = attention.k_proj.out_features // self.head_dim
         self.entry = Entry(
             layer=self.layer,
             name="k",
@@ -55,7 +64,7 @@ class PagedGQA(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: Positions,
         batch: Batch,
         store: PageStore,
         **_: object,
@@ -63,29 +72,29 @@ class PagedGQA(nn.Module):
         hidden_TD = hidden_states[0]
         q_THD = self.q_norm(self.q_proj(hidden_TD).unflatten(-1, (-1, self.head_dim)))
         q_1THD = self.write_cache(hidden_TD, position_embeddings, batch, store, q_THD)
-        outputs = [self.attended(segment, q_1THD[0, segment.tokens], store) for segment in batch.segments]
+        outputs = [self.attention_of(segment, q_1THD[0, segment.tokens], store) for segment in batch.segments]
         out_THD = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return self.o_proj(out_THD.flatten(1))[None], None
 
-    def attended(self, segment: Segment, q_THD: Tensor, store: PageStore) -> Tensor:
-        """What the queries of a segment's tokens attend to. [T, H, D]"""
+    def attention_of(self, segment: Segment, q_THD: Tensor, store: PageStore) -> Tensor:
+        """Compute attention of a segment's queries. [T, H, D]"""
         keys = segment.keys[self.entry.group]
         return gathered(q_THD, *self._slabs(store), self.head_dim, segment, keys, self.scaling)
 
     def write_cache(
         self,
         hidden_TD: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
+        position_embeddings: Positions,
         batch: Batch,
         store: PageStore,
         q_THD: Tensor | None = None,
     ) -> Tensor:
-        """Write the tokens' keys and values into their slots; queries that come along are turned with the keys."""
+        """Write the tokens' keys and values into their slots; return the queries, if given, after rotation."""
         k_TGD = self.k_norm(self.k_proj(hidden_TD).unflatten(-1, (-1, self.head_dim)))
         v_TGD = self.v_proj(hidden_TD).unflatten(-1, (-1, self.head_dim))
         cos, sin = position_embeddings
-        turned = k_TGD if q_THD is None else q_THD
-        q_1THD, k_1TGD = self.rotate(turned[None], k_TGD[None], cos, sin, unsqueeze_dim=2)
+        rotated = k_TGD if q_THD is None else q_THD
+        q_1THD, k_1TGD = self.rotate(rotated[None], k_TGD[None], cos, sin, unsqueeze_dim=2)
         slots = batch.slots[self.entry.group]
         k_slab, v_slab = self._slabs(store)
         k_slab.write(slots.page_T, slots.offset_T, k_1TGD[0])

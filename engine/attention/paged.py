@@ -1,4 +1,4 @@
-"""Attention of a step's tokens over gathered pages, in torch, for every device: what kernels are compared with.
+"""Attention of a step's tokens over gathered pages, in torch, for every device. Kernels are tested against this.
 
 R = rows, Q = queries of a row (padded), K = keys, T = tokens of a segment, H = query heads, G = key heads,
 D = key size, E = value size
@@ -14,10 +14,10 @@ from engine.pages import Slab
 def gathered(
     q_THD: Tensor, key: Slab, value: Slab, value_size: int, segment: Segment, keys: Keys, scale: float
 ) -> Tensor:
-    """softmax(scale q k^T) v of a segment's tokens over what they see. [T, H, E]
+    """Compute softmax(scale q k^T) v for a segment's tokens over their visible keys. [T, H, E]
 
-    Key head g serves H/G query heads. `value` may be the slab of the keys themselves, with one head: then the first
-    `value_size` numbers of a key are its value (MLA).
+    Key head g serves H/G query heads. If `value` is the slab of the keys (MLA, one head), the first `value_size`
+    numbers of a key are its value.
     """
     k_RKGD = key.gather(keys.pages_RP)
     if value is key:
@@ -29,9 +29,9 @@ def gathered(
 
 
 def attend(q_RQHD: Tensor, k_RKGD: Tensor, v_RKGE: Tensor, mask_R1QK: Tensor, scale: float) -> Tensor:
-    """softmax(scale * q k^T, where the mask allows) v for each head. [R, Q, H, E]
+    """Compute softmax(scale q k^T) v for each head, masked. [R, Q, H, E]
 
-    One key head for all queries (MLA) is folded into the query axis, so that its keys are read once.
+    With one key head for all queries (MLA), heads are folded into the query axis, so that keys are read once.
     """
     num_queries, num_heads, num_key_heads = q_RQHD.shape[1], q_RQHD.shape[2], k_RKGD.shape[2]
     k_RGKD, v_RGKE = k_RKGD.transpose(1, 2), v_RKGE.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Drafters propose blocks of tokens that the target then verifies. `NoDrafter` proposes blocks of length 0."""
+"""Drafters propose blocks of tokens that the target model then verifies. `NoDrafter` proposes blocks of length 0."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,10 @@ from engine.types import Sampling
 
 @dataclass(frozen=True)
 class DraftBlock:
-    """Up to k proposals for each of R requests, in the order in which they would follow.
+    """K drafted tokens for each of R requests, in order.
 
-    `log_probs` are those of the distributions that the tokens were drawn from; None says that nothing was drawn, each
-    token had probability 1. `confidence` is the drafter's own estimate of P(token j survives | those before it did); it
-    is on the host, where plans are made.
+    `log_probs_RKV` are the distributions that the tokens were sampled from; None if every token had probability 1.
+    `confidence_RK` is the drafter's estimate of P(token j is accepted | all before it are), on the host.
     """
 
     token_RK: Tensor
@@ -27,7 +26,6 @@ class DraftBlock:
 
     @classmethod
     def empty(cls, requests: int) -> "DraftBlock":
-        """Nothing is proposed."""
         return cls(torch.empty(requests, 0, dtype=torch.int64))
 
     @classmethod
@@ -38,12 +36,15 @@ class DraftBlock:
         log_probs: Sequence[Tensor],
         confidence_RK: Tensor | None,
     ) -> "DraftBlock":
-        """From what was drawn place by place. Only requests that rejection sampling serves need the distributions.
-        Confidences are waited for: the next thing that is done with a block needs its tokens on the host too."""
-        drawn = not all(a.sampling.greedy or a.sampling.seeded for a in anchors)
+        """Build from the tokens [R] and log-probabilities [R, V] of each position.
+
+        Distributions are kept only if a request needs rejection sampling. This waits for the confidences, because the
+        next step of the engine needs the tokens on the host anyway.
+        """
+        rejection_sampling = not all(a.sampling.greedy or a.sampling.seeded for a in anchors)
         return cls(
             torch.stack(list(tokens), dim=1),
-            torch.stack(list(log_probs), dim=1) if drawn else None,
+            torch.stack(list(log_probs), dim=1) if rejection_sampling else None,
             None if confidence_RK is None else confidence_RK.cpu(),
         )
 
@@ -54,10 +55,10 @@ class DraftBlock:
 
 @dataclass(frozen=True)
 class Anchor:
-    """Where a request stands: its last committed `token`, at `position`, which the target has not seen yet.
+    """The token that a draft block follows: a request's last committed one, which the target has not processed yet.
 
-    The drafter's context of it begins at `context_from`: 0 unless the pages came without the drafter's part. `row` is
-    what the drafter kept of the token before (`Drafter.absorb`), if it keeps rows.
+    The drafter's context begins at `context_from`: 0 unless the pages came without the drafter's part. `hidden` is the
+    hidden state that `Drafter.absorb` returned for the token before, if the drafter keeps any.
     """
 
     token: int
@@ -65,79 +66,80 @@ class Anchor:
     tables: Tables
     sampling: Sampling
     context_from: int = 0
-    row: Tensor | None = None
+    hidden: Tensor | None = None
 
 
-Rows = Sequence[Tensor | None]
-"""What a drafter keeps of each request's last token until the next step: a hidden state, or nothing."""
+HiddenStates = Sequence[Tensor | None]
+"""For each request, the hidden state of its last token that a drafter keeps until the next step, or None."""
 
 
-def row_bytes(row: Tensor | None) -> bytes | None:
-    """A row on its way to another process: float32, which holds every dtype of ours."""
-    return None if row is None else row.float().cpu().numpy().tobytes()
+def hidden_to_bytes(hidden: Tensor | None) -> bytes | None:
+    """Serialize a hidden state as float32, which holds every supported dtype exactly."""
+    return None if hidden is None else hidden.float().cpu().numpy().tobytes()
 
 
-def row_from(content: bytes | None) -> Tensor | None:
-    """The row that `row_bytes` made."""
+def hidden_from_bytes(content: bytes | None) -> Tensor | None:
+    """Undo `hidden_to_bytes`."""
     return None if content is None else torch.frombuffer(bytearray(content), dtype=torch.float32)
 
 
 class Drafter(Protocol):
     tap_layers: tuple[int, ...]
-    """Decoder layers of the target whose output `absorb` needs."""
+    """The target's decoder layers whose outputs `absorb` needs."""
     block_length: int
-    """The most tokens a block has."""
-    keeps_rows: bool
-    """Whether a step needs the row of the step before: then the last token of a prefix hit is computed again."""
+    """The maximum number of tokens in a block."""
+    keeps_hidden: bool
+    """Whether a step needs the hidden state of the step before. Then a prefix hit ends one token earlier, because that
+    token's hidden state has to be computed."""
 
-    def propose(self, anchors: Sequence[Anchor], most: int) -> DraftBlock:
-        """The first `most` drafts of a block, or all if it has fewer, for each request; its pages reach `block_length`
-        positions from the anchor on."""
+    def propose(self, anchors: Sequence[Anchor], max_drafts: int) -> DraftBlock:
+        """Draft a block of at most `max_drafts` tokens for each request. The requests' pages must already hold
+        `block_length` positions from the anchor on."""
         ...
 
-    def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:
+    def absorb(self, batch: Batch, taps: dict[int, Tensor], before: HiddenStates, last_R: Tensor) -> HiddenStates:
         """Write the drafter's context for the tokens of a target step into the drafter part of their pages.
 
-        `before` are the rows of the step before; `last_R` is the last token of each request that counts, as an index
-        into the batch. Returns the rows of these.
+        `before` are the hidden states of the step before; `last_R` is the index in the batch of each request's last
+        committed token. Return the hidden states of these tokens.
         """
         ...
 
 
 class LoadedDrafter(Protocol):
-    """A drafter's weights. Holds no cache: several engines can share one."""
+    """A drafter's weights. It has no cache, so several engines can share one."""
 
     @property
     def block_length(self) -> int: ...
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """What it keeps in pages."""
+        """What its layers cache in pages."""
         ...
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What two pools must agree on, or the drafter part of a handoff is not read."""
+        """Names the drafter. If it differs between two pools, the drafter part of a handoff is not read."""
         ...
 
     @property
     def temperatures(self) -> tuple[float, ...] | None:
-        """What its confidences were calibrated with, by place; None if they were not."""
+        """The calibrated temperature of the confidences at each position; None without calibration."""
         ...
 
-    def over(self, store: PageStore) -> Drafter:
-        """The drafter of one engine, with pages of its own."""
+    def bind(self, store: PageStore) -> Drafter:
+        """Return a drafter for the engine that owns `store`."""
         ...
 
 
 class NoDrafter:
-    """No speculation: every block is empty, and there is no context to keep."""
+    """Turns speculation off: every block is empty, and no context is kept."""
 
     tap_layers: tuple[int, ...] = ()
     block_length = 0
-    keeps_rows = False
+    keeps_hidden = False
 
-    def propose(self, anchors: Sequence[Anchor], most: int) -> DraftBlock:
+    def propose(self, anchors: Sequence[Anchor], max_drafts: int) -> DraftBlock:
         return DraftBlock.empty(len(anchors))
 
-    def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:
+    def absorb(self, batch: Batch, taps: dict[int, Tensor], before: HiddenStates, last_R: Tensor) -> HiddenStates:
         return before

@@ -12,8 +12,8 @@ FILE = "calibration.json"
 
 
 class Calibration(BaseModel):
-    """`confidence = sigmoid(logit / temperature)`, a temperature for each place of a block. `weights` names the
-    drafter that they were fitted for, as its fingerprint does."""
+    """A temperature for each position of a block: confidence = sigmoid(logit / temperature). `weights` is the digest
+    of the drafter that they were fitted for."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -23,7 +23,7 @@ class Calibration(BaseModel):
 
     @classmethod
     def load(cls, drafter: Path, weights: str, block_length: int) -> "Calibration | None":
-        """That of a drafter's folder; None if there is none. Raises CheckpointRefused if it is another's."""
+        """Load a drafter's calibration, or None without one. Raises CheckpointRefused if it is another drafter's."""
         file = drafter / FILE
         if not file.exists():
             return None
@@ -35,7 +35,9 @@ class Calibration(BaseModel):
         except (OSError, ValueError) as error:
             raise CheckpointRefused(f"drafter {file}: cannot be read ({error})") from None
         if found.weights != weights:
-            raise CheckpointRefused(f"drafter {file}: made for weights {found.weights}, these are {weights}")
+            raise CheckpointRefused(
+                f"drafter {file}: made for weights {found.weights}, this drafter has {weights}; calibrate it again"
+            )
         if len(found.temperatures) != block_length:
             count = len(found.temperatures)
             raise CheckpointRefused(f"drafter {file}: {count} temperatures for a block of {block_length}")

@@ -1,11 +1,11 @@
-"""`config.json` of a drafter checkpoint in the published (DeepSpec) form: a copy of its target's, and its own keys.
+"""The `config.json` of a drafter checkpoint in the published (DeepSpec) format: the target's keys and its own.
 
-Read as JSON, because transformers would drop or move keys it does not expect there.
+It is read as JSON, because transformers would drop or move keys that it does not expect.
 """
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,8 +15,8 @@ MODEL_TYPES = {"Qwen3DSparkModel": "qwen3", "DeepseekV3DSparkModel": "deepseek_v
 
 
 class DrafterConfig(BaseModel):
-    """The keys that the drafter itself is made from. `DeepseekV3DSparkModel` is ours: the same form with latent
-    attention, so that a drafter's pages are as small as its target's."""
+    """The keys that define the drafter. The architecture `DeepseekV3DSparkModel` is Sparkpool's own: the published
+    format with latent attention, so that a drafter's cache entries are as small as its target's."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -50,8 +50,8 @@ class DrafterConfig(BaseModel):
         return self
 
     @classmethod
-    def load(cls, path: Path) -> tuple["DrafterConfig", dict[str, Any]]:
-        """The checked keys, and the whole file. Raises CheckpointRefused that names the key."""
+    def load(cls, path: Path) -> tuple["DrafterConfig", dict[str, object]]:
+        """Return the checked keys and the whole file. Raises CheckpointRefused, naming the key at fault."""
         file = path / "config.json"
         try:
             raw = json.loads(file.read_text())

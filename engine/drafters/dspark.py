@@ -1,14 +1,14 @@
-"""DSpark: a block of drafts in one parallel pass, then one cheap sequential head over it.
+"""DSpark: a block of drafts in one parallel pass of a backbone, then a small sequential head.
 
-    context    features of every token that the target has seen: hidden_norm(fc(taps)). Each layer turns them into
-               entries of its own, written into the drafter part of the request's pages (`absorb`): they depend on the
-               target's hidden states alone.
-    block      the last committed token (the anchor) and block_size - 1 mask tokens, at its position and the next
-               ones. Every row sees the whole context and the whole block; row k gives the base logits of draft k.
-    head       draft k is drawn from softmax(base_k + B(draft k-1, ...)); see heads.py. Rank 0 has no head (DFlash).
+    context    features of every token that the target has processed: hidden_norm(fc(taps)). Each layer computes its
+               entries from them and writes these into the drafter part of the request's pages (`absorb`), so entries
+               depend on the target's hidden states alone.
+    block      the last committed token (the anchor) and block_size - 1 mask tokens, at its position and the following
+               ones. Every token sees the whole context and the whole block; token k gives the base logits of draft k.
+    head       draft k is sampled from softmax(base_k + B(draft k-1, ...)); see heads.py. Rank 0 has no head (DFlash).
 
-The block's own entries go to the places of its positions, where the target's features overwrite them when it has seen
-those tokens. Embedding and output head are the target's.
+The block writes its entries to the slots of its positions; `absorb` overwrites them once the target has processed the
+tokens there. Embedding and output head are the target's.
 
 T = tokens, R = requests, K = drafts of a block, D = hidden size, V = vocabulary
 """
@@ -25,7 +25,7 @@ from transformers import PretrainedConfig
 from engine.attention import PagedAttention
 from engine.batch import Batch, Row
 from engine.device import to_device
-from engine.drafters import Anchor, DraftBlock, Rows
+from engine.drafters import Anchor, DraftBlock, HiddenStates
 from engine.drafters.config import DrafterConfig
 from engine.drafters.heads import MARKOV_HEADS, ConfidenceHead
 from engine.kernels import native_context
@@ -35,7 +35,7 @@ from engine.sampling import DRAFT_NOISE, TARGET_NOISE, SamplingBatch, gumbel
 
 @dataclass(frozen=True)
 class Family:
-    """The modules of transformers that a backbone is made of."""
+    """The classes of transformers that a backbone is made of."""
 
     layer: type[nn.Module]
     norm: type[nn.Module]
@@ -52,7 +52,7 @@ def family_of(model_type: str) -> Family:
 
 
 class DSparkModel(nn.Module):
-    """The drafter's own weights, under their published names."""
+    """The drafter's weights, under their published names."""
 
     def __init__(self, config: DrafterConfig, backbone: PretrainedConfig) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class DSparkModel(nn.Module):
         self.confidence_head = ConfidenceHead(features) if config.enable_confidence_head else None
 
     def context(self, taps_TF: Tensor) -> Tensor:
-        """The feature of each token [T, D] from the target's hidden states after `target_layer_ids`, side by side."""
+        """Return the feature of each token [T, D] from the outputs of `target_layer_ids`, concatenated [T, F]."""
         context_TD: Tensor = self.hidden_norm(self.fc(taps_TF))
         return context_TD
 
@@ -82,7 +82,7 @@ class DSparkModel(nn.Module):
 
 @dataclass(frozen=True)
 class LoadedDSpark:
-    """The weights with paged attention, beside the target's embedding and head."""
+    """The weights with paged attention, and the target's embedding and head."""
 
     model: DSparkModel
     embedding: nn.Module
@@ -95,17 +95,17 @@ class LoadedDSpark:
     def block_length(self) -> int:
         return self.model.config.block_size
 
-    def over(self, store: PageStore) -> "DSpark":
+    def bind(self, store: PageStore) -> "DSpark":
         return DSpark(self, store)
 
 
 class DSpark:
-    """The drafter of one engine: weights shared, pages its engine's own."""
+    """The DSpark drafter of one engine: it shares the weights and uses the engine's pages."""
 
-    keeps_rows = False
+    keeps_hidden = False
 
     def __init__(self, loaded: LoadedDSpark, store: PageStore) -> None:
-        self._model = loaded.model
+        self._model = model = loaded.model
         self._embedding = loaded.embedding
         self._head = loaded.head
         self._store = store
@@ -113,11 +113,10 @@ class DSpark:
         self.block_length = loaded.block_length
         temperatures = loaded.temperatures or (1.0,) * loaded.block_length
         self._temperature_K = torch.tensor(temperatures, device=store.device)
-        self._native = native_context(loaded.model, store)
+        self._native = native_context(model.fc, model.hidden_norm, model.attentions, store)
 
     @torch.inference_mode()
-    def absorb(self, batch: Batch, taps: dict[int, Tensor], before: Rows, last_R: Tensor) -> Rows:
-        """Write the entries of a target step's tokens."""
+    def absorb(self, batch: Batch, taps: dict[int, Tensor], before: HiddenStates, last_R: Tensor) -> HiddenStates:
         taps_TF = torch.cat([taps[i] for i in self.tap_layers], dim=-1)
         positions = self._model.rotary_emb(taps_TF[None], batch.positions_T[None])
         if self._native is not None:
@@ -129,10 +128,10 @@ class DSpark:
         return before
 
     @torch.inference_mode()
-    def propose(self, anchors: Sequence[Anchor], most: int) -> DraftBlock:
-        """The whole block goes through the backbone, as in training; `most` of it through the head."""
+    def propose(self, anchors: Sequence[Anchor], max_drafts: int) -> DraftBlock:
+        """Run the whole block through the backbone, as in training, and `max_drafts` positions through the head."""
         hidden_RKD = self._block(anchors)
-        return self._sequence(hidden_RKD[:, :most], anchors)
+        return self._sample(hidden_RKD[:, :max_drafts], anchors)
 
     def _block(self, anchors: Sequence[Anchor]) -> Tensor:
         masks = (self._model.config.mask_token_id,) * (self.block_length - 1)
@@ -149,8 +148,8 @@ class DSpark:
         hidden_RKD: Tensor = hidden_TD.unflatten(0, (len(anchors), self.block_length))
         return hidden_RKD
 
-    def _sequence(self, hidden_RKD: Tensor, anchors: Sequence[Anchor]) -> DraftBlock:
-        """One token after the other: each knows the one before it."""
+    def _sample(self, hidden_RKD: Tensor, anchors: Sequence[Anchor]) -> DraftBlock:
+        """Sample the tokens one after the other, each given the one before it."""
         model, device = self._model, hidden_RKD.device
         base_RKV = self._head(hidden_RKD).float()
         before_R = to_device([anchor.token for anchor in anchors], torch.int64, device)
@@ -164,13 +163,13 @@ class DSpark:
                 bias_RV, state = model.markov_head(before_RM, hidden_RKD[:, k], state)
                 logits_RV = logits_RV + bias_RV.float()
                 embedded.append(before_RM)
-            before_R, log_prob_RV = drafted(logits_RV, options, k)
+            before_R, log_prob_RV = sample_draft(logits_RV, options, k)
             tokens.append(before_R)
             log_probs.append(log_prob_RV)
         return DraftBlock.of(anchors, tokens, log_probs, self._confidence(hidden_RKD, embedded))
 
     def _confidence(self, hidden_RKD: Tensor, embedded: list[Tensor]) -> Tensor | None:
-        """[R, K], from the block's states and the embedded token before each draft."""
+        """Return confidences [R, K] from the block's hidden states and the embedded token before each draft."""
         if self._model.confidence_head is None:
             return None
         features = hidden_RKD
@@ -181,12 +180,12 @@ class DSpark:
         return confidence_RK
 
 
-def drafted(logits_RV: Tensor, options: SamplingBatch, k: int) -> tuple[Tensor, Tensor]:
-    """Tokens [R] drawn at the requests' temperatures, `k` places behind the positions of `options`, and the
-    log-probabilities [R, V] they were drawn from.
+def sample_draft(logits_RV: Tensor, options: SamplingBatch, k: int) -> tuple[Tensor, Tensor]:
+    """Sample tokens [R] at the requests' temperatures, `k` positions after those of `options`; return them and the
+    log-probabilities [R, V] they were sampled from.
 
-    A coupled row uses the very noise with which the target will draw at that position, so that both tend to agree; its
-    filters are the target's business, and a draft that they forbid is rejected there.
+    A coupled row uses the same noise as the target will at that position, so that both tend to agree. Filters such as
+    top-p are not applied: the target rejects a draft that they exclude.
     """
     if options.all_greedy:
         return logits_RV.argmax(dim=-1), logits_RV

@@ -1,4 +1,5 @@
-"""The two small heads of DSpark: the sequential one, which lets a draft know the token before it, and the confidence.
+"""The two small heads of DSpark: the Markov head, which conditions a draft on the token before it, and the confidence
+head.
 
 Names of submodules are those of the published checkpoints (DeepSpec), so that their weights load as they are.
 
@@ -6,7 +7,7 @@ Names of submodules are those of the published checkpoints (DeepSpec), so that t
     gated      B = W2 (sigmoid(Wg [h; W1[x]] + b) * W1[x])
     rnn        gate, candidate, output = joint [s; W1[x]; h];  s' = g s + (1 - g) tanh(candidate);  B = W2 tanh(output)
 
-with x the token before, h the block's hidden state at this place, s the state carried along (0 at first).
+with x the token before, h the block's hidden state at this position, s the recurrent state (0 at first).
 
 R = requests, D = hidden size, V = vocabulary, M = rank of the Markov head
 """
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 
 class MarkovHead(nn.Module):
-    """`vanilla`, and what its kin share: the token before as an embedding of rank M, and the way back to logits."""
+    """The `vanilla` head, and the base of the others: an embedding of rank M and a projection to logits."""
 
     def __init__(self, vocab_size: int, hidden_size: int, rank: int) -> None:
         super().__init__()
@@ -25,17 +26,17 @@ class MarkovHead(nn.Module):
         self.markov_w2 = nn.Linear(rank, vocab_size, bias=False)
 
     def start(self, num_requests: int) -> Tensor:
-        """The state before the first draft. [R, M]"""
+        """Return the state before the first draft [R, M]."""
         return self.markov_w1.weight.new_zeros(num_requests, self.rank)
 
     def forward(self, before_RM: Tensor, hidden_RD: Tensor, state_RM: Tensor) -> tuple[Tensor, Tensor]:
-        """(what is added to the base logits [R, V], the next state), from the embedded token before."""
+        """Return (bias of the base logits [R, V], the next state) from the embedded token before."""
         input_RM, state_RM = self.enter(before_RM, hidden_RD, state_RM)
         bias_RV: Tensor = self.markov_w2(input_RM)
         return bias_RV, state_RM
 
     def enter(self, before_RM: Tensor, hidden_RD: Tensor, state_RM: Tensor) -> tuple[Tensor, Tensor]:
-        """(what W2 is applied to, the next state)."""
+        """Return (the input of W2, the next state)."""
         return before_RM, state_RM
 
 
@@ -70,14 +71,14 @@ MARKOV_HEADS: dict[str, type[MarkovHead]] = {
 
 
 class ConfidenceHead(nn.Module):
-    """c = sigmoid(w [h; W1[x]] + b): the chance that this draft survives if those before it did. Without a Markov
-    part, of h alone."""
+    """Estimates sigmoid(w [h; W1[x]] + b), the probability that a draft is accepted if all before it are. The W1[x]
+    part is optional."""
 
     def __init__(self, input_size: int) -> None:
         super().__init__()
         self.proj = nn.Linear(input_size, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[..., inputs] -> logit [...]"""
+        """Return logits [...] for features [..., inputs]."""
         logit: Tensor = self.proj(features)[..., 0]
         return logit

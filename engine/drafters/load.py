@@ -1,6 +1,6 @@
-"""Loading a drafter for a target: published files as they are, with or without copies of embedding and head.
+"""Loads a drafter for a target, from published files with or without copies of embedding and head.
 
-DSpark has a directory of its own, MTP is a layer in the target's checkpoint that transformers does not load.
+DSpark has its own directory; MTP is a layer in the target's checkpoint that transformers does not load.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ from engine.models.fp8 import dequantised_state
 from engine.models.preflight import StoredTensor, stored_tensors
 from engine.pages import Entry
 
-COPIES = ("embed_tokens.weight", "lm_head.weight")  # what a published drafter may repeat of its target
-NO_MTP_KNOWN = "model.drafter: mtp: {} has no next-token layer that is known here"
-NO_MTP_LAYER = "model.drafter: mtp: {} has no tensor {}*: no next-token layer in it"
+COPIES = ("embed_tokens.weight", "lm_head.weight")  # copies of the target's matrices that a published drafter may have
+NO_MTP_KNOWN = "model.drafter: mtp: {} has no MTP layer that is supported; choose none or a DSpark directory"
+NO_MTP_LAYER = "model.drafter: mtp: {} has no tensor {}*, so it has no MTP layer; choose none or a DSpark directory"
 
 
 def load_drafter(source: Path | Literal["mtp"], target: LoadedModel, mtp_drafts: int = 1) -> LoadedDrafter:
-    """The drafter of a directory, or the target's own layer with `mtp_drafts` tokens a block.
+    """Load the drafter of a directory, or the target's MTP layer with blocks of `mtp_drafts` tokens.
 
     Raises CheckpointRefused with the key or the tensor at fault.
     """
@@ -42,24 +42,24 @@ def load_drafter(source: Path | Literal["mtp"], target: LoadedModel, mtp_drafts:
 
 
 @dataclass(frozen=True)
-class DrafterOutlook:
-    """What a drafter would take, without loading it: parameters, and what its layers would cache."""
+class DrafterSize:
+    """A drafter's number of parameters and the entries that its layers cache, known without loading it."""
 
     num_parameters: int
     entries: tuple[Entry, ...]
 
 
-def examine_drafter(source: Path | Literal["mtp"], target: Preflight, dtype: torch.dtype) -> DrafterOutlook:
-    """Refuse, by its small files, a drafter that `load_drafter` would refuse for this target. Loads nothing.
+def examine_drafter(source: Path | Literal["mtp"], target: Preflight, dtype: torch.dtype) -> DrafterSize:
+    """Check, without loading weights, that a drafter fits this target. Raises CheckpointRefused.
 
-    Whether copies of the target's matrices are the target's own is not looked at. Raises CheckpointRefused.
+    Only `load_drafter` compares copies of the target's matrices with the target's.
     """
-    model = _mtp_without_storage(target) if source == "mtp" else _dspark_without_storage(source, target)
+    model = _meta_mtp(target) if source == "mtp" else _meta_dspark(source, target)
     entries = attach(model.to(dtype).eval().requires_grad_(False), "drafter")
-    return DrafterOutlook(sum(p.numel() for p in model.parameters()), tuple(entries))
+    return DrafterSize(sum(p.numel() for p in model.parameters()), tuple(entries))
 
 
-def _dspark_without_storage(path: Path, target: Preflight) -> nn.Module:
+def _meta_dspark(path: Path, target: Preflight) -> nn.Module:
     config, raw = DrafterConfig.load(path)
     _check_target(path, config, target.config)
     stored = {tensor.name: tensor for file in _files(path) for tensor in stored_tensors(file)}
@@ -69,7 +69,7 @@ def _dspark_without_storage(path: Path, target: Preflight) -> nn.Module:
     return model
 
 
-def _mtp_without_storage(target: Preflight) -> nn.Module:
+def _meta_mtp(target: Preflight) -> nn.Module:
     number = target.config.num_hidden_layers
     if target.architecture != "DeepseekV3ForCausalLM":
         raise CheckpointRefused(NO_MTP_KNOWN.format(target.architecture))
@@ -80,7 +80,7 @@ def _mtp_without_storage(target: Preflight) -> nn.Module:
 
 
 def load_dspark(path: Path, target: LoadedModel) -> LoadedDSpark:
-    """Check, load, attach. Raises CheckpointRefused with the key or the tensor at fault."""
+    """Check, load and attach. Raises CheckpointRefused, naming the key or the tensor at fault."""
     config, raw = DrafterConfig.load(path)
     _check_target(path, config, target.config)
     tensors = _tensors(path)
@@ -91,7 +91,7 @@ def load_dspark(path: Path, target: LoadedModel) -> LoadedDSpark:
         model = DSparkModel(config, AutoConfig.for_model(config.model_type, **_without(raw, "model_type")))
     _check_names(path, model, tensors)
     state = {name: tensor.to(target.device, target.dtype) for name, tensor in tensors.items()}
-    model.load_state_dict(state, assign=True)  # rotation frequencies are no part of it, and stay in float32
+    model.load_state_dict(state, assign=True)  # rotary frequencies are not in it, and stay float32
     entries = attach(model.eval().requires_grad_(False), "drafter")
     use_kernels(model)
     calibration = Calibration.load(path, digest, config.block_size)
@@ -106,7 +106,7 @@ def load_dspark(path: Path, target: LoadedModel) -> LoadedDSpark:
 
 
 def load_mtp(target: LoadedModel, block_length: int) -> LoadedMTP:
-    """The first next-token layer of the target's checkpoint. Raises CheckpointRefused if none is there, and whole."""
+    """Load the first MTP layer of the target's checkpoint. Raises CheckpointRefused if it is missing or incomplete."""
     module: Any = target.module
     number = target.config.num_hidden_layers
     prefix, where = f"model.layers.{number}.", target.files[0].parent
@@ -141,7 +141,7 @@ def load_mtp(target: LoadedModel, block_length: int) -> LoadedMTP:
 
 
 def fused_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published experts, a matrix each, as transformers keeps them: one tensor for all. Changes nothing else."""
+    """Stack the published experts' matrices into one tensor for all experts, as transformers keeps them."""
     found = [re.fullmatch(r"mlp\.experts\.(\d+)\.gate_proj\.weight", name) for name in state]
     numbers = sorted(int(match[1]) for match in found if match)
     if not numbers:
@@ -149,7 +149,7 @@ def fused_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     wanted = {n: [f"mlp.experts.{n}.{half}_proj.weight" for half in ("gate", "up", "down")] for n in numbers}
     absent = [name for names in wanted.values() for name in names if name not in state]
     if absent:
-        raise CheckpointRefused(f"next-token layer: lacks {len(absent)} tensors: {', '.join(absent[:3])}")
+        raise CheckpointRefused(f"MTP layer: lacks {len(absent)} tensors: {', '.join(absent[:3])}")
     gate_up = torch.stack([torch.cat([state[names[0]], state[names[1]]]) for names in wanted.values()])
     down = torch.stack([state[names[2]] for names in wanted.values()])
     taken = {name for names in wanted.values() for name in names}
@@ -157,7 +157,7 @@ def fused_experts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**rest, "mlp.experts.gate_up_proj": gate_up, "mlp.experts.down_proj": down}
 
 
-def _without(raw: dict[str, Any], *keys: str) -> dict[str, Any]:
+def _without(raw: dict[str, object], *keys: str) -> dict[str, object]:
     return {key: value for key, value in raw.items() if key not in keys}
 
 
@@ -192,7 +192,7 @@ def _stored(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
-    """Names a drafter by all its bytes: it is small."""
+    """Return a digest of all of a drafter's bytes."""
     content = hashlib.sha256()
     for name in sorted(tensors):
         content.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
@@ -201,7 +201,8 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 
 def _check_copies(path: Path, target: Any, tensors: dict[str, Tensor], embedding: str, head: str) -> None:
-    """Take copies of the target's matrices out of `tensors`. The same is fine; another means another target."""
+    """Remove copies of the target's matrices from `tensors`. Raises CheckpointRefused if one differs from the target's:
+    then the drafter was made for another target."""
     for name, module in ((embedding, target.get_input_embeddings()), (head, target.get_output_embeddings())):
         copy = tensors.pop(name, None)
         if copy is None:

@@ -1,13 +1,13 @@
-"""What computes faster than torch's own, and gives the same numbers up to rounding.
+"""Replacements for modules of torch and transformers that compute the same numbers, up to rounding, faster.
 
 native.py       kernels.cpp, built when the package is installed: float32 on AVX2 and AVX-512
-program.py      lists of its operations, which one call runs
+program.py      lists of its operations, run by one call
 linear.py       packed matrices: ours, or oneDNN's
 norm.py         RMSNorm
 feedforward.py  MLPs and experts
-attention.py    attention over pages where they lie
-layer.py        all of a decoder layer
-context.py      what a drafter keeps of the target's tokens
+attention.py    attention over pages in place
+layer.py        a whole decoder layer
+context.py      a drafter's cache entries for the target's tokens
 rotary.py       rotation angles
 """
 
@@ -26,11 +26,12 @@ __all__ = ["dense", "native_context", "use_kernels"]
 
 
 def use_kernels(model: nn.Module) -> str:
-    """Replace every layer of `model` that there is something faster for here, and say what computes it now. Unknown
-    classes stay as they are; a head that shares the embedding's matrix gets a copy of its own, because the embedding
-    has to be read by row."""
+    """Replace every layer of `model` that has a faster version here, and return the name of what computes it now.
+
+    Unknown classes stay. A head that shares the embedding's matrix gets a copy, because the embedding is read by row.
+    """
     native = library()
-    for parent, name in _places(model):
+    for parent, name in _children(model):
         child = getattr(parent, name)
         if type(child) is nn.Linear:
             setattr(parent, name, faster_linear(child, native))
@@ -47,10 +48,10 @@ def use_kernels(model: nn.Module) -> str:
 
 
 def _compose(model: nn.Module, native: Library) -> None:
-    """Modules of several layers become one call each: the inner ones first, of which the outer ones are made."""
+    """Replace composite modules by one call each, inner ones first, because the outer ones are made of them."""
     makers = {"MLP": faster_mlp, "MoE": faster_moe, "Moe": faster_moe, "MLA": faster_attention, "GQA": faster_attention}
     for suffix, faster in makers.items():
-        for parent, name in _places(model):
+        for parent, name in _children(model):
             child = getattr(parent, name)
             if type(child).__name__.endswith(suffix):
                 setattr(parent, name, faster(child, native))
@@ -58,6 +59,6 @@ def _compose(model: nn.Module, native: Library) -> None:
         run_whole(layer, native)
 
 
-def _places(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Where modules are. Not the modules themselves: what is replaced has to go at once, or memory holds both."""
+def _children(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """List (parent, child's name) without the children: a replaced one must free its memory at once."""
     return [(parent, name) for parent in model.modules() for name, _ in parent.named_children()]

@@ -1,4 +1,4 @@
-"""What comes after attention in a decoder layer: an MLP, or experts with their router and a shared MLP.
+"""The feed-forward part of a decoder layer: an MLP, or experts with their router and a shared MLP.
 
 T = tokens, k = experts of a token, E = experts, D = hidden size, I = inner size
 """
@@ -10,22 +10,20 @@ from torch import Tensor, nn
 
 from engine.kernels.linear import NativeLinear, Packed
 from engine.kernels.native import Library, lossless, suits
-from engine.kernels.program import NOWHERE, Columns, Experts, Gate, Op, Program, Route, X, Y, rows_through
+from engine.kernels.program import NOWHERE, Columns, ExpertsOp, Gate, Op, Program, Route, X, Y, run_by_row
 
 
 class NativeMLP(nn.Module):
-    """SiLU of the gate times up, then down."""
+    """Computes down(SiLU(gate(x)) * up(x))."""
 
-    def __init__(self, mlp: Any, library: Library) -> None:
+    def __init__(self, gate: NativeLinear, up: NativeLinear, down: NativeLinear, library: Library) -> None:
         super().__init__()
-        self.gate_proj: NativeLinear = mlp.gate_proj
-        self.up_proj: NativeLinear = mlp.up_proj
-        self.down_proj: NativeLinear = mlp.down_proj
+        self.gate_proj, self.up_proj, self.down_proj = gate, up, down
         columns = Columns()
         self._program = Program(library, self.operations(X, Y, NOWHERE, columns), columns.width)
 
     def operations(self, x: int, y: int, add: int, columns: Columns) -> list[Op]:
-        """y = mlp(x) + add."""
+        """Return the operations of y = mlp(x) + add."""
         inner = self.gate_proj.out_features
         gate, up = columns.take(inner), columns.take(inner)
         return [
@@ -36,12 +34,19 @@ class NativeMLP(nn.Module):
         ]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> the same"""
-        return rows_through(self._program, x, self.down_proj.out_features)
+        return run_by_row(self._program, x, self.down_proj.out_features)
+
+
+class Experts(nn.Module):
+    """Packed matrices of all experts: `up` [E, 2 I, D] with the gate first, `down` [E, D, I]."""
+
+    def __init__(self, up: Packed, down: Packed) -> None:
+        super().__init__()
+        self.up, self.down = up, down
 
 
 class NativeMoE(nn.Module):
-    """Tokens sorted by expert, each expert's matrices read once; then the experts that all share."""
+    """Sorts tokens by expert, so that each expert's matrices are read once; then adds the shared experts."""
 
     def __init__(self, moe: Any, library: Library) -> None:
         super().__init__()
@@ -51,26 +56,23 @@ class NativeMoE(nn.Module):
         self.sigmoid = type(router).__name__ == "DeepseekV3TopkRouter"
         self.bias: Tensor | None = router.e_score_correction_bias.detach().float() if self.sigmoid else None
         self.to_one = self.sigmoid and router.norm_topk_prob
-        self.groups: int
-        self.best_groups: int
         limited = self.sigmoid or router.topk_method == "group_limited_greedy"
-        self.groups, self.best_groups = (router.num_group, router.topk_group) if limited else (1, 1)
+        groups: tuple[int, int] = (router.num_group, router.topk_group) if limited else (1, 1)
+        self.groups, self.best_groups = groups
         self.each, self.scale = router.top_k, router.routed_scaling_factor
         self.num_experts, double, self.hidden = experts.gate_up_proj.shape
         self.inner = double // 2
         matrices = experts.gate_up_proj.detach(), experts.down_proj.detach()
         dtype = torch.bfloat16 if all(map(lossless, matrices)) else torch.float32
-        self.experts = nn.Module()  # the name by which a layer's experts are known
-        self.experts.up, self.experts.down = (Packed(matrix, library, dtype) for matrix in matrices)
-        moe.experts = nn.Identity()  # whoever still holds the old module must not hold the weights
+        self.experts = Experts(*(Packed(matrix, library, dtype) for matrix in matrices))
+        moe.experts = nn.Identity()  # frees the weights even if something still refers to the old module
         columns = Columns()
         self._program = Program(library, self.operations(X, Y, NOWHERE, columns), columns.width)
 
     def operations(self, x: int, y: int, add: int, columns: Columns) -> list[Op]:
-        """y = experts(x) + shared(x) + add."""
+        """Return the operations of y = experts(x) + shared(x) + add."""
         logits, chosen, share = columns.take(self.num_experts), columns.take(2 * self.each), columns.take(self.each)
-        up: Any = self.experts.up
-        down: Any = self.experts.down
+        up, down = self.experts.up, self.experts.down
         route = Route(
             x=logits,
             chosen=chosen,
@@ -85,7 +87,7 @@ class NativeMoE(nn.Module):
             bias=self.bias,
             scale=self.scale,
         )
-        experts = Experts(
+        experts = ExpertsOp(
             x=x,
             chosen=chosen,
             share=share,
@@ -106,26 +108,25 @@ class NativeMoE(nn.Module):
         return [self.gate.product(x, logits), route, experts, *self.shared_experts.operations(x, y, y, columns)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> the same"""
-        return rows_through(self._program, x, self.hidden)
+        return run_by_row(self._program, x, self.hidden)
 
 
 FeedForward = NativeMLP | NativeMoE
 
 
-def faster_mlp(mlp: Any, library: Library) -> nn.Module:
-    """The same MLP, ours if it is a gated one of SiLU."""
-    parts = [getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    plain = all(isinstance(part, NativeLinear) for part in parts) and _is_silu(mlp.act_fn)
-    found: nn.Module = NativeMLP(mlp, library) if plain else mlp
-    return found
+def faster_mlp(mlp: nn.Module, library: Library) -> nn.Module:
+    """Return a native replacement if `mlp` is a gated one with SiLU and native projections, else `mlp` itself."""
+    gate, up, down = (getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
+    if isinstance(gate, NativeLinear) and isinstance(up, NativeLinear) and isinstance(down, NativeLinear):
+        return NativeMLP(gate, up, down, library) if _is_silu(mlp.act_fn) else mlp
+    return mlp
 
 
 def faster_moe(moe: Any, library: Library) -> nn.Module:
-    """The same experts, ours if all of their parts are of kinds that we know."""
+    """Return a native replacement if the router, the experts and the shared MLP are of known kinds, else `moe`."""
     known = type(moe.gate).__name__ in ("DeepseekV2TopkRouter", "DeepseekV3TopkRouter")
-    plain = known and isinstance(moe.shared_experts, NativeMLP) and _is_silu(moe.experts.act_fn)
-    found: nn.Module = NativeMoE(moe, library) if plain and suits(moe.experts.gate_up_proj) else moe
+    native = known and isinstance(moe.shared_experts, NativeMLP) and _is_silu(moe.experts.act_fn)
+    found: nn.Module = NativeMoE(moe, library) if native and suits(moe.experts.gate_up_proj) else moe
     return found
 
 

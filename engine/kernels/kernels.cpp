@@ -1,13 +1,13 @@
-// What a decoder layer spends its time on, as operations of which programs are made: products of packed matrices, norms,
-// rotation and cache writes, attention over pages, routing, experts. float32. Plain C behind ctypes, GCC's vector types
-// instead of intrinsics, so one source serves AVX2 and AVX-512; built once for each.
+// The expensive operations of a decoder layer in float32: products of packed matrices, norms, rotation, cache writes,
+// attention over pages, routing, experts. The interface is plain C, called through ctypes. GCC's vector types are used
+// instead of intrinsics, so that one source is built for both AVX2 and AVX-512.
 //
-// One call runs a whole program, because at one token a call from Python costs as much as the work. The threads share
-// the work of an operation and do not wait for each other at its end: `wait` says that an operation needs what the ones
-// before it have written.
+// One call runs a whole program, because for one token a call from Python takes as long as the computation. The threads
+// share the work of each operation without a barrier at its end; `wait` puts a barrier before an operation that reads
+// what earlier ones have written.
 //
 // Letters as in the Python: T tokens, H query heads, G key heads, D key size, E value size, K inputs, N outputs.
-// Nothing is checked here: engine/kernels/program.py is the seam that does.
+// Arguments are not checked here; engine/kernels/program.py checks them.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -20,7 +20,7 @@ constexpr int W = 16, ROWS = 12;
 constexpr int W = 8, ROWS = 6;
 #endif
 constexpr int P = 2 * W;    // columns of a panel
-constexpr long CHUNK = 96;  // rows of x that stay in the second cache
+constexpr long CHUNK = 96;  // rows of x that stay in the L2 cache
 typedef float vec __attribute__((vector_size(4 * W), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(4 * W), aligned(4)));
 typedef uint32_t bits __attribute__((vector_size(4 * W), aligned(4)));
@@ -28,7 +28,7 @@ typedef uint32_t bits __attribute__((vector_size(4 * W), aligned(4)));
 static inline vec load(const float* p) { return *(const vec*)p; }
 static inline void store(float* p, vec v) { *(vec*)p = v; }
 
-// Sums over the lanes of a vector, and of four at once. `swapped<n>`: lane i is what lane i ^ n was.
+// Sums over the lanes of one vector, and of four at once. In `swapped<n>(v)`, lane i is lane i ^ n of v.
 template <int N> static inline vec swapped(vec v) {
     ivec lanes;
 #pragma GCC unroll 16
@@ -41,7 +41,7 @@ static inline float sum(vec v) {
     return (v[0] + v[2]) + (v[1] + v[3]);
 }
 static inline void sum4(const vec* v, float* to) {
-    ivec odd, second;  // -1 in the lanes that the second of a pair takes
+    ivec odd, second;  // -1 in the lanes that come from the second of a pair
 #pragma GCC unroll 16
     for (int i = 0; i < W; i++) odd[i] = -(i & 1), second[i] = -(i >> 1 & 1);
     vec low = (odd ? v[1] : v[0]) + swapped<1>(odd ? v[0] : v[1]);
@@ -61,11 +61,11 @@ static inline float dot(const float* x, const float* y, long K) {
     return sum(total) + rest;
 }
 
-// ---- what a call brings along
+// ---- the arguments of a call
 
-struct Segment {  // tokens begin .. begin + T: the i-th sees positions first[i] .. last[i] of row[i]
+struct Segment {  // tokens begin .. begin + T; the i-th sees positions first[i] .. last[i] of row[i]
     int64_t begin, T;
-    const int64_t* tables;  // [R, max_pages], beginning with logical page page0[row]
+    const int64_t* tables;  // [R, max_pages]; the first is logical page page0[row]
     const int64_t* page0;   // [R]
     const int32_t *row, *first, *last;
     int64_t max_pages;
@@ -76,12 +76,12 @@ struct Call {
     float *x, *y, *arena;
     const float *cos, *sin;         // token t, pair i: at t * angle_row + i * angle_step
     const int64_t *page, *offset;   // [T]: where each token's entry goes
-    const Segment* segments;        // those whose attention is computed here
+    const Segment* segments;        // whose attention is computed by this call
     float *keys, *values;           // slabs: pages of [page_tokens, G, D], page_stride apart
     int64_t angle_row, angle_step, num_segments, page_stride, page_tokens;
 };
 
-// Where an operation reads and writes: one of these, or that many numbers per token into the arena.
+// An operand: one of these, or (>= 0) a column of the arena, which starts at column * T.
 enum : int64_t { X = -1, Y = -2, NOWHERE = -3, KEYS = -4, VALUES = -5 };
 
 static inline float* at(const Call& c, int64_t place) {
@@ -92,11 +92,11 @@ struct Op {
     int64_t kind, wait;
 };
 
-// ---- product: y = x w^T + bias + add, for each of H matrices. w lies in panels [ceil(N / P)][K][P]; in a bfloat16
-// panel, columns j and j + W share 32 bits, j the low half.
+// ---- product: y = x w^T + bias + add, for each of H matrices. w is packed in panels [ceil(N / P)][K][P]; in a
+// bfloat16 panel, columns j and j + W share 32 bits, with j in the low half.
 
 struct Product : Op {
-    int64_t x, y, add;  // `add` lies as y does
+    int64_t x, y, add;  // `add` has the strides of y
     int64_t is_short;   // bfloat16 panels
     const void* w;
     const float* bias;
@@ -114,16 +114,16 @@ template <> inline void columns<uint16_t>(const uint16_t* panel, long k, vec& lo
     high = (vec)(pair & 0xffff0000u);
 }
 
-struct Rows {  // of one tile
-    const char* soon;  // what to fetch meanwhile, `soon_step` bytes for each k
+struct Rows {  // the rows of one tile
+    const char* soon;  // what to prefetch: `soon_step` bytes for each k
     long soon_step;
     const float* x[ROWS];
     float* y[ROWS];
-    const float* add[ROWS];  // null, or as y
+    const float* add[ROWS];  // null, or with the strides of y
 };
 
-// M rows of x with one panel. U partial sums hide the latency of a multiply-add when M is 1; more rows leave the time to
-// fetch what comes next, each tile its share of the next panel.
+// Multiply M rows of x by one panel. U partial sums hide the latency of multiply-adds if M is 1. With more rows, there
+// is time to prefetch the next panel; each tile fetches its share.
 template <int M, int U, typename T>
 static void tile(const Rows& rows, const T* panel, long K, long width, const float* bias) {
     vec a[U][M][2];
@@ -183,7 +183,7 @@ template <typename T, int M> static void tile_of(long count, const Rows& rows, c
     if constexpr (M > 1) tile_of<T, M - 1>(count, rows, panel, K, width, bias);
 }
 
-// `count` rows, wherever `place(i, rows, m)` says that the i-th lies, with one panel.
+// Multiply `count` rows by one panel. `place(i, rows, m)` fills in the addresses of the i-th as number m of the tile.
 template <typename T, typename Place>
 static void panel_product(long count, Place place, const T* panel, long K, long width, const float* bias = nullptr) {
     Rows rows{};
@@ -246,10 +246,10 @@ static void norm(const Norm& a, const Call& c) {
     for (long t = 0; t < c.T; t++) norm_row(at(c, a.x) + t * a.D, a.weight, at(c, a.y) + t * a.D, a.D, a.eps);
 }
 
-// ---- heads: of every head, `size` numbers move from x to y, which may be x itself or a slab; the first `normed` of
-// them normed, `turned` of them from `turn_at` on rotated.
+// ---- heads: copy `size` numbers of every head from x to y, which may be x itself or a slab; norm the first `normed`
+// of them, and rotate `turned` of them, beginning at `turn_at`.
 
-enum : int64_t { HALVES, PAIRS_TO_HALVES, PAIRS };  // number i goes with i + turned / 2, or 2 i with 2 i + 1
+enum : int64_t { HALVES, PAIRS_TO_HALVES, PAIRS };  // number i is rotated with i + turned / 2, or 2 i with 2 i + 1
 
 struct Heads : Op {
     int64_t x, y, H, size, x_row, x_head, x_at, y_row, y_head, y_at, normed, turn_at, turned, rotation;
@@ -319,19 +319,19 @@ static inline vec exponential(vec x) {
     return e * (vec)((n + 127) << 23);
 }
 
-// ---- attend: softmax(scale q k^T) v of the segments' tokens, each over the positions that it sees. Queries that share
-// their keys, the heads of a key head and the tokens of a row, are worked on together: a few of one token with the keys
-// where they lie (`unit`), many as products of matrices with copies of some keys at a time (`block`).
+// ---- attend: softmax(scale q k^T) v of the segments' tokens, each over the positions that it sees. Queries with the
+// same keys (heads of one key head, tokens of a row) are computed together: few queries of one token read the keys in
+// place (`unit`); many become matrix products with packed copies of some keys at a time (`block`).
 
 constexpr long HEADS_AT_ONCE = 4, KEYS_AT_ONCE = 64, QUERIES_OF_A_BLOCK = 96, FEWEST_OF_A_BLOCK = 64;
 
 struct Attend : Op {
     int64_t x, y, H, G, D, E;
-    int64_t shared;  // values are the first numbers of the keys
+    int64_t shared;  // the values are the first numbers of the keys
     float scale;
 };
 
-// The dot products of M queries with four keys, to.. and the next three of each query's scores.
+// Compute the dot products of M queries with four keys; each query's four scores are stored from `to` on.
 template <int M> static inline void dots4(const float* const* q, const float* key, long key_row, long D, float* to) {
     vec a[M][4];
 #pragma GCC unroll 16
@@ -359,7 +359,7 @@ template <int M> static inline void dots4(const float* const* q, const float* ke
     }
 }
 
-// out[m] += sum over `count` keys of weight[m][j] value[j], for V vectors of each.
+// out[m] += sum over `count` keys of weight[m][j] value[j], for V vectors of each value, from number e on.
 template <int M, int V>
 static inline void mix(const float* weight, const float* value, long value_row, long count, float* const* out, long e) {
     vec acc[M][V];
@@ -381,7 +381,7 @@ static inline void mix(const float* weight, const float* value, long value_row, 
         for (int v = 0; v < V; v++) store(out[m] + e + v * W, acc[m][v]);
 }
 
-// Scores become weights exp(score - best so far); what was summed before fades accordingly.
+// Online softmax: replace scores by exp(score - best so far), and rescale the earlier sums to a new best.
 static inline void soften(float* score, long count, float scale, float& best, float& total, float* out, long E) {
     const long padded = (count + W - 1) / W * W;
     for (long j = count; j < padded; j++) score[j] = -INFINITY;
@@ -411,7 +411,7 @@ static inline void soften(float* score, long count, float scale, float& best, fl
 
 template <int M>
 static void unit(const Attend& a, const Call& c, const Segment& s, long i, long head, float* scratch) {
-    constexpr int V = W == 16 ? 4 : 2;  // so many vectors of all queries fit the registers
+    constexpr int V = W == 16 ? 4 : 2;  // vectors of each query, so that all fit into registers
     const long group = head / (a.H / a.G), row = s.row[i], t = s.begin + i, last = s.last[i];
     const long key_row = a.G * a.D, value_row = a.shared ? key_row : a.G * a.E;
     const float* slab = a.shared ? c.keys : c.values;
@@ -444,12 +444,12 @@ static void unit(const Attend& a, const Call& c, const Segment& s, long i, long 
         position += count;
     }
     for (int m = 0; m < M; m++) {
-        float share = total[m] > 0 ? 1.0f / total[m] : 0.0f;  // a query that sees nothing says nothing
+        float share = total[m] > 0 ? 1.0f / total[m] : 0.0f;  // a query without visible keys gives 0
         for (long e = 0; e < a.E; e++) out[m][e] *= share;
     }
 }
 
-// Tokens i .. i + num of one row, all heads of one key head.
+// Compute tokens i .. i + num of one row, for all query heads of one key head.
 static void block(const Attend& a, const Call& c, const Segment& s, long i, long num, long group) {
     const long each = a.H / a.G, rows = num * each, row = s.row[i], D = a.D, E = a.E;
     const long key_row = a.G * D, value_row = a.shared ? key_row : a.G * E;
@@ -458,7 +458,7 @@ static void block(const Attend& a, const Call& c, const Segment& s, long i, long
     const int64_t* table = s.tables + row * s.max_pages - s.page0[row];
     const long from = *std::min_element(s.first + i, s.first + i + num);
     const long last = *std::max_element(s.last + i, s.last + i + num);
-    thread_local std::vector<float> key_panels, values, scores, best, total;  // kept: a megabyte is not cheap to get
+    thread_local std::vector<float> key_panels, values, scores, best, total;  // kept: allocation is slow
     key_panels.resize(KEYS_AT_ONCE * D), values.resize(value_panels * P * KEYS_AT_ONCE);
     scores.resize(rows * KEYS_AT_ONCE), best.assign(rows, -INFINITY), total.assign(rows, 0.0f);
     auto q = [&](long r) { return at(c, a.x) + ((s.begin + i + r / each) * a.H + group * each + r % each) * D; };
@@ -466,7 +466,7 @@ static void block(const Attend& a, const Call& c, const Segment& s, long i, long
     for (long r = 0; r < rows; r++) memset(out(r), 0, E * sizeof(float));
     for (long position = from; position <= last; position += KEYS_AT_ONCE) {
         const long count = std::min(last - position + 1, KEYS_AT_ONCE);
-        for (long j = 0; j < count; j++) {  // keys side by side, values one below the other, both in panels
+        for (long j = 0; j < count; j++) {  // pack keys as columns and values as rows of panels
             const long page = table[(position + j) / c.page_tokens], offset = (position + j) % c.page_tokens;
             const float* key = c.keys + page * c.page_stride + offset * key_row + group * D;
             const float* value = slab + page * c.page_stride + offset * value_row + group * E;
@@ -506,7 +506,7 @@ static void block(const Attend& a, const Call& c, const Segment& s, long i, long
 static void attend(const Attend& a, const Call& c) {
     struct Item {
         const Segment* segment;
-        long i, num, head, heads;  // num 0: a unit of so many heads; else a block
+        long i, num, head, heads;  // num 0: a unit of `heads` heads; else a block
     };
     const long each = a.H / a.G, most = std::max(1L, QUERIES_OF_A_BLOCK / each);
     std::vector<Item> items;
@@ -561,15 +561,15 @@ static void gate(const Gate& a, const Call& c) {
     }
 }
 
-// ---- route: the k experts of a token by their scores, and what each counts for
+// ---- route: choose the k experts of each token by score, and compute their weights
 
 struct Route : Op {
     int64_t x, chosen, share;  // logits [T, E]; int64 [T, k]; [T, k]
     int64_t E, k, groups, best_groups;
-    int64_t sigmoid;      // else softmax over all experts
-    int64_t of_a_group;   // a group counts for the sum of so many of its best
-    int64_t to_one;       // shares are made to sum to 1
-    const float* bias;    // added for choosing alone
+    int64_t sigmoid;      // scores are a sigmoid; else a softmax over all experts
+    int64_t of_a_group;   // a group's score is the sum of its best so many
+    int64_t to_one;       // normalize the shares to sum to 1
+    const float* bias;    // added to the scores for choosing only
     float scale;
 };
 
@@ -620,7 +620,7 @@ static void route(const Route& a, const Call& c) {
     }
 }
 
-// ---- experts: SiLU(x gate) * (x up), then down, of each token's chosen ones, summed with their shares
+// ---- experts: down(SiLU(gate(x)) * up(x)) for each token's chosen experts, summed by their shares
 
 struct Experts : Op {
     int64_t x, chosen, share, middle, parts, y, add;  // middle [T k, 2 I], parts [T k, D]
@@ -629,7 +629,7 @@ struct Experts : Op {
     int64_t E, k, D, I, up_head, down_head;
 };
 
-struct Routing {  // of one call: the pairs of token and choice in the order of their experts
+struct Routing {  // the (token, choice) pairs of one call, ordered by expert
     std::vector<long> begin, order, hit;
 
     void sort(const int64_t* chosen, long num, long E) {
@@ -644,7 +644,7 @@ struct Routing {  // of one call: the pairs of token and choice in the order of 
     }
 };
 
-// Every hit expert with every panel of its matrix, [N, K].
+// Multiply each chosen expert's rows by all panels of its matrix [N, K].
 template <typename T, typename Place>
 static void expert_products(const Routing& r, const T* w, long w_head, long N, long K, Place place) {
     const long panels = (N + P - 1) / P;

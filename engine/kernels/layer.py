@@ -1,10 +1,8 @@
 """A whole decoder layer in one call."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
-from engine.batch import Batch
+from engine.batch import Batch, Positions
 from engine.kernels.attention import NativeAttention, PagedProgram
 from engine.kernels.feedforward import FeedForward
 from engine.kernels.native import Library
@@ -16,32 +14,46 @@ KNOWN = ("DeepseekV2DecoderLayer", "DeepseekV3DecoderLayer", "LlamaDecoderLayer"
 
 
 class NativeLayer:
-    """Stands for the `forward` of a layer: norm, attention, add, norm, MLP or experts, add."""
+    """Replaces the `forward` of a layer: norm, attention, add, norm, MLP or experts, add."""
 
-    def __init__(self, layer: Any, library: Library) -> None:
-        self._layer = layer
-        self._program = PagedProgram(layer.self_attn, library, self._operations)
+    def __init__(
+        self,
+        norms: tuple[NativeRMSNorm, NativeRMSNorm],
+        attention: NativeAttention,
+        feed_forward: FeedForward,
+        library: Library,
+    ) -> None:
+        def operations(columns: Columns) -> list[Op]:
+            normed = columns.take(norms[0].size)
+            return [
+                norms[0].norm(X, normed),
+                *attention.operations(normed, Y, X, columns),
+                norms[1].norm(Y, normed),
+                *feed_forward.operations(normed, Y, Y, columns),
+            ]
 
-    def _operations(self, columns: Columns) -> list[Op]:
-        layer = self._layer
-        normed = columns.take(layer.input_layernorm.size)
-        return [
-            layer.input_layernorm.norm(X, normed),
-            *layer.self_attn.operations(normed, Y, X, columns),
-            layer.post_attention_layernorm.norm(Y, normed),
-            *layer.mlp.operations(normed, Y, Y, columns),
-        ]
+        self._program = PagedProgram(attention, library, operations)
 
     def __call__(
-        self, hidden_states: Tensor, position_embeddings: Any, batch: Batch, store: PageStore, **_: object
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Positions,
+        batch: Batch,
+        store: PageStore,
+        **_: object,
     ) -> Tensor:
         return self._program(hidden_states, position_embeddings, batch, store)
 
 
 def run_whole(layer: nn.Module, library: Library) -> None:
-    """Let `layer` run as one program, if it is of a kind that we know and all of its parts are ours."""
-    parts = {name: getattr(layer, name, None) for name in ("self_attn", "mlp")}
-    norms = [getattr(layer, name, None) for name in ("input_layernorm", "post_attention_layernorm")]
-    ours = isinstance(parts["self_attn"], NativeAttention) and isinstance(parts["mlp"], FeedForward)
-    if type(layer).__name__ in KNOWN and ours and all(isinstance(norm, NativeRMSNorm) for norm in norms):
-        layer.forward = NativeLayer(layer, library)  # type: ignore[method-assign]
+    """Let `layer` run as one program, if its class is known and all of its parts are native."""
+    names = ("input_layernorm", "post_attention_layernorm", "self_attn", "mlp")
+    before, after, attention, feed_forward = (getattr(layer, name, None) for name in names)
+    if (
+        type(layer).__name__ in KNOWN
+        and isinstance(before, NativeRMSNorm)
+        and isinstance(after, NativeRMSNorm)
+        and isinstance(attention, NativeAttention)
+        and isinstance(feed_forward, FeedForward)
+    ):
+        setattr(layer, "forward", NativeLayer((before, after), attention, feed_forward, library))  # noqa: B010

@@ -1,24 +1,22 @@
-"""Linear layers on a CPU, their matrices kept in the order that a kernel reads.
+"""Linear layers on a CPU, with their matrices packed in the order in which a kernel reads them.
 
 torch calls MKL for a float32 `nn.Linear`, which packs the matrix anew on every call; for the 1 to 32 tokens of a decode
-step that costs more than the product. Packed once, at load, by us (float32) or by oneDNN (bfloat16, or where nothing
-of ours was built).
+step that costs more than the product. Here it is packed once, at load: by native.py (float32), or by oneDNN (bfloat16,
+or where kernels.cpp was not built).
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.kernels.native import Library, lossless, packed, suits, unpacked
-from engine.kernels.program import NOWHERE, Product, Program, X, Y, rows_through
+from engine.kernels.program import NOWHERE, Product, Program, X, Y, run_by_row
 
-TYPICAL_TOKENS = 32  # a hint to oneDNN; its order suits other numbers too
-LEAST_ELEMENTS = 2**17  # a call costs 13 us against MKL's 4 (2 cores, AVX-512), which a smaller matrix never earns back
+TYPICAL_TOKENS = 32  # a hint to oneDNN; its order works for other numbers too
+MIN_ELEMENTS = 2**17  # for smaller matrices the call itself (13 us, MKL 4; 2 cores, AVX-512) costs more than it saves
 
 
 class Packed(nn.Module):
-    """Matrices [..., N, K] in panels: of `dtype`, or in bfloat16 ones if that changes no number of them."""
+    """Matrices [..., N, K] in panels of `dtype`, by default bfloat16 if that changes no number, else float32."""
 
     panels: Tensor
     bias: Tensor | None = None
@@ -31,7 +29,7 @@ class Packed(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The matrices, unpacked anew each time."""
+        """The matrices, unpacked on every access."""
         return unpacked(self.panels, self.out_features)
 
     @property
@@ -40,16 +38,16 @@ class Packed(nn.Module):
 
     @property
     def per_matrix(self) -> int:
-        """Numbers in the panels of one."""
+        """Numbers in the panels of one matrix."""
         return self.panels.shape[-3] * self.panels.shape[-2] * self.panels.shape[-1]
 
     def product(self, x: int, y: int, add: int = NOWHERE, wait: bool = True) -> Product:
-        """As an operation: y = x w^T + bias + add."""
+        """Return the operation y = x w^T + bias + add."""
         return self._product(1, x, self.in_features, y, self.out_features, add, wait)
 
     def by_head(self, x: int, x_row: int, y: int, y_row: int, wait: bool = True) -> Product:
-        """Head h of every token, from columns h x_row / H of the place `x`, x_row apart, times matrix h, to columns
-        h y_row / H of the place `y`."""
+        """Return the operation that multiplies each token's head h, at column h x_row / H of operand `x`, by matrix h,
+        and stores it at column h y_row / H of `y`. `x_row` and `y_row` are the numbers from token to token."""
         return self._product(self.panels.shape[0], x, x_row, y, y_row, NOWHERE, wait)
 
     def _product(self, heads: int, x: int, x_row: int, y: int, y_row: int, add: int, wait: bool) -> Product:
@@ -73,7 +71,7 @@ class Packed(nn.Module):
 
 
 class NativeLinear(Packed):
-    """An `nn.Linear` in float32."""
+    """Replaces an `nn.Linear` in float32."""
 
     def __init__(self, linear: nn.Linear, library: Library) -> None:
         super().__init__(linear.weight.detach(), library)
@@ -81,12 +79,11 @@ class NativeLinear(Packed):
         self._program = Program(library, [self.product(X, Y)], width=0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in features] -> [..., out features]"""
-        return rows_through(self._program, x, self.out_features)
+        return run_by_row(self._program, x, self.out_features)
 
 
 class PackedLinear(nn.Module):
-    """An `nn.Linear` whose `weight` is opaque: it has a shape and a dtype, and no element can be read."""
+    """Replaces an `nn.Linear` by oneDNN's. Its `weight` is opaque: no element of it can be read."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -95,26 +92,26 @@ class PackedLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in features] -> [..., out features]"""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return product
 
 
 def faster_linear(linear: nn.Linear, library: Library | None) -> nn.Module:
-    """The same layer, packed if there is a packed product for it here."""
+    """Return a packed replacement for the layer if this machine has one, else the layer itself."""
     if library is not None and suits(linear.weight):
         return NativeLinear(linear, library)
     return PackedLinear(linear) if _is_packable(linear.weight) else linear
 
 
-def dense(layer: Any) -> Tensor:
-    """The matrix of a linear layer or an embedding, packed or not."""
-    weight: Tensor = layer.weight
+def dense(layer: nn.Module) -> Tensor:
+    """Return the matrix of a linear layer or an embedding, packed or not."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
     return weight.to_dense() if weight.is_mkldnn else weight
 
 
 def _is_packable(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.numel() < LEAST_ELEMENTS or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or weight.numel() < MIN_ELEMENTS or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,4 +1,4 @@
-"""kernels.cpp as this processor can run it, and the order in which it reads matrices. float32 on a CPU."""
+"""The builds of kernels.cpp (float32 on a CPU), and the order in which they read matrices."""
 
 import ctypes
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ NAMES = {"v4": "native (AVX-512)", "v3": "native (AVX2)"}
 
 
 class Library:
-    """The functions of one build: `run(operations, how many, call)`, and the columns of a panel."""
+    """The functions of one build: `run(operations, count, call)`. `panel` is the number of columns of a panel."""
 
     def __init__(self, file: Path, name: str) -> None:
         self.name = name
@@ -27,12 +27,12 @@ class Library:
 
 @cache
 def library() -> Library | None:
-    """The best build that this processor runs; None if there is none."""
+    """Return the fastest build that this processor runs, or None."""
     return next(builds(FOLDER), None)
 
 
 def builds(folder: Path) -> Iterator[Library]:
-    """All in `folder` that this processor runs, the best first."""
+    """Yield the builds in `folder` that this processor runs, the fastest first."""
     flags = _processor_flags()
     for level, wanted in LEVELS.items():
         if flags.issuperset(wanted):
@@ -40,7 +40,7 @@ def builds(folder: Path) -> Iterator[Library]:
 
 
 def suits(weight: Tensor) -> bool:
-    """Whether kernels.cpp computes with such weights."""
+    """Return whether kernels.cpp computes with such weights."""
     return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
@@ -53,12 +53,12 @@ def _processor_flags() -> set[str]:
 
 
 def lossless(weight: Tensor) -> bool:
-    """Whether bfloat16 holds every number of it."""
+    """Return whether bfloat16 holds every number of `weight` exactly."""
     return torch.equal(weight.bfloat16().float(), weight)
 
 
 def packed(weight_NK: Tensor, panel: int, dtype: torch.dtype) -> Tensor:
-    """Matrices [..., N, K] in panels [..., ceil(N / panel), K, panel], padded with zeros."""
+    """Pack matrices [..., N, K] into panels [..., ceil(N / panel), K, panel], padded with zeros."""
     num_out, num_in = weight_NK.shape[-2:]
     padded = weight_NK.new_zeros(*weight_NK.shape[:-2], -(-num_out // panel) * panel, num_in, dtype=dtype)
     padded[..., :num_out, :] = weight_NK
@@ -71,7 +71,7 @@ def packed(weight_NK: Tensor, panel: int, dtype: torch.dtype) -> Tensor:
 
 
 def unpacked(panels: Tensor, num_out: int) -> Tensor:
-    """The matrices again, float32 [..., N, K]."""
+    """Undo `packed`: return float32 matrices [..., N, K]."""
     if panels.dtype == torch.bfloat16:
         panels = torch.cat(panels.unflatten(-1, (-1, 2)).unbind(-1), dim=-1)
     matrices: Tensor = panels.float().mT.flatten(-3, -2)[..., :num_out, :]

@@ -1,36 +1,49 @@
-"""Programs of kernels.cpp: operations that one call runs, and the arguments that they trust.
+"""Programs for kernels.cpp: lists of operations that one call runs, and the call's arguments.
 
-An operation reads and writes *places*: X and Y, which a call brings along, or columns of the arena, where everything in
-between lies. Nothing in a program depends on how many tokens there are, or whose pages they write.
+Operations read and write *operands*: X and Y, which come with each call, or columns of the scratch memory, which holds
+all intermediate results. A program depends neither on the number of tokens nor on the pages they write to.
+
+kernels.cpp checks nothing; the assertions here are what keeps it from reading or writing out of bounds.
 
 T = tokens of a call, H = query heads, G = key heads, D = key size, E = value size
 """
 
 import ctypes
-import threading
 from collections.abc import Sequence
 from ctypes import Structure, c_float, c_int64, c_void_p
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.batch import Batch, Keys
+from engine.batch import Batch, Keys, Positions
+from engine.device import ScratchMemory
 from engine.kernels.native import Library
 from engine.pages import Slab
 
 X, Y, NOWHERE, KEYS, VALUES = -1, -2, -3, -4, -5
-HALVES, PAIRS_TO_HALVES, PAIRS = range(3)  # which numbers a rotation takes together, and where it leaves them
+HALVES, PAIRS_TO_HALVES, PAIRS = range(3)  # which numbers a rotation combines, and where it stores them
+Fields = list[tuple[str, type[c_int64] | type[c_float] | type[c_void_p]]]
+
+
+def _ints(*names: str) -> Fields:
+    return [(name, c_int64) for name in names]
+
+
+def _pointers(*names: str) -> Fields:
+    return [(name, c_void_p) for name in names]
 
 
 class Op(Structure):
-    """One operation; the fields of each kind are those of kernels.cpp. Tensors may be given for pointers: they are kept
-    as long as the operation."""
+    """One operation; the fields of each kind are those of its struct in kernels.cpp.
 
-    _fields_ = [("kind", c_int64), ("wait", c_int64)]
+    A tensor given for a pointer is kept alive as long as the operation. `wait` makes the threads synchronize first,
+    because the operation reads what the ones before it write.
+    """
+
+    _fields_ = _ints("kind", "wait")
     number: int
 
-    def __init__(self, *, wait: bool = True, **fields: Any) -> None:
+    def __init__(self, *, wait: bool = True, **fields: Tensor | float | None) -> None:
         self.tensors = [value for value in fields.values() if isinstance(value, Tensor)]
         known = {field[0] for field in self._fields_}
         assert fields.keys() == known, f"{type(self).__name__}: {fields.keys() ^ known}"
@@ -38,126 +51,118 @@ class Op(Structure):
         super().__init__(kind=self.number, wait=wait, **pointers)
 
 
-def _whole(*names: str) -> list[Any]:
-    return [(name, c_int64) for name in names]
-
-
 class Product(Op):
     number = 0
     _fields_ = [
-        *_whole("x", "y", "add", "is_short"),
-        ("w", c_void_p),
-        ("bias", c_void_p),
-        *_whole("H", "K", "N", "x_row", "x_head", "y_row", "y_head", "w_head"),
+        *_ints("x", "y", "add", "is_short"),
+        *_pointers("w", "bias"),
+        *_ints("H", "K", "N", "x_row", "x_head", "y_row", "y_head", "w_head"),
     ]
 
 
 class Norm(Op):
     number = 1
-    _fields_ = [*_whole("x", "y", "D"), ("weight", c_void_p), ("eps", c_float)]
+    _fields_ = [*_ints("x", "y", "D"), *_pointers("weight"), ("eps", c_float)]
 
 
 class Heads(Op):
     number = 2
     _fields_ = [
-        *_whole("x", "y", "H", "size", "x_row", "x_head", "x_at", "y_row", "y_head", "y_at"),
-        *_whole("normed", "turn_at", "turned", "rotation"),
-        ("weight", c_void_p),
+        *_ints("x", "y", "H", "size", "x_row", "x_head", "x_at", "y_row", "y_head", "y_at"),
+        *_ints("normed", "turn_at", "turned", "rotation"),
+        *_pointers("weight"),
         ("eps", c_float),
     ]
 
 
 class Attend(Op):
     number = 3
-    _fields_ = [*_whole("x", "y", "H", "G", "D", "E", "shared"), ("scale", c_float)]
+    _fields_ = [*_ints("x", "y", "H", "G", "D", "E", "shared"), ("scale", c_float)]
 
 
 class Gate(Op):
     number = 4
-    _fields_ = _whole("x", "up", "I")
+    _fields_ = _ints("x", "up", "I")
 
 
 class Route(Op):
     number = 5
     _fields_ = [
-        *_whole("x", "chosen", "share", "E", "k", "groups", "best_groups", "sigmoid", "of_a_group", "to_one"),
-        ("bias", c_void_p),
+        *_ints("x", "chosen", "share", "E", "k", "groups", "best_groups", "sigmoid", "of_a_group", "to_one"),
+        *_pointers("bias"),
         ("scale", c_float),
     ]
 
 
-class Experts(Op):
+class ExpertsOp(Op):
     number = 6
     _fields_ = [
-        *_whole("x", "chosen", "share", "middle", "parts", "y", "add", "is_short"),
-        ("up", c_void_p),
-        ("down", c_void_p),
-        *_whole("E", "k", "D", "I", "up_head", "down_head"),
+        *_ints("x", "chosen", "share", "middle", "parts", "y", "add", "is_short"),
+        *_pointers("up", "down"),
+        *_ints("E", "k", "D", "I", "up_head", "down_head"),
     ]
 
 
 class SegmentPointers(Structure):
-    """kernels.cpp: Segment."""
+    """The struct Segment of kernels.cpp."""
 
-    _fields_ = [
-        *_whole("begin", "T"),
-        *((name, c_void_p) for name in ("tables", "page0", "row", "first", "last")),
-        *_whole("max_pages"),
-    ]
+    _fields_ = [*_ints("begin", "T"), *_pointers("tables", "page0", "row", "first", "last"), *_ints("max_pages")]
 
 
 class Call(Structure):
-    """kernels.cpp: Call."""
+    """The struct Call of kernels.cpp."""
 
     _fields_ = [
-        *_whole("T"),
-        *((name, c_void_p) for name in ("x", "y", "arena", "cos", "sin", "page", "offset", "segments")),
-        *((name, c_void_p) for name in ("keys", "values")),
-        *_whole("angle_row", "angle_step", "num_segments", "page_stride", "page_tokens"),
+        *_ints("T"),
+        *_pointers("x", "y", "arena", "cos", "sin", "page", "offset", "segments", "keys", "values"),
+        *_ints("angle_row", "angle_step", "num_segments", "page_stride", "page_tokens"),
     ]
 
 
 class Columns:
-    """Hands out places in the arena, so many numbers per token each. What is handed out twice is used twice."""
+    """Allocates columns of the scratch memory: operands of so many float32 numbers per token. Nothing is freed."""
 
     def __init__(self) -> None:
         self.width = 0
 
     def take(self, numbers: int) -> int:
-        place = self.width
-        self.width += numbers + numbers % 2  # an expert's number takes the room of two
-        return place
+        column = self.width
+        self.width += numbers + numbers % 2  # the int64 index of an expert takes two
+        return column
 
 
 class Program:
-    """Operations in their order, with what they write in between."""
+    """Operations in order, with scratch memory of `width` numbers per token."""
 
     def __init__(self, library: Library, operations: Sequence[Op], width: int) -> None:
         self.operations, self.width = list(operations), width
         self._run, self._count = library.run, len(self.operations)
         self._pointers = (c_void_p * self._count)(*map(ctypes.addressof, self.operations))
 
-    def __call__(self, call: Call) -> None:
+    def __call__(self, call: Call, scratch: ScratchMemory | None = None) -> None:
         if self.width:
-            call.arena = _arena(self.width * call.T).data_ptr()
+            arena = (scratch or ScratchMemory()).floats(self.width * call.T)  # this name keeps it alive meanwhile
+            call.arena = arena.data_ptr()
         self._run(self._pointers, self._count, ctypes.addressof(call))
 
 
-class Group:
-    """A step's tokens in one page group: where their entries go, and what they see. Raises AssertionError if anything
-    leads out of `num_pages` pages."""
+class GroupPointers:
+    """The slots and visible keys of a batch's tokens in one page group, as pointers.
+
+    Raises AssertionError if any of them lies outside the group's `num_pages` pages.
+    """
 
     def __init__(self, batch: Batch, name: str, num_pages: int) -> None:
         self.slots = batch.slots[name]
         self.slots.check(num_pages)
         seen = [(segment.tokens, segment.keys[name]) for segment in batch.segments]
-        self.keys: list[Keys] = [keys for _, keys in seen]
-        for keys in self.keys:
+        for _, keys in seen:
             keys.check(num_pages)
-        self.segments = (SegmentPointers * len(seen))(*(_pointers(tokens, keys) for tokens, keys in seen))
+        self.num_segments = len(seen)
+        self.segments = (SegmentPointers * len(seen))(*(_segment(tokens, keys) for tokens, keys in seen))
 
 
-def _pointers(tokens: slice, keys: Keys) -> SegmentPointers:
+def _segment(tokens: slice, keys: Keys) -> SegmentPointers:
     return SegmentPointers(
         begin=tokens.start,
         T=tokens.stop - tokens.start,
@@ -170,17 +175,20 @@ def _pointers(tokens: slice, keys: Keys) -> SegmentPointers:
     )
 
 
-class Step:
-    """What the layers of one step share, prepared when the first of them asks."""
+class BatchArguments:
+    """Arguments that all layers share: those of one batch with one set of position embeddings.
 
-    def __init__(self, batch: Batch, positions: Any, groups: dict[str, Group]) -> None:
-        self.batch, self.positions, self.groups = batch, positions, groups
+    The batch owns this object (`Batch.prepared`), so it must not refer to the batch: a cycle would keep tensors alive.
+    """
+
+    def __init__(self, batch: Batch, positions: Positions, groups: dict[str, GroupPointers]) -> None:
+        self.positions, self.groups = positions, groups
         self.call = Call(T=batch.num_tokens)
         self._set_angles(positions)
 
-    def _set_angles(self, positions: Any) -> None:
+    def _set_angles(self, positions: Positions) -> None:
         if isinstance(positions, Tensor):  # complex: cos and sin of each pair
-            self._kept = (torch.view_as_real(positions[0]).contiguous(),)
+            self._kept: tuple[Tensor, ...] = (torch.view_as_real(positions[0]).contiguous(),)
             cos = self._kept[0]
             self.call.cos, self.call.sin, self.call.angle_step = cos.data_ptr(), cos.data_ptr() + 4, 2
             self.call.angle_row = cos.shape[1] * 2
@@ -190,53 +198,31 @@ class Step:
             self.call.angle_step, self.call.angle_row = 1, self._kept[0].shape[1]
         assert all(part.dtype == torch.float32 and part.shape[0] == self.call.T for part in self._kept)
 
-    def aim(self, group_name: str, key: Slab, value: Slab) -> Call:
-        """The call, at the pages of one layer."""
-        group = self.groups.get(group_name)
-        if group is None:
-            group = self.groups[group_name] = Group(self.batch, group_name, key.num_pages)
-        call, slots = self.call, group.slots
-        call.page, call.offset = slots.page_T.data_ptr(), slots.offset_T.data_ptr()
-        call.segments, call.num_segments = ctypes.addressof(group.segments), len(group.keys)
-        call.keys, call.values, call.page_stride = key.address, value.address, key.page_stride
-        call.page_tokens = key.page_tokens
-        return call
+
+def call_of(batch: Batch, positions: Positions, group_name: str, key: Slab, value: Slab) -> Call:
+    """Return the batch's call, with the page group and the slabs of one layer filled in.
+
+    The batch keeps what is prepared: the next layers reuse all of it, other position embeddings reuse the groups.
+    """
+    arguments = batch.prepared.get("arguments")
+    if not isinstance(arguments, BatchArguments) or arguments.positions is not positions:
+        groups = arguments.groups if isinstance(arguments, BatchArguments) else {}
+        arguments = batch.prepared["arguments"] = BatchArguments(batch, positions, groups)
+    group = arguments.groups.get(group_name)
+    if group is None:
+        group = arguments.groups[group_name] = GroupPointers(batch, group_name, key.num_pages)
+    call, slots = arguments.call, group.slots
+    call.page, call.offset = slots.page_T.data_ptr(), slots.offset_T.data_ptr()
+    call.segments, call.num_segments = ctypes.addressof(group.segments), group.num_segments
+    call.keys, call.values, call.page_stride = key.address, value.address, key.page_stride
+    call.page_tokens = key.page_tokens
+    return call
 
 
-class _Thread(threading.local):
-    """Each thread's own working memory, and the step that it is in."""
-
-    arena = torch.empty(0)
-    step: Step | None = None
-
-
-_thread = _Thread()
-
-
-def step_of(batch: Batch, positions: Any) -> Step:
-    """The step of these very tokens; the next layers get the same one, and with other positions the same groups."""
-    step = _thread.step
-    if step is None or step.batch is not batch:
-        step = _thread.step = Step(batch, positions, {})
-    elif step.positions is not positions:
-        step = _thread.step = Step(batch, positions, step.groups)
-    return step
-
-
-def _arena(numbers: int) -> Tensor:
-    """So many numbers at least, whatever is in them."""
-    if _thread.arena.numel() < numbers:
-        with torch.inference_mode(False):  # whatever mode it is first asked for in, every other may write to it
-            _thread.arena = torch.empty(numbers)
-    return _thread.arena
-
-
-def rows_through(program: Program, x: Tensor, numbers: int) -> Tensor:
-    """A program without pages or angles: [..., in] -> [..., numbers]."""
+def run_by_row(program: Program, x: Tensor, numbers: int) -> Tensor:
+    """Run a program that needs neither pages nor angles: [..., in] -> [..., numbers]."""
     assert x.dtype == torch.float32
     x = x.contiguous()
     y = x.new_empty(*x.shape[:-1], numbers)
-    num_tokens = x.numel() // x.shape[-1]
-    call = Call(T=num_tokens, x=x.data_ptr(), y=y.data_ptr())
-    program(call)
+    program(Call(T=x.numel() // x.shape[-1], x=x.data_ptr(), y=y.data_ptr()))
     return y

@@ -1,4 +1,4 @@
-"""Checkpoints: a look before loading (`preflight`), loading through transformers (`load_model`)."""
+"""Checkpoints: checks before loading (`preflight`), and loading through transformers (`load_model`)."""
 
 from engine.models.load import LoadedModel, entries_of, load_model
 from engine.models.preflight import Preflight, examine, preflight

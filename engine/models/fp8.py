@@ -1,8 +1,8 @@
 """Block-scaled fp8 checkpoints (DeepSeek-V3 as published), dequantised at load.
 
-A weight [N, K] comes with `NAME_scale_inv` [ceil(N / 128), ceil(K / 128)]: one scale for each block, the last of a row
-or column perhaps partial. transformers 5.24 splits the weight evenly into as many blocks as there are scales, which
-is wrong, or an error, when a side is no multiple of 128 (DeepSeek-V3's `kv_a_proj_with_mqa` has 576 rows).
+A weight [N, K] has a tensor `NAME_scale_inv` [ceil(N / 128), ceil(K / 128)]: a scale for each block, of which the last
+of a row or column may be partial. transformers 5.24 splits the weight evenly into as many blocks as there are scales,
+which is wrong, or an error, when a side is no multiple of 128 (DeepSeek-V3's `kv_a_proj_with_mqa` has 576 rows).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ SCALE = "_scale_inv"
 
 
 def dequantise(weight_NK: Tensor, scale: Tensor, block: tuple[int, int]) -> Tensor:
-    """weight x the scale of its block, float32."""
+    """Multiply a weight by the scales of its blocks, in float32."""
     rows, columns = weight_NK.shape
     scale_NK = scale.float().repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
     return weight_NK.float() * scale_NK
@@ -25,8 +25,11 @@ def dequantise(weight_NK: Tensor, scale: Tensor, block: tuple[int, int]) -> Tens
 def dequantised_state(
     files: Sequence[Path], block: tuple[int, int] | None, dtype: torch.dtype, prefix: str = ""
 ) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint whose name begins with `prefix`; scales are folded into their weights, whichever
-    file they are in, and the product is at `dtype`. All others are as stored. Without scales, `block` is None."""
+    """Load every tensor of a checkpoint whose name begins with `prefix`.
+
+    Weights with scales are multiplied by them and converted to `dtype`; all others stay as stored. `block` is the
+    (rows, columns) that share a scale, None without scales.
+    """
     raw: dict[str, Tensor] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:  # type: ignore[no-untyped-call]

@@ -1,12 +1,11 @@
-"""Loading: transformers builds the model from the checkpoint, then our attention takes its place in it."""
+"""Loads a checkpoint: transformers builds the model, then its attention is replaced by paged attention."""
 
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -15,7 +14,7 @@ from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from engine.attention import attach
-from engine.device import give_back
+from engine.device import release_freed_memory
 from engine.errors import CheckpointRefused
 from engine.kernels import use_kernels
 from engine.models.fp8 import dequantised_state
@@ -27,8 +26,10 @@ logger = logging.getLogger("sparkpool")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A transformers model whose attention is ours. Holds no cache: several stores can share one. `files` and
-    `fp8_block` say where more of its checkpoint can be read, and how."""
+    """A transformers model with paged attention. It has no cache, so several engines can share one.
+
+    `files` and `fp8_block` are for reading the rest of its checkpoint, such as an MTP layer.
+    """
 
     module: nn.Module
     config: PretrainedConfig
@@ -45,59 +46,59 @@ class LoadedModel:
 
 
 def load_model(path: Path, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    """Pre-flight, load, attach. Raises CheckpointRefused if a weight is missing or has another shape."""
-    looked, began = preflight(path, dtype, device), time.monotonic()
-    options: dict[str, Any] = {"experts_implementation": "grouped_mm"} if _has_experts(looked.config) else {}
-    if looked.fp8_block is not None:
-        state = dequantised_state(looked.files, looked.fp8_block, dtype)
-        options |= {"config": looked.config_without_quantization, "state_dict": state}
+    """Check, load and attach. Raises CheckpointRefused if a weight is missing or has another shape."""
+    checked, began = preflight(path, dtype, device), time.monotonic()
+    options: dict[str, object] = {"experts_implementation": "grouped_mm"} if _has_experts(checked.config) else {}
+    if checked.fp8_block is not None:
+        state = dequantised_state(checked.files, checked.fp8_block, dtype)
+        options |= {"config": checked.config_without_quantization, "state_dict": state}
     with _quiet():
-        model_class = getattr(transformers, looked.architecture)  # one of preflight's ARCHITECTURES
+        model_class = getattr(transformers, checked.architecture)  # one of preflight's ARCHITECTURES
         module, report = model_class.from_pretrained(
-            None if looked.fp8_block is not None else path,
+            None if checked.fp8_block is not None else path,
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
             device_map={"": device},
-            ignore_mismatched_sizes=True,  # so that they are reported, and refused here
+            ignore_mismatched_sizes=True,  # then they are reported, and refused here
             **options,
         )
-    _check_report(path, report, looked.config.num_hidden_layers)
+    _check_report(path, report, checked.config.num_hidden_layers)
     module = module.eval().requires_grad_(False)
     entries = attach(module)
     num_parameters = sum(p.numel() for p in module.parameters())
     loaded = time.monotonic()
     kernels = use_kernels(module)
-    give_back()
-    seconds = f"{loaded - began:.1f} s, made ready for {kernels} in {time.monotonic() - loaded:.1f} s"
+    release_freed_memory()
+    seconds = f"{loaded - began:.1f} s, prepared for {kernels} in {time.monotonic() - loaded:.1f} s"
     logger.info(f"{path}: {num_parameters:,} parameters loaded in {seconds}")
     return LoadedModel(
         module=module,
-        config=looked.config,
-        architecture=looked.architecture,
+        config=checked.config,
+        architecture=checked.architecture,
         entries=tuple(entries),
-        fingerprint={**looked.fingerprint, "dtype": str(dtype).removeprefix("torch.")},
-        eos_token_ids=_eos_token_ids(path, looked.config),
+        fingerprint={**checked.fingerprint, "dtype": str(dtype).removeprefix("torch.")},
+        eos_token_ids=_eos_token_ids(path, checked.config),
         num_parameters=num_parameters,
         kernels=kernels,
         device=device,
         dtype=dtype,
-        files=looked.files,
-        fp8_block=looked.fp8_block,
+        files=checked.files,
+        fp8_block=checked.fp8_block,
     )
 
 
-def entries_of(looked: Preflight, dtype: torch.dtype) -> list[Entry]:
-    """What the layers of a checkpoint cache, from its configuration alone: a model without storage is asked."""
+def entries_of(checked: Preflight, dtype: torch.dtype) -> list[Entry]:
+    """Return the entries that a checkpoint's layers cache, from a model without storage."""
     with torch.device("meta"), _quiet():
-        module = getattr(transformers, looked.architecture)._from_config(looked.config_without_quantization)
+        module = getattr(transformers, checked.architecture)._from_config(checked.config_without_quantization)
     return attach(module.to(dtype).eval().requires_grad_(False))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers' loading report and progress bar say less than `_check_report`, and say it on every load."""
+    """Silence transformers' loading report and progress bar: `_check_report` reports more, and only errors."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -108,10 +109,10 @@ def _quiet() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def _check_report(path: Path, report: dict[str, Any], num_layers: int) -> None:
-    """transformers fills what is missing with noise and drops what it does not know; here both are errors.
+def _check_report(path: Path, report: dict[str, Collection[str]], num_layers: int) -> None:
+    """Raise CheckpointRefused for missing, unknown or misshapen tensors, where transformers only warns.
 
-    Layers beyond the last are next-token-prediction modules: the target model does not need them.
+    Layers beyond the last are MTP layers, which the target model does not need.
     """
     unknown = [key for key in report["unexpected_keys"] if layer_of(key) < num_layers and "rotary_emb" not in key]
     faults = {**report, "unexpected_keys": unknown}
@@ -126,7 +127,7 @@ def _has_experts(config: PretrainedConfig) -> bool:
 
 
 def _eos_token_ids(path: Path, config: PretrainedConfig) -> tuple[int, ...]:
-    """The end-of-text ids of generation_config.json, or else of config.json."""
+    """Return the end-of-text ids of generation_config.json, or else of config.json."""
     ids = config.eos_token_id
     if (path / "generation_config.json").exists():
         ids = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id or ids

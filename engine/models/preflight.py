@@ -1,7 +1,6 @@
-"""A look at a checkpoint before a byte of it is loaded: is it one we can serve, and does it fit?
+"""Checks of a checkpoint before anything is loaded: is it supported, complete, and does it fit into memory?
 
-transformers would load pickles, warn and dequantise, and fill missing weights with noise; this refuses first,
-with numbers.
+transformers would load pickles, dequantise with a warning, and fill missing weights with noise.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ from transformers import AutoConfig, PretrainedConfig
 from engine.errors import CheckpointRefused
 
 ARCHITECTURES = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM")
-REFUSED_ROPE_TYPES = ("dynamic", "longrope")  # they look at the longest position of the whole batch
+REFUSED_ROPE_TYPES = ("dynamic", "longrope")  # they depend on the longest position of the whole batch
 SAMPLED_BLOCKS, SAMPLED_BYTES = 32, 4096
 
 
@@ -36,7 +35,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What `config.json` and the safetensors headers say."""
+    """A checkpoint's `config.json` and safetensors headers."""
 
     path: Path
     config: PretrainedConfig
@@ -62,7 +61,7 @@ class Preflight:
         return config
 
     def loaded_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the layers that will be loaded, once every weight is `dtype` (scales are folded in)."""
+        """Return the bytes of the layers that will be loaded, with every weight in `dtype` and without scales."""
         layers = self.config.num_hidden_layers
         return sum(
             prod(t.shape) * dtype.itemsize
@@ -72,7 +71,7 @@ class Preflight:
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """Names the model by content: its configuration, its tensors, and blocks sampled evenly from every file."""
+        """Names the model by digests of its configuration, its tensors, and blocks sampled evenly from every file."""
         config = json.dumps(_read_json(self.path / "config.json"), sort_keys=True)
         names = sorted(f"{t.name} {t.dtype} {t.shape}" for t in self.tensors.values())
         content = hashlib.sha256("\n".join(names).encode())
@@ -86,9 +85,9 @@ class Preflight:
 
 
 def preflight(path: Path, dtype: torch.dtype, device: torch.device) -> Preflight:
-    """Read the small files of a checkpoint directory and refuse what cannot be served here. Loads nothing.
+    """Check, without loading weights, that a checkpoint can be served on this device.
 
-    Raises CheckpointRefused with the file, the key or the numbers at fault.
+    Raises CheckpointRefused, naming the file, the key or the numbers at fault.
     """
     found = examine(path)
     _check_memory(found, dtype, device)
@@ -96,7 +95,7 @@ def preflight(path: Path, dtype: torch.dtype, device: torch.device) -> Preflight
 
 
 def examine(path: Path) -> Preflight:
-    """The same, whatever this machine's memory. Raises CheckpointRefused."""
+    """Check a checkpoint without regard to this machine's memory. Raises CheckpointRefused."""
     if not path.is_dir():
         raise CheckpointRefused(f"model.path {path}: no such directory")
     raw = _read_json(path / "config.json")
@@ -118,7 +117,7 @@ def examine(path: Path) -> Preflight:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that an allocation on `device` can still take, what torch holds there and does not use included."""
+    """Return the bytes that can still be allocated on `device`, including what torch has reserved and not used."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -142,9 +141,9 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def stored_tensors(file: Path) -> list[StoredTensor]:
-    """What the header of a safetensors file says: 8 bytes of length (little endian), then that many bytes of JSON.
+    """Read the header of a safetensors file: 8 bytes of length (little endian), then that many bytes of JSON.
 
-    Raises CheckpointRefused.
+    Raises CheckpointRefused if it is malformed or the file is too short.
     """
     size = os.path.getsize(file)
     with file.open("rb") as stream:
@@ -162,9 +161,9 @@ def stored_tensors(file: Path) -> list[StoredTensor]:
         ]
     except (ValueError, AttributeError, LookupError, TypeError):
         raise CheckpointRefused(f"{file}: not a safetensors file (its header describes no tensors)") from None
-    end = 8 + length + max((place[1] for place in ranges.values()), default=0)
+    end = 8 + length + max((data_end for _, data_end in ranges.values()), default=0)
     if end > size:
-        raise CheckpointRefused(f"{file}: has {size} bytes, its header speaks of {end}")
+        raise CheckpointRefused(f"{file}: has {size} bytes, its header describes {end}: the file is incomplete")
     return found
 
 
@@ -195,7 +194,7 @@ def _check_rope(path: Path, config: PretrainedConfig) -> None:
 
 
 def _check_quantization(path: Path, config: PretrainedConfig) -> None:
-    """Block-scaled fp8 is dequantised at load; nothing else is known here."""
+    """Refuse every quantization but block-scaled fp8, which is dequantised at load."""
     quantization = getattr(config, "quantization_config", None)
     if quantization is None:
         return
@@ -234,7 +233,7 @@ def _check_memory(found: Preflight, dtype: torch.dtype, device: torch.device) ->
 
 
 def layer_of(name: str) -> int:
-    """The N of `model.layers.N. ...`, -1 for what belongs to no layer."""
+    """Return the N of `model.layers.N. ...`, or -1 for a tensor that belongs to no layer."""
     words = name.split(".")
     return int(words[2]) if words[:2] == ["model", "layers"] and words[2].isdigit() else -1
 

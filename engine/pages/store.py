@@ -6,7 +6,7 @@ T = tokens, R = rows (requests), P = pages of a row, K = P * page_tokens keys of
 import torch
 from torch import Tensor
 
-from engine.device import mapped
+from engine.device import ScratchMemory, mapped
 from engine.pages.layout import CacheLayout, Entry, SlabKey
 
 
@@ -50,6 +50,7 @@ class PageStore:
         self.layout = layout
         self.num_pages = num_pages
         self.device = device
+        self.scratch = ScratchMemory()  # for the kernels of the engine that owns these pages
         self.records = {
             name: _zeros(num_pages[name] + 1, group.page_bytes, device) for name, group in layout.groups.items()
         }

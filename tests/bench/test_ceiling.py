@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench.ceiling import ModelCost, Rates
+from bench.ceiling import MachineRates, ModelCost
 from engine.models import load_model
 from tests.checkpoints import LLAMA, save_random
 
@@ -48,8 +48,8 @@ def test_few_tokens_hit_few_experts(deepseek_v3: Path) -> None:
 
 def test_an_answer_takes_its_prompts_products_and_a_step_for_each_further_token(qwen3: Path) -> None:
     cost = ModelCost.of(load_model(qwen3, torch.float32, CPU))
-    slow_memory = Rates(read_bytes_per_second=1.0, copy_bytes_per_second=1.0, flops=1e30)
-    slow_products = Rates(read_bytes_per_second=1e30, copy_bytes_per_second=1.0, flops=1.0)
+    slow_memory = MachineRates(read_bytes_per_second=1.0, copy_bytes_per_second=1.0, flops=1e30)
+    slow_products = MachineRates(read_bytes_per_second=1e30, copy_bytes_per_second=1.0, flops=1.0)
 
     assert cost.answer_seconds(slow_memory, 3, 10, 5) == pytest.approx(4 * cost.step_bytes(3, 3 * 12))
     assert cost.answer_seconds(slow_products, 3, 10, 5) == cost.step_flops(30, 3) + 4 * cost.step_flops(3, 3)

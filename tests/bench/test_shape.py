@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from bench.__main__ import benchmarks, main
-from bench.shape import Goal, Options, Report, Samples
+from bench.shape import BenchOptions, BenchReport, Goal, Samples
 
 
 @pytest.fixture
-def report(tmp_path: Path) -> Report:
-    return Report("shape", Options(device=torch.device("cpu"), threads=1, quick=True, out=tmp_path))
+def report(tmp_path: Path) -> BenchReport:
+    return BenchReport("shape", BenchOptions(device=torch.device("cpu"), threads=1, quick=True, out=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_a_goal_says_its_figure_its_target_and_whether_it_is_met(figure: float, 
     assert str(Goal(what="speed", figure=figure, target=0.7, unit="x", at_most=at_most)) == line
 
 
-def test_the_result_file_tells_figures_machine_and_versions(report: Report) -> None:
+def test_the_result_file_tells_figures_machine_and_versions(report: BenchReport) -> None:
     report.ceiling("memory, GB/s", 30.0)
     report.table("rates", [{"side": "ours", "tok_s": 12.5}])
     report.note("noisy")
@@ -49,7 +49,7 @@ def test_the_result_file_tells_figures_machine_and_versions(report: Report) -> N
     assert found["date"][:2] == "20"
 
 
-def test_the_goals_are_the_last_that_is_printed(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_goals_are_the_last_that_is_printed(report: BenchReport, capsys: pytest.CaptureFixture[str]) -> None:
     report.goal("a", 1.0, 1.0, "x")
     report.goal("b", 0.0, 1.0, "x")
     report.table("rates", [{"side": "ours"}])
@@ -59,7 +59,7 @@ def test_the_goals_are_the_last_that_is_printed(report: Report, capsys: pytest.C
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[-2:]] == ["GOAL a", "GOAL b"]
 
 
-def test_sides_take_turns_at_being_first_and_the_warm_up_does_not_count(report: Report) -> None:
+def test_sides_take_turns_at_being_first_and_the_warm_up_does_not_count(report: BenchReport) -> None:
     report.ceiling("none", 0.0)
     calls: list[tuple[str, int]] = []
 
@@ -84,7 +84,7 @@ def test_a_comparison_is_made_within_each_round() -> None:
     assert samples.speed_up("ours", "theirs") == 2.0
 
 
-def test_no_figure_comes_before_the_ceiling(report: Report) -> None:
+def test_no_figure_comes_before_the_ceiling(report: BenchReport) -> None:
     with pytest.raises(AssertionError, match="ceiling first"):
         report.alternately("x", {"a": float}, range(2))
 

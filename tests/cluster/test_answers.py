@@ -14,7 +14,7 @@ from cluster.serving.answers import answers
 from cluster.serving.gateway import Gateway
 from engine.config import GatewayConfig
 from engine.errors import BadRequest
-from engine.types import Ended, FinishReason, Request, Sampling, StopRules
+from engine.types import FinishReason, Request, RequestEnded, Sampling, StopRules
 from policy.request_state import RequestState
 from tests.cluster.conftest import Service, text, tokens
 from tests.cluster.doubles import Anywhere, Script, ScriptedPools, chunk
@@ -129,7 +129,7 @@ def test_the_others_set_out_when_the_first_has_begun() -> None:
 @pytest.mark.parametrize("which", [0, 1])
 def test_if_one_answer_fails_so_do_all(which: int) -> None:
     scripts: list[Script] = [[chunk(1), 5.0, chunk(2, finish=STOP)] for _ in range(2)]
-    scripts[which] = [chunk(3), 0.05, Ended(request_id="any", error=BadRequest("max_tokens", "no"))]
+    scripts[which] = [chunk(3), 0.05, RequestEnded(request_id="any", error=BadRequest("max_tokens", "no"))]
 
     with pytest.raises(BadRequest, match="max_tokens: no"):
         merged(scripts)

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.serving.engine_thread import EngineThread
 from engine.errors import BadRequest, Cancelled, EngineFailure
-from engine.types import Chunk, Ended, Event, FinishReason
+from engine.types import Chunk, Event, FinishReason, RequestEnded
 from tests.cluster.doubles import chunk
 
 
@@ -110,7 +110,7 @@ def test_an_error_of_add_ends_the_stream_and_nothing_else() -> None:
 
     events = asyncio.run(collect(thread, "a", -1))
 
-    assert isinstance(events[0], Ended)
+    assert isinstance(events[0], RequestEnded)
     assert isinstance(events[0].error, BadRequest)
     assert num_tokens(asyncio.run(collect(thread, "b", 2))) == 2
     thread.stop()
@@ -139,7 +139,7 @@ def test_a_request_can_be_cancelled_by_name() -> None:
         return [event async for event in stream][-1]
 
     last = asyncio.run(cancel())
-    assert isinstance(last, Ended)
+    assert isinstance(last, RequestEnded)
     assert isinstance(last.error, Cancelled)
     thread.stop()
 
@@ -170,7 +170,7 @@ def test_a_step_that_raises_ends_every_request_and_says_so() -> None:
         return await running
 
     for events in asyncio.run(both()):
-        assert isinstance(events[-1], Ended)
+        assert isinstance(events[-1], RequestEnded)
         assert isinstance(events[-1].error, EngineFailure)
         assert "ZeroDivisionError: a bug" in str(events[-1].error)
     assert failed.wait(5)

@@ -20,14 +20,14 @@ from engine.errors import (
     Unavailable,
 )
 from engine.stats import GatewayCounters
-from engine.types import Ended, FinishReason, Request, Sampling, StopRules
+from engine.types import FinishReason, Request, RequestEnded, Sampling, StopRules
 from policy.journey import RETRY_SECONDS
 from policy.request_state import RequestState
 from tests.cluster.doubles import Anywhere, Script, ScriptedPools, chunk, handoff
 
 STOP = FinishReason.STOP
 REQUEST = Request(id="r", prompt=(5, 6), sampling=Sampling(), stop=StopRules(max_tokens=9))
-LOST = Ended(request_id="any", error=HandoffLost("gone"))
+LOST = RequestEnded(request_id="any", error=HandoffLost("gone"))
 
 
 def run(pools: ScriptedPools, request: Request = REQUEST, **config: float) -> tuple[list[int], Gateway]:
@@ -60,8 +60,8 @@ def test_a_request_goes_through_both_pools_once() -> None:
     assert gateway.counters.ongoing == 0
 
 
-@pytest.mark.parametrize("loss", [LOST, ActorDiedError(), Ended(request_id="any", error=EngineFailure("bug"))])
-def test_a_request_that_is_lost_goes_on_from_what_the_caller_has(loss: Ended | Exception) -> None:
+@pytest.mark.parametrize("loss", [LOST, ActorDiedError(), RequestEnded(request_id="any", error=EngineFailure("bug"))])
+def test_a_request_that_is_lost_goes_on_from_what_the_caller_has(loss: RequestEnded | Exception) -> None:
     pools = ScriptedPools([[chunk(1), chunk(2), loss], [loss], [chunk(3), chunk(4, finish=STOP)]])
 
     tokens, gateway = run(pools)
@@ -73,8 +73,8 @@ def test_a_request_that_is_lost_goes_on_from_what_the_caller_has(loss: Ended | E
     assert gateway.counters.prefills_repeated == 2
 
 
-@pytest.mark.parametrize("loss", [ActorDiedError(), Ended(request_id="any")])
-def test_a_lost_prefill_replica_is_another_attempt(loss: Ended | Exception) -> None:
+@pytest.mark.parametrize("loss", [ActorDiedError(), RequestEnded(request_id="any")])
+def test_a_lost_prefill_replica_is_another_attempt(loss: RequestEnded | Exception) -> None:
     """So is a stream that ends before it has said anything."""
     pools = ScriptedPools([[], [chunk(1, finish=STOP)]], prefills={0: [loss]})
 
@@ -127,7 +127,7 @@ def test_losses_beyond_the_retry_budget_are_unavailable() -> None:
 
 
 def test_a_preempted_request_goes_on_however_often_it_happens() -> None:
-    gone = Ended(request_id="any", error=Preempted("pages"))
+    gone = RequestEnded(request_id="any", error=Preempted("pages"))
     pools = ScriptedPools([[chunk(1), gone], [chunk(2), gone], [chunk(3), gone], [chunk(4, finish=STOP)]])
 
     gateway = Gateway(pools, Anywhere(), GatewayConfig(retries=0))
@@ -186,7 +186,7 @@ def test_what_the_first_handoff_says_of_the_prompt_stays_and_is_not_asked_again(
 
 @pytest.mark.parametrize(
     ("script", "error"),
-    [([60.0], DeadlineExceeded), ([Ended(request_id="any", error=BadRequest("x", "y"))], BadRequest)],
+    [([60.0], DeadlineExceeded), ([RequestEnded(request_id="any", error=BadRequest("x", "y"))], BadRequest)],
 )
 def test_a_request_that_fails_is_counted_once(script: Script, error: type[Exception]) -> None:
     gateway = Gateway(ScriptedPools([script]), Anywhere(), GatewayConfig())
@@ -198,7 +198,7 @@ def test_a_request_that_fails_is_counted_once(script: Script, error: type[Except
 
 
 def test_an_error_of_the_request_is_not_tried_again() -> None:
-    pools = ScriptedPools([[Ended(request_id="any", error=BadRequest("max_tokens", "too many"))]])
+    pools = ScriptedPools([[RequestEnded(request_id="any", error=BadRequest("max_tokens", "too many"))]])
 
     with pytest.raises(BadRequest):
         run(pools)

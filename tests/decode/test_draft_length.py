@@ -53,7 +53,7 @@ def test_trust_comes_back() -> None:
     st.lists(st.floats(0.0, 1.0), min_size=BLOCK, max_size=BLOCK),
 )
 def test_survival_stays_survival(steps: list[tuple[int, int]], confidence: list[float]) -> None:
-    """Between 0 and 1, and never rising along a request."""
+    """Between 0 and 1, and never isotonic along a request."""
     calibration = OnlineCalibration(BLOCK)
     survival_RK = chances(*confidence).cumprod(dim=1)
     for length, accepted in steps:

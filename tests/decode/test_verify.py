@@ -12,8 +12,8 @@ from decode.objective import StepSeconds, expected_throughput, top
 from decode.plan import CausalPlanner, FixedPlanner, LaggedPlanner, Planner
 from decode.verify import Exact, Synthetic
 from engine.drafters import DraftBlock
-from engine.drafters.dspark import drafted
-from engine.logits_processors import Draw, LogitsProcessors
+from engine.drafters.dspark import sample_draft
+from engine.logits_processors import LogitsProcessors, TokenHistory
 from engine.sampling import NO_TOKEN, SamplingBatch, sample
 from engine.types import Request, Sampling, StopRules
 from tests.decode.steps import step_result
@@ -79,7 +79,7 @@ class Game:
         for k in range(BLOCK):
             confidence.append(self.confidence_KV[k, before])  # may know the token before, not its own
             places = [(r.sampling, 1 + len(s) + k) for r, s in zip(requests, said, strict=True)]
-            before, log_prob = drafted(self.draft_VV[before], SamplingBatch.of(places, CPU), 0)
+            before, log_prob = sample_draft(self.draft_VV[before], SamplingBatch.of(places, CPU), 0)
             if self.certain:
                 before = self.draft_VV[before].argmax(-1)
             tokens.append(before)
@@ -97,7 +97,7 @@ class Game:
             for n in range(length + 1):
                 history = [0, *tokens, *drafts[:n]]
                 places.append((request.sampling, len(history)))
-                draws.append(Draw(request, history))
+                draws.append(TokenHistory(request, history))
                 rows.append(history[-1])
         logits_processors = LogitsProcessors.of(draws, (), CPU)
         accepted = Exact()(self.target_VV[rows], block, lengths, SamplingBatch.of(places, CPU), logits_processors)
@@ -176,8 +176,8 @@ class Appendix:
     def share_of_a(self, plan: Callable[[DraftBlock], int], sampling: Sampling, count: int = 20_000) -> float:
         """How often the first token said is A."""
         rows = [replace(sampling, seed=i) for i in range(count)]
-        first, q = drafted(self.DRAFT.expand(count, 2), SamplingBatch.of([(s, 1) for s in rows], CPU), 0)
-        second, q2 = drafted(self.DRAFT.expand(count, 2), SamplingBatch.of([(s, 1) for s in rows], CPU), 1)
+        first, q = sample_draft(self.DRAFT.expand(count, 2), SamplingBatch.of([(s, 1) for s in rows], CPU), 0)
+        second, q2 = sample_draft(self.DRAFT.expand(count, 2), SamplingBatch.of([(s, 1) for s in rows], CPU), 1)
         c2 = torch.where(first == 0, 0.9, 1e-9)
         confidence = torch.stack([torch.full_like(c2, 0.8), c2], 1)
         block = DraftBlock(torch.stack([first, second], 1), torch.stack([q, q2], 1), confidence)
@@ -235,7 +235,7 @@ def test_no_drafts_are_the_plain_draw() -> None:
 
     accepted = Exact()(logits, DraftBlock(torch.empty(6, 0, dtype=torch.int64)), [0] * 6, options, None)
 
-    assert [drawn for (drawn,) in accepted.to_host()] == sample(logits, options).drawn()
+    assert [drawn for (drawn,) in accepted.to_host()] == sample(logits, options).to_host()
 
 
 def synthetic(
@@ -247,7 +247,7 @@ def synthetic(
     rows = [(replace(FREE, seed=r), 7 + n) for r, length in enumerate(lengths) for n in range(length + 1)]
     logits, options = torch.randn(len(rows), VOCAB), SamplingBatch.of(rows, CPU)
     accepted = Synthetic(rates)(logits, block, lengths, options, None)
-    own = [draw.token for draw in sample(logits, options).drawn()]
+    own = [draw.token for draw in sample(logits, options).to_host()]
     return [[draw.token for draw in drawn] for drawn in accepted.to_host()], block.token_RK, own
 
 

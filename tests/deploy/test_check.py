@@ -276,7 +276,7 @@ def test_a_drafter_of_another_target_or_without_weights_is_named(tmp_path: Path,
     assert code == 1
     assert any(f"FAILS {other}: drafter {SHIPPED_DRAFTER}: made for a target with" in line for line in lines)
     assert any(f"FAILS {empty}: drafter {half}: no *.safetensors file" in line for line in lines)
-    assert any(f"FAILS {mtp}: model.drafter: mtp: Qwen3ForCausalLM has no next-token layer" in line for line in lines)
+    assert any(f"FAILS {mtp}: model.drafter: mtp: Qwen3ForCausalLM has no MTP layer" in line for line in lines)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.pages import CacheLayout, Entry, PageStore
-from engine.transfer import Message, NixlTransfer, PageRead, ReadState
+from engine.transfer import LeaseMessage, NixlTransfer, PageRead, ReadState
 from engine.types import AgentEntry
 
 ENTRIES = [
@@ -37,7 +37,7 @@ def serve(pipe: Connection, name: str, entries: list[Entry], num_pages: int) -> 
     pipe.send(transfer.entry)
     while not pipe.poll(0.001):
         for asker, message in transfer.notifications():
-            transfer.notify(asker, Message(verb=message.verb, nonce=message.nonce, held=True))
+            transfer.notify(asker, LeaseMessage(command=message.command, nonce=message.nonce, held=True))
     transfer.close()
 
 
@@ -87,7 +87,7 @@ def ended(transfer: NixlTransfer, read: int) -> ReadState:
     return state
 
 
-def last_message(transfer: NixlTransfer) -> tuple[str, Message]:
+def last_message(transfer: NixlTransfer) -> tuple[str, LeaseMessage]:
     """Wait for messages; the last of them."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not (received := transfer.notifications()):

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.types import Chunk, DecodeTimings, Ended, Event, FinishReason, coalesced
+from engine.types import Chunk, DecodeTimings, Event, FinishReason, RequestEnded, merge_chunks
 
 TIMINGS = DecodeTimings(wait_seconds=1, transfer_seconds=2, decode_seconds=3, moved_bytes=4, moved_pages=5)
 
@@ -31,7 +31,7 @@ def chunks(request_id: str) -> st.SearchStrategy[list[Chunk]]:
 def interleaved(draw: st.DrawFn) -> list[Event]:
     """Several answers mixed, one of them cut off by an end."""
     answers: list[list[Event]] = [[*draw(chunks(name))] for name in "abc"]
-    answers.append([*draw(chunks("d"))[:-1], Ended(request_id="d")])
+    answers.append([*draw(chunks("d"))[:-1], RequestEnded(request_id="d")])
     events: list[Event] = []
     while any(answers):
         events.append(draw(st.sampled_from([answer for answer in answers if answer])).pop(0))
@@ -50,24 +50,24 @@ def said(events: list[Event]) -> dict[str, tuple[object, ...]]:
         logprobs = [logprob for part in parts for logprob in part.logprobs]
         ends = [(part.finish, part.timings) for part in parts if part.finish is not None]
         text = "".join(part.text for part in parts)
-        told[request_id] = (tokens, logprobs, text, ends, [e for e in mine if isinstance(e, Ended)])
+        told[request_id] = (tokens, logprobs, text, ends, [e for e in mine if isinstance(e, RequestEnded)])
     return told
 
 
 @settings(max_examples=50)
 @given(interleaved())
 def test_coalescing_changes_nothing_that_is_said(events: list[Event]) -> None:
-    assert said(coalesced(events)) == said(events)
+    assert said(merge_chunks(events)) == said(events)
 
 
 @settings(max_examples=50)
 @given(interleaved())
 def test_no_two_neighbours_of_one_request_are_left(events: list[Event]) -> None:
-    whole = coalesced(events)
+    whole = merge_chunks(events)
 
     for before, after in pairwise(whole):
         assert not (isinstance(before, Chunk) and isinstance(after, Chunk) and before.request_id == after.request_id)
-    assert coalesced(whole) == whole
+    assert merge_chunks(whole) == whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.logits_processors import Draw, LogitsProcessors
+from engine.logits_processors import LogitsProcessors, TokenHistory
 from engine.sampling import SamplingBatch, sample
 from engine.types import Request
 from tests.formulas import EVERY_OPTION, Options, processed
@@ -20,7 +20,7 @@ def counts(request: Request, generated: tuple[int, ...], seeds: torch.Tensor, po
     alone = SamplingBatch.of([(request.sampling, 0)], CPU)
     many = {name: value.expand(DRAWS) for name, value in vars(alone).items() if isinstance(value, torch.Tensor)}
     batch = SamplingBatch(**{**vars(alone), **many, "seed_R": seeds, "position_R": positions})
-    logits_processors = LogitsProcessors.of([Draw(request, request.prompt + generated)], (EOS,), CPU)
+    logits_processors = LogitsProcessors.of([TokenHistory(request, request.prompt + generated)], (EOS,), CPU)
     if logits_processors is not None:
         rows, repeated = torch.arange(DRAWS), {n: v.repeat(DRAWS) for n, v in vars(logits_processors).items()}
         logits_processors = LogitsProcessors(

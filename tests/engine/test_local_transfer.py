@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from engine.local_transfer import LocalTransfer, LocalWire
-from engine.transfer import Message, PageRead, ReadState, Verb
+from engine.transfer import LeaseCommand, LeaseMessage, PageRead, ReadState
 from tests.engine.peer import ENTRIES, make_store
 
 READ = PageRead(group="full", remote_pages=(3, 1), local_pages=(2, 5), num_bytes=100)
@@ -53,14 +53,14 @@ def test_an_agent_that_was_cut_off_cannot_be_read_nor_told(
 
     assert reader.poll(number) == ReadState.FAILED
     assert not reader.connect(source.entry)
-    assert not reader.notify("b", Message(verb=Verb.RENEW, nonce="n"))
+    assert not reader.notify("b", LeaseMessage(command=LeaseCommand.RENEW, nonce="n"))
 
 
 def test_messages_arrive_in_order_once(ends: tuple[LocalTransfer, LocalTransfer]) -> None:
     reader, source = ends
     assert reader.connect(source.entry)
     for nonce in ("1", "2"):
-        assert reader.notify("b", Message(verb=Verb.RENEW, nonce=nonce))
+        assert reader.notify("b", LeaseMessage(command=LeaseCommand.RENEW, nonce=nonce))
 
     assert [(peer, message.nonce) for peer, message in source.notifications()] == [("a", "1"), ("a", "2")]
     assert source.notifications() == []
@@ -71,13 +71,13 @@ def test_only_an_agent_that_was_met_or_said_who_it_is_can_be_told(
 ) -> None:
     """As between processes: a replica that forgot to connect would be found out there only."""
     reader, source = ends
-    anonymous = Message(verb=Verb.RENEW, nonce="n")
+    anonymous = LeaseMessage(command=LeaseCommand.RENEW, nonce="n")
 
     assert not reader.notify("b", anonymous)
     assert reader.connect(source.entry)
     assert reader.notify("b", anonymous)
     assert not source.notify("a", anonymous)
-    assert reader.notify("b", Message(verb=Verb.RENEW, nonce="n", metadata=b"a"))
+    assert reader.notify("b", LeaseMessage(command=LeaseCommand.RENEW, nonce="n", metadata=b"a"))
     assert source.notify("a", anonymous)
     reader.drop("b")
     assert not reader.notify("b", anonymous)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.logits_processors import Draw, LogitsProcessors
+from engine.logits_processors import LogitsProcessors, TokenHistory
 from engine.sampling import NO_TOKEN, SamplingBatch, log_probs, sample
 from engine.types import Request, Sampling, StopRules
 
@@ -17,13 +17,13 @@ VOCAB = 9
 tokens = st.lists(st.integers(0, VOCAB - 1), max_size=12)
 
 
-def draw(prompt: list[int], generated: list[int], min_tokens: int = 0, **sampling: object) -> Draw:
+def draw(prompt: list[int], generated: list[int], min_tokens: int = 0, **sampling: object) -> TokenHistory:
     stop = StopRules(max_tokens=99, min_tokens=min_tokens, stop_token_ids=(2,))
     request = Request(id="r", prompt=tuple(prompt), sampling=Sampling(**sampling), stop=stop)  # type: ignore[arg-type]
-    return Draw(request, [*prompt, *generated])
+    return TokenHistory(request, [*prompt, *generated])
 
 
-def edited(logits_RV: torch.Tensor, *draws: Draw) -> torch.Tensor:
+def edited(logits_RV: torch.Tensor, *draws: TokenHistory) -> torch.Tensor:
     logits_processors = LogitsProcessors.of(draws, (0,), CPU)
     return logits_RV if logits_processors is None else logits_processors.applied(logits_RV)
 

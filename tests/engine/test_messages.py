@@ -5,17 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.transfer import Message, PageRead, Verb
+from engine.transfer import LeaseCommand, LeaseMessage, PageRead
 
 PAGE_BYTES = 1024
 page_ids = st.lists(st.integers(1, 12), min_size=1, max_size=12, unique=True)
 
 
-@given(st.sampled_from(Verb), st.text(), st.sampled_from([None, True, False]), st.binary())
-def test_a_message_survives_the_wire(verb: Verb, nonce: str, held: bool | None, metadata: bytes) -> None:
-    message = Message(verb=verb, nonce=nonce, held=held, metadata=metadata)
+@given(st.sampled_from(LeaseCommand), st.text(), st.sampled_from([None, True, False]), st.binary())
+def test_a_message_survives_the_wire(verb: LeaseCommand, nonce: str, held: bool | None, metadata: bytes) -> None:
+    message = LeaseMessage(command=verb, nonce=nonce, held=held, metadata=metadata)
 
-    assert Message.decode(message.encode()) == message
+    assert LeaseMessage.decode(message.encode()) == message
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,13 @@ def test_a_message_survives_the_wire(verb: Verb, nonce: str, held: bool | None, 
 )
 def test_what_is_no_message_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  each in words of its own
-        Message.decode(data)
+        LeaseMessage.decode(data)
 
 
 @given(st.one_of(st.binary(), st.recursive(st.none() | st.text(), st.lists).map(lambda v: json.dumps(v).encode())))
 def test_no_bytes_at_all_raise_anything_else(data: bytes) -> None:
     try:
-        Message.decode(data)
+        LeaseMessage.decode(data)
     except ValueError:
         return
 

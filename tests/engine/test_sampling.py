@@ -107,7 +107,7 @@ def test_each_row_is_told_as_many_alternatives_as_it_wants() -> None:
     logits_RV = torch.randn(3, VOCAB)
     options = [Sampling(top_logprobs=2), GREEDY, Sampling(temperature=2.0, top_k=1, top_logprobs=MAX_TOP_LOGPROBS)]
 
-    drawn = sample(logits_RV, SamplingBatch.of([(o, 9) for o in options], CPU)).drawn()
+    drawn = sample(logits_RV, SamplingBatch.of([(o, 9) for o in options], CPU)).to_host()
 
     assert [len(draw.top) for draw in drawn] == [2, 0, VOCAB]
     for draw, row_V in zip(drawn, logits_RV, strict=True):

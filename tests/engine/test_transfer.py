@@ -8,7 +8,7 @@ import torch
 
 from engine.errors import ConfigError
 from engine.pages import PageStore
-from engine.transfer import Message, NixlTransfer, PageRead, ReadState, Verb, new_agent_name
+from engine.transfer import LeaseCommand, LeaseMessage, NixlTransfer, PageRead, ReadState, new_agent_name
 from tests.engine.peer import DRAFTER_ENTRY, ENTRIES, Peer, ended, finished, last_message, make_store
 
 pytest.importorskip("nixl")
@@ -82,18 +82,20 @@ def test_a_peer_that_was_dropped_in_error_is_met_again(peer: Peer, transfer: Nix
 def test_a_question_is_answered_by_an_agent_that_never_met_the_asker(peer: Peer, transfer: NixlTransfer) -> None:
     transfer.connect(peer.entry)
 
-    assert transfer.notify(peer.entry.name, Message(verb=Verb.RENEW, nonce="n-1", metadata=transfer.entry.metadata))
+    assert transfer.notify(
+        peer.entry.name, LeaseMessage(command=LeaseCommand.RENEW, nonce="n-1", metadata=transfer.entry.metadata)
+    )
 
-    assert last_message(transfer) == (peer.entry.name, Message(verb=Verb.RENEW, nonce="n-1", held=True))
+    assert last_message(transfer) == (peer.entry.name, LeaseMessage(command=LeaseCommand.RENEW, nonce="n-1", held=True))
 
 
 def test_an_agent_we_never_met_cannot_be_told_anything(transfer: NixlTransfer) -> None:
-    assert not transfer.notify("nobody", Message(verb=Verb.RELEASE, nonce="n"))
+    assert not transfer.notify("nobody", LeaseMessage(command=LeaseCommand.RELEASE, nonce="n"))
 
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\xff", b"[]", Message(verb=Verb.RENEW, nonce="x", metadata=b"no agent's").encode()],
+    [b"\xff", b"[]", LeaseMessage(command=LeaseCommand.RENEW, nonce="x", metadata=b"no agent's").encode()],
     ids=["bytes", "json", "metadata"],
 )
 def test_a_garbage_notification_is_survived(peer: Peer, transfer: NixlTransfer, garbage: bytes) -> None:
@@ -101,7 +103,7 @@ def test_a_garbage_notification_is_survived(peer: Peer, transfer: NixlTransfer, 
     transfer.connect(peer.entry)
 
     transfer._agent.send_notif(peer.entry.name, garbage)
-    question = Message(verb=Verb.RELEASE, nonce="n-2", metadata=transfer.entry.metadata)
+    question = LeaseMessage(command=LeaseCommand.RELEASE, nonce="n-2", metadata=transfer.entry.metadata)
     assert transfer.notify(peer.entry.name, question)
 
     while last_message(transfer)[1].nonce != "n-2":
@@ -121,7 +123,7 @@ def test_a_dead_peer_fails_soon_and_its_successor_can_be_read(transfer: NixlTran
         peer.kill()
 
         assert finished(transfer, peer, one_page) == ReadState.FAILED
-        assert not transfer.notify(peer.entry.name, Message(verb=Verb.RENEW, nonce="n"))
+        assert not transfer.notify(peer.entry.name, LeaseMessage(command=LeaseCommand.RENEW, nonce="n"))
         transfer.drop(peer.entry.name)
         transfer.drop(peer.entry.name)
         assert finished(transfer, peer, one_page) == ReadState.FAILED

@@ -10,7 +10,7 @@ import torch
 from engine.clock import ManualClock
 from engine.config import Config
 from engine.models import LoadedModel
-from engine.types import Chunk, Ended, Event, Request, Sampling, StopRules
+from engine.types import Chunk, Event, Request, RequestEnded, Sampling, StopRules
 from local import Builder, Pair
 
 MIB = 2**20
@@ -87,7 +87,7 @@ class Rig(Pair):
 
     def lost(self) -> Iterator[str]:
         """Requests that ended with an error, in order."""
-        return (e.request_id for e in self.events if isinstance(e, Ended) and e.error is not None)
+        return (e.request_id for e in self.events if isinstance(e, RequestEnded) and e.error is not None)
 
     @property
     def leases(self) -> int:

@@ -11,7 +11,7 @@ from engine.local_transfer import LocalTransfer, LocalWire
 from engine.models import LoadedModel
 from engine.stats import PrefillQueue, ReplicaStats
 from engine.text import Text
-from engine.types import Ended
+from engine.types import RequestEnded
 from local import Builder, ColocatedEngine
 from tests.local.conftest import MakeMixed, TakesTime
 from tests.local.mixed import MixedRig
@@ -104,6 +104,6 @@ def test_a_request_that_is_preempted_goes_back_to_whoever_owns_it(make_mixed: Ma
 
     answers = rig.generate(growing)
 
-    assert any(isinstance(event, Ended) for event in rig.events)
+    assert any(isinstance(event, RequestEnded) for event in rig.events)
     assert rig.colocated.stats().counters.preempted > 0
     assert answers == make_mixed().generate(growing)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine.errors import DoesNotFit, HandoffLost, HandoffRefused, Overloaded
-from engine.types import Ended
+from engine.types import RequestEnded
 from tests.local.conftest import MakeRig
 from tests.local.rig import Rig, request
 
@@ -22,8 +22,8 @@ def waiting(make_rig: MakeRig, **decode: int) -> Rig:
     return rig
 
 
-def ended(rig: Rig, name: str) -> list[Ended]:
-    return [event for event in rig.events if isinstance(event, Ended) and event.request_id == name]
+def ended(rig: Rig, name: str) -> list[RequestEnded]:
+    return [event for event in rig.events if isinstance(event, RequestEnded) and event.request_id == name]
 
 
 def test_renewals_keep_a_handoff_alive_far_beyond_its_term(make_rig: MakeRig) -> None:
@@ -275,7 +275,7 @@ def test_a_decode_pool_too_small_for_all_serves_all_in_order(make_rig: MakeRig) 
 
     assert [len(rig.tokens(name)) for name in names] == [30 if name == "r3" else 20 for name in names]
     assert rig.decoder._accounts._running == {}
-    second = [event.request_id for event in rig.events if not isinstance(event, Ended) and is_second(rig, event)]
+    second = [event.request_id for event in rig.events if not isinstance(event, RequestEnded) and is_second(rig, event)]
     assert second == names, "what came first was decoded first"
     assert rig.decoder.stats().counters.failed == 0
 

@@ -5,20 +5,20 @@ from dataclasses import replace
 import pytest
 
 from engine.stats import Transfers
-from engine.transfer import Message, Verb
+from engine.transfer import LeaseCommand, LeaseMessage
 from engine.types import Chunk
 from tests.local.conftest import MakeRig
 from tests.local.rig import Rig, prompt, request
 
 
-def said(rig: Rig) -> list[Verb]:
+def said(rig: Rig) -> list[LeaseCommand]:
     """Fills up with what decode says to prefill from now on."""
-    words: list[Verb] = []
+    words: list[LeaseCommand] = []
     transfer = rig.decoder._transfer
     notify = transfer.notify
 
-    def heard(peer: str, message: Message) -> bool:
-        words.append(message.verb)
+    def heard(peer: str, message: LeaseMessage) -> bool:
+        words.append(message.command)
         return notify(peer, message)
 
     transfer.notify = heard
@@ -38,10 +38,10 @@ def test_a_lease_is_renewed_three_times_in_a_term_and_released_once(make_rig: Ma
 
     rig.wait(45.0)
 
-    assert words == [Verb.RENEW] * 4
+    assert words == [LeaseCommand.RENEW] * 4
     rig.wire.stalled = False
     rig.run()
-    assert words == [Verb.RENEW] * 4 + [Verb.RELEASE]
+    assert words == [LeaseCommand.RENEW] * 4 + [LeaseCommand.RELEASE]
     assert len(rig.tokens("r")) == 5
 
 

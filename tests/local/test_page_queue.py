@@ -11,7 +11,7 @@ import torch
 from engine.config import SHIPPED_DRAFTER, Config
 from engine.errors import Preempted
 from engine.models import load_model
-from engine.types import Ended, Request
+from engine.types import Request, RequestEnded
 from local import Builder, build
 from tests.drafters import save_random_drafter
 from tests.local.conftest import MakeMixed
@@ -30,7 +30,7 @@ def rig(make_mixed: MakeMixed) -> MixedRig:
 
 
 def preempted(rig: MixedRig) -> list[str]:
-    return [e.request_id for e in rig.events if isinstance(e, Ended) and isinstance(e.error, Preempted)]
+    return [e.request_id for e in rig.events if isinstance(e, RequestEnded) and isinstance(e.error, Preempted)]
 
 
 def test_a_younger_prompt_gives_way_to_an_answer_that_grows(rig: MixedRig) -> None:

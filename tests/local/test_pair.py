@@ -4,7 +4,7 @@ import pytest
 
 from engine.errors import BadRequest, DoesNotFit
 from engine.stats import PrefillQueue, ReplicaStats
-from engine.transfer import Message, Verb
+from engine.transfer import LeaseCommand, LeaseMessage
 from tests.local.conftest import MakeRig, TakesTime
 from tests.local.rig import Rig, request
 
@@ -54,13 +54,13 @@ def test_an_engine_that_only_waits_does_not_spin(rig: Rig) -> None:
     rig.run()
 
 
-@pytest.mark.parametrize("verb", Verb)
+@pytest.mark.parametrize("verb", LeaseCommand)
 @pytest.mark.parametrize("held", [None, True, False])
-def test_words_that_concern_nobody_change_nothing(rig: Rig, verb: Verb, held: bool | None) -> None:
+def test_words_that_concern_nobody_change_nothing(rig: Rig, verb: LeaseCommand, held: bool | None) -> None:
     rig.add(request("r"))
     rig.until(lambda: rig.phases() == {"r": "releasing"})
     prefill, decode = rig.prefiller.stats().identity.agent, rig.decoder.stats().identity.agent
-    stray = Message(verb=verb, nonce="of nobody", held=held)
+    stray = LeaseMessage(command=verb, nonce="of nobody", held=held)
 
     rig.wire.agents[decode].notify(prefill, stray)
     rig.wire.agents[prefill].notify(decode, stray)
@@ -69,14 +69,14 @@ def test_words_that_concern_nobody_change_nothing(rig: Rig, verb: Verb, held: bo
     assert len(rig.tokens("r")) == 5
 
 
-@pytest.mark.parametrize("verb", Verb)
-def test_a_question_about_a_handoff_is_no_answer_to_one(rig: Rig, verb: Verb) -> None:
+@pytest.mark.parametrize("verb", LeaseCommand)
+def test_a_question_about_a_handoff_is_no_answer_to_one(rig: Rig, verb: LeaseCommand) -> None:
     rig.add(request("r"))
     rig.until(lambda: rig.phases() == {"r": "releasing"})
     (nonce,) = rig.decoder._inbox._incoming
     prefill, decode = rig.prefiller.stats().identity.agent, rig.decoder.stats().identity.agent
 
-    rig.wire.agents[prefill].notify(decode, Message(verb=verb, nonce=nonce))
+    rig.wire.agents[prefill].notify(decode, LeaseMessage(command=verb, nonce=nonce))
     rig.run()
 
     assert len(rig.tokens("r")) == 5
@@ -85,7 +85,7 @@ def test_a_question_about_a_handoff_is_no_answer_to_one(rig: Rig, verb: Verb) ->
 def test_only_questions_are_answered(rig: Rig) -> None:
     """Two replicas that answered each other's answers would never stop."""
     prefill, decode = rig.prefiller.stats().identity.agent, rig.decoder.stats().identity.agent
-    rig.wire.agents[decode].notify(prefill, Message(verb=Verb.RENEW, nonce="n", held=True))
+    rig.wire.agents[decode].notify(prefill, LeaseMessage(command=LeaseCommand.RENEW, nonce="n", held=True))
 
     rig.prefiller.step()
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine.errors import DoesNotFit, Preempted
-from engine.types import Ended, Request, Sampling
+from engine.types import Request, RequestEnded, Sampling
 from tests.local.conftest import MakeRig
 from tests.local.rig import Rig, request
 
@@ -18,7 +18,7 @@ def growing(sampling: Sampling) -> list[Request]:
 
 
 def preempted(rig: Rig) -> list[str]:
-    return [e.request_id for e in rig.events if isinstance(e, Ended) and isinstance(e.error, Preempted)]
+    return [e.request_id for e in rig.events if isinstance(e, RequestEnded) and isinstance(e.error, Preempted)]
 
 
 @pytest.mark.parametrize("sharing", [True, False])

@@ -21,7 +21,7 @@ from engine.errors import (
     SparkpoolError,
     Unavailable,
 )
-from engine.types import Chunk, Ended, FinishReason, Handoff, Request, Sampling, StopRules
+from engine.types import Chunk, FinishReason, Handoff, Request, RequestEnded, Sampling, StopRules
 from policy.admit import RetryBudget
 from policy.journey import (
     RETRY_SECONDS,
@@ -54,8 +54,8 @@ PLENTY = RetryPolicy(3, RetryBudget(100))
 LOST, PREEMPTED = HandoffLost("gone"), Preempted("pages")
 
 
-def ended(error: SparkpoolError | None = None) -> Ended:
-    return Ended(request_id="any", error=error)
+def ended(error: SparkpoolError | None = None) -> RequestEnded:
+    return RequestEnded(request_id="any", error=error)
 
 
 def given_events(*events: JourneyEvent, retries: RetryPolicy | None = PLENTY) -> tuple[RequestState, list[Action]]:

@@ -15,10 +15,10 @@ FULL = Entry(layer=0, name="k", shape=(1,), dtype=torch.float32)
 SLIDING = replace(FULL, layer=1, window=WINDOW)
 
 
-def schedule(num_pages: int = 50, max_requests: int = 10, keeps_rows: bool = False) -> PromptSchedule:
+def schedule(num_pages: int = 50, max_requests: int = 10, keeps_hidden: bool = False) -> PromptSchedule:
     layout = CacheLayout.of([FULL], PAGE_TOKENS)
     pages = Pages(layout, PageStore(layout, {"full": num_pages}, torch.device("cpu")))
-    return PromptSchedule(pages, 40, max_requests, Counters(), keeps_rows)
+    return PromptSchedule(pages, 40, max_requests, Counters(), keeps_hidden)
 
 
 def prompt(name: str, tokens: int, last: int = 1, arrived: float = 0.0) -> WaitingPrompt:
@@ -123,7 +123,7 @@ def few_window_pages() -> PromptSchedule:
     assert pages.extend(tables, 128)
     pages.publish(tables, (1,) * 128, 128)
     pages.release(tables)
-    return PromptSchedule(pages, chunk_tokens=16, max_requests=10, counters=Counters(), keeps_rows=False)
+    return PromptSchedule(pages, chunk_tokens=16, max_requests=10, counters=Counters(), keeps_hidden=False)
 
 
 def test_the_last_in_line_starts_again_when_window_pages_that_it_shares_come_back_too_late() -> None:
@@ -157,10 +157,10 @@ def test_a_prompt_waits_for_window_pages_that_a_lease_holds() -> None:
     assert prompts._counters.preempted == 0
 
 
-@pytest.mark.parametrize("keeps_rows", [False, True])
-def test_a_known_prompt_starts_from_nothing_when_its_last_page_cannot_be_copied(keeps_rows: bool) -> None:
+@pytest.mark.parametrize("keeps_hidden", [False, True])
+def test_a_known_prompt_starts_from_nothing_when_its_last_page_cannot_be_copied(keeps_hidden: bool) -> None:
     """It once began with pages that it had given back, and gave them back again at its end."""
-    prompts = schedule(num_pages=3, keeps_rows=keeps_rows)
+    prompts = schedule(num_pages=3, keeps_hidden=keeps_hidden)
     one, pages = prompt("a", 32), prompts._pages
     tables = pages.open("before")
     assert pages.extend(tables, 48)

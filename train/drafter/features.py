@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import ConfigError
-from engine.files import replaced
+from engine.files import atomic_write
 from engine.models.preflight import gib
 from train.drafter.identity import claim
 from train.drafter.sequences import Sequences
@@ -107,7 +107,7 @@ class CachedFeatures:
         file = self._file(shard)
         numbers = range(shard * SHARD_SEQUENCES, min((shard + 1) * SHARD_SEQUENCES, len(self.text)))
         try:
-            with replaced(file) as partial, partial.open("wb") as output:
+            with atomic_write(file) as partial, partial.open("wb") as output:
                 for first in range(0, len(numbers), BATCH_SEQUENCES):
                     some = [self.text.tokens(number) for number in numbers[first : first + BATCH_SEQUENCES]]
                     for state_TF in self.target.states(some):

@@ -14,7 +14,7 @@ from threading import Event
 import torch
 
 from engine.errors import ConfigError
-from engine.files import replaced
+from engine.files import atomic_write
 from train.drafter.config import JsonObject, TrainConfig
 from train.drafter.features import CachedFeatures, Features, OnlineFeatures
 from train.drafter.identity import require_same
@@ -58,7 +58,7 @@ class DrafterRun:
         if self.workers.is_first:
             copies = trainer.target if self.config.drafter.copies else None
             export_drafter(trainer.model, self._raw, self.config.out, copies)
-            with replaced(self.config.out / FACTS) as partial:
+            with atomic_write(self.config.out / FACTS) as partial:
                 partial.write_text(json.dumps(self._facts(trainer), indent=1) + "\n")
         self.workers.wait()
         return trainer
@@ -139,7 +139,7 @@ class DrafterRun:
 
     def _save(self, trainer: DrafterTrainer) -> None:
         if self.workers.is_first:
-            with replaced(self.config.work / CHECKPOINT) as partial:
+            with atomic_write(self.config.work / CHECKPOINT) as partial:
                 torch.save({"identity": self._identity(trainer), **trainer.state()}, partial)
         self.workers.wait()
 
@@ -161,7 +161,7 @@ class DrafterRun:
         file = self.config.work / METRICS
         if self.workers.is_first and file.exists():
             lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            with replaced(file) as partial:
+            with atomic_write(file) as partial:
                 partial.write_text("".join(line for line in lines if json.loads(line)["step"] <= steps))
         self.workers.wait()
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.errors import ConfigError
-from engine.files import replaced
+from engine.files import atomic_write
 from engine.models import LoadedModel
 from engine.types import Request, Sampling, StopRules
 from local import Pair
@@ -97,7 +97,7 @@ class Writer:
             if not file.exists():
                 pair = pair or engine_pair(self.model, self.path, MAX_RUNNING, self.section.tokens)
                 part = self._continue(pair, some, first)
-                with replaced(file) as partial:
+                with atomic_write(file) as partial:
                     np.savez(partial, **vars(part))
             with np.load(file) as stored:
                 parts.append(Sequences(**stored))

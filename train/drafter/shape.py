@@ -13,7 +13,7 @@ from engine.drafters.calibration import FILE as CALIBRATION
 from engine.drafters.config import DrafterConfig
 from engine.drafters.dspark import DSparkModel
 from engine.errors import ConfigError
-from engine.files import replaced
+from engine.files import atomic_write
 from train.drafter.config import DrafterSection, JsonObject
 from train.drafter.target import FrozenTarget
 
@@ -73,9 +73,9 @@ def export_drafter(model: DSparkModel, raw: JsonObject, folder: Path, copies_of:
         copies = {"embed_tokens.weight": copies_of.embedding_VD, "lm_head.weight": copies_of.head_VD}
         tensors |= {name: _stored(_exactly(matrix)) for name, matrix in copies.items()}
     (folder / CALIBRATION).unlink(missing_ok=True)
-    with replaced(folder / "config.json") as partial:
+    with atomic_write(folder / "config.json") as partial:
         partial.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
-    with replaced(folder / "model.safetensors") as partial:
+    with atomic_write(folder / "model.safetensors") as partial:
         save_file(tensors, partial, {"format": "pt"})
         partial.chmod(0o644)
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from engine.drafters.mtp import MTPLayer
-from engine.files import replaced
+from engine.files import atomic_write
 from train.batches import Batches
 from train.model.attention import ATTENTION
 from train.model.balance import ExpertBalance
@@ -229,7 +229,7 @@ class Trainer:
             "progress": asdict(self.progress),
             "batches": self.batches.state(),
         }
-        with replaced(self.checkpoint) as partial:
+        with atomic_write(self.checkpoint) as partial:
             torch.save(state, partial)
 
     def restore(self) -> None:

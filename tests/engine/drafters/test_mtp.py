@@ -1,4 +1,4 @@
-"""Drafts of the checkpoint's next-token layer against transformers' own, and what is refused."""
+"""Drafts of the checkpoint's MTP layer against transformers' own, and what is refused."""
 
 import shutil
 from pathlib import Path
@@ -54,8 +54,8 @@ def test_what_was_drafted_in_vain_leaves_nothing_behind(target: tuple[Path, Load
     for start, end in ((29, 33), (33, 34), (34, 39)):
         batch = Batch.of([Row([*tokens[start:end], 7, 7], start, twice.tables, 3)], bench.layout, CPU)
         output = bench.backend.forward(batch)
-        rows = bench.drafter.absorb(batch, output.taps, [twice.row], batch.logits_index[:1])
-        twice = Anchor(tokens[end], end, twice.tables, Sampling(), row=rows[0])
+        rows = bench.drafter.absorb(batch, output.taps, [twice.hidden], batch.logits_index[:1])
+        twice = Anchor(tokens[end], end, twice.tables, Sampling(), hidden=rows[0])
         bench.drafter.propose([twice], DRAFTS)
 
     alone, after = (
@@ -82,8 +82,8 @@ def test_an_entry_that_is_there_is_not_written_from_an_unknown_state(target: tup
     target_bytes = bench.layout.groups["full"].target_bytes
     after = bench.pages.store.records["full"][pages]
     assert torch.equal(after[:, target_bytes:], before[:, target_bytes:])
-    assert anchor.row is not None and row is not None
-    assert torch.allclose(row, anchor.row, atol=1e-5)
+    assert anchor.hidden is not None and row is not None
+    assert torch.allclose(row, anchor.hidden, atol=1e-5)
 
 
 def changed(path: Path, copy: Path, drop: str = "", **other: Tensor) -> LoadedModel:
@@ -121,5 +121,5 @@ def test_a_copy_of_the_embedding_is_fine_and_another_one_is_not(deepseek_v3: Pat
 
 
 def test_a_model_without_such_layers_is_refused(qwen3: Path) -> None:
-    with pytest.raises(CheckpointRefused, match="Qwen3ForCausalLM has no next-token layer"):
+    with pytest.raises(CheckpointRefused, match="Qwen3ForCausalLM has no MTP layer"):
         load_drafter("mtp", load_model(qwen3, torch.float32, CPU))

@@ -6,7 +6,7 @@ from torch import nn
 
 from engine import kernels
 from engine.kernels import use_kernels
-from engine.kernels.linear import LEAST_ELEMENTS, PackedLinear
+from engine.kernels.linear import MIN_ELEMENTS, PackedLinear
 
 IN, OUT = 300, 500
 
@@ -45,7 +45,7 @@ def test_bfloat16_is_as_near_as_its_rounding() -> None:
 def test_large_layers_are_packed_and_the_embedding_stays_readable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing of ours was built."""
     monkeypatch.setattr(kernels, "library", lambda: None)
-    assert IN * OUT >= LEAST_ELEMENTS
+    assert IN * OUT >= MIN_ELEMENTS
     model = Tied()
     rows = model.embedding.weight[:3].clone()
 

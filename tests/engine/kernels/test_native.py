@@ -26,7 +26,7 @@ from engine.kernels.layer import NativeLayer
 from engine.kernels.linear import NativeLinear
 from engine.kernels.native import Library, lossless, packed, unpacked
 from engine.kernels.norm import NativeRMSNorm
-from engine.kernels.program import Group
+from engine.kernels.program import GroupPointers
 from engine.pages import CacheLayout, Entry, Pages, PageStore, Tables
 from tests.checkpoints import DEEPSEEK_V2, DEEPSEEK_V3, LLAMA, QWEN3, QWEN3_SLIDING, randomised
 from tests.kernels import LIBRARIES, chosen, each_build
@@ -249,11 +249,11 @@ def test_hostile_pages_and_slots_are_refused_before_a_kernel_follows_them() -> N
     batch = Batch.of([Row([1], 19, tables, 0)], layout, CPU)
     (segment,), slots = batch.segments, batch.slots[entry.group]
     keys = segment.keys[entry.group]
-    Group(batch, entry.group, 5)
+    GroupPointers(batch, entry.group, 5)
 
     def refused(**changes: Any) -> None:
         with pytest.raises(AssertionError):
-            Group(replace(batch, **changes), entry.group, 5)
+            GroupPointers(replace(batch, **changes), entry.group, 5)
 
     def elsewhere(tensor: Tensor, number: int) -> Tensor:
         return torch.full_like(tensor, number)

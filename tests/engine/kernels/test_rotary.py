@@ -6,7 +6,7 @@ from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Rotar
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from engine.kernels.rotary import FIRST_REACH, TabledRotary
+from engine.kernels.rotary import FIRST_LENGTH, TabledRotary
 from tests.checkpoints import DEEPSEEK_V2, DEEPSEEK_V3, LLAMA
 
 KINDS = {
@@ -26,7 +26,7 @@ def test_they_are_the_very_same_wherever_the_table_has_to_grow() -> None:
         plain = rotary(kind, config)
         tabled = TabledRotary(plain)
         x = torch.zeros(1, 1, 1)
-        for positions in ([0], [5, 3, 3, 900], [FIRST_REACH], [FIRST_REACH - 1, 5 * FIRST_REACH], [7]):
+        for positions in ([0], [5, 3, 3, 900], [FIRST_LENGTH], [FIRST_LENGTH - 1, 5 * FIRST_LENGTH], [7]):
             ids = torch.tensor([positions])
             found, expected = tabled(x, ids), plain(x, ids)
             if isinstance(expected, torch.Tensor):

@@ -102,7 +102,7 @@ def test_a_truncated_file(broken: Path) -> None:
     with file.open("r+b") as stream:
         stream.truncate(size - 1000)
 
-    assert_refused(broken, f"has {size - 1000} bytes, its header speaks of {size}")
+    assert_refused(broken, f"has {size - 1000} bytes, its header describes {size}: the file is incomplete")
 
 
 @pytest.mark.parametrize(
