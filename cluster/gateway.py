@@ -189,7 +189,7 @@ class Attempt:
             case ChooseReplicas(request):
                 self.next_event = partial(self._routed, request)
             case Wait(seconds):
-                self.next_event = partial(asyncio.sleep, seconds, Waited())
+                self.next_event = partial(_wait, seconds)
             case Prefill(request):
                 replicas = self._counted.enter_context(self._router.prefilling(request))
                 self._open(self._pools.prefill(request, replicas))
@@ -231,6 +231,11 @@ class Attempt:
             return Ended(request_id=self._state.attempt_id)
         except SparkpoolError as error:
             return Ended(request_id=self._state.attempt_id, error=error)
+
+
+async def _wait(seconds: float) -> Waited:
+    await asyncio.sleep(seconds)
+    return Waited()
 
 
 async def _drain(prefill: AsyncIterator[Event]) -> None:

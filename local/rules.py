@@ -13,5 +13,5 @@ def rules(config: Config) -> Rules:
         tiers=config.gateway.tiers,
         pool_policy=PoolPolicy(config.gateway.pool_policy),
         target_rate=config.targets.tokens_per_second,
-        most_queued_seconds=config.gateway.queued_seconds,
+        max_queued_seconds=config.gateway.queued_seconds,
     )
