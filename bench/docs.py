@@ -223,7 +223,7 @@ def statistics_tables() -> str:
     for title, declared in {"Each replica": ReplicaStats, "The gateway that answers": FrontCounters}.items():
         parts.append(f"## {title}")
         groups: dict[str, list[Statistic]] = {}
-        for statistic in statistics(declared):
+        for statistic in sorted(statistics(declared), key=lambda statistic: statistic.group != ""):
             groups.setdefault(statistic.group, []).append(statistic)
         for group, members in groups.items():
             parts += [f"### `{group}`"] if group else []

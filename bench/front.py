@@ -122,7 +122,7 @@ def latency(name: str, served: "Served", alone: "Served") -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelStepRunner:
+class FrontRound:
     """One run through gRPC. `cpu_seconds` is user and system time by process."""
 
     seconds: float
@@ -143,7 +143,7 @@ class Served:
         self._concurrency = concurrency
         below = [(process, " ".join(process.cmdline())) for process in psutil.Process().children(recursive=True)]
         self._processes = {name: [p for p, line in below if mark in line] for name, mark in PROCESSES.items()}
-        self.rounds: list[ModelStepRunner] = []
+        self.rounds: list[FrontRound] = []
 
     def seconds(self, num_requests: int) -> float:
         """How long so many requests take, from the first sending to the last end."""
@@ -159,7 +159,7 @@ class Served:
         assert summary["completed"] == num_requests, summary["failed"]
         gaps = [after - at for r in found["requests"] for (at, _), (after, _) in pairwise(r["messages"])]
         self.rounds.append(
-            ModelStepRunner(
+            FrontRound(
                 seconds=summary["seconds"],
                 tokens=summary["output_tokens"],
                 messages=summary["messages"],
@@ -174,7 +174,7 @@ class Served:
         return self.rounds[-1].seconds
 
     @property
-    def counted(self) -> list[ModelStepRunner]:
+    def counted(self) -> list[FrontRound]:
         """All but the warm-up."""
         return self.rounds[1:]
 

@@ -36,9 +36,9 @@ class Way:
         config = Config.parse({"prefill": {**engine, "lease_seconds": 3600.0}, "decode": {"default": engine}})
         model = load_model(SHIPPED_MODEL, config.model.torch_dtype, options.device)
         self.pair = Pair(config, builder=Builder(config, config.prefill, model))
-        self.colocated: ColocatedEngine = self.pair.builder.colocated(
-            new_agent_name("decode"), self._join, self.pair.text
-        )
+        decode = self.pair.builder.decode_engine(new_agent_name("decode"), self._join, self.pair.text)
+        assert isinstance(decode, ColocatedEngine)
+        self.colocated = decode
         self.colocated.warm_up()
         self.pair.prefiller.warm_up()
         self._requests: dict[str, Request] = {}

@@ -37,7 +37,7 @@ from cluster.client import Client
 from cluster.front import free_ports
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.proxy import APPLICATION
-from compare.replica import Kit
+from compare.replica import SimulatedPool
 from compare.simulate import simulate
 from compare.simulator.acceptance import Rates
 from compare.simulator.outcome import SimulationResult
@@ -139,17 +139,16 @@ class Side:
         return not self.emulated or concurrency <= SLOWEST
 
     def predicted(self, concurrency: int, requests: int) -> SimulationResult:
-        kit = Kit(
+        pool = SimulatedPool(
             layout=self.layout,
             num_pages=dict.fromkeys(self.layout.groups, 4000),
             prefill_times=self.prefilling,
             step_times=Contended(self.times, self.step),
             link=Link(2e9, 1e-3),
             acceptance=Rates.of(*self.rates) if self.rates else None,
-            prefix_caching=False,
         )
-        kits, hop = {"prefill": kit, "default": kit}, max(0.0, self.message.of(concurrency))
-        system = System(config=self.config, kits=kits, hop_seconds=hop, message_seconds=5e-4)
+        pools, hop = {"prefill": pool, "default": pool}, max(0.0, self.message.of(concurrency))
+        system = System(config=self.config, pools=pools, hop_seconds=hop, message_seconds=5e-4)
         arrivals = tuple(Arrival(at=0.0, input_tokens=PROMPT, output_tokens=OUTPUT) for _ in range(requests))
         return simulate(system, Workload(arrivals), concurrency=concurrency)
 

@@ -8,14 +8,14 @@ import time
 
 from bench.shape import Report
 from compare.fast import FastSystem, simulate_fast
-from compare.fast_replicas import Decoding, Prefilling
-from compare.replica import Kit
+from compare.fast_replicas import FastDecodePool, FastPrefillPool
+from compare.replica import SimulatedPool
 from compare.simulate import simulate
 from compare.simulator.acceptance import Rates
 from compare.simulator.mixes import FixedSize, generate
 from compare.simulator.outcome import End, SimulationResult
 from compare.system import System
-from compare.virtual import layout_of
+from compare.virtual import cache_layout
 from engine.config import Config
 from hardware.device import Device, Numbers
 from hardware.link import Link
@@ -66,8 +66,8 @@ def roofline() -> Roofline:
 
 def system(times: Roofline, replicas: int = REPLICAS, prefill: int = 2 * REPLICAS) -> FastSystem:
     return FastSystem(
-        prefill=Prefilling(replicas=prefill, times=times, chunk_tokens=16_384),
-        decode=Decoding(
+        prefill=FastPrefillPool(replicas=prefill, times=times, chunk_tokens=16_384),
+        decode=FastDecodePool(
             replicas=replicas,
             times=times,
             max_requests=SEATS,
@@ -101,8 +101,8 @@ def _compared(times: Roofline, count: int) -> dict[str, float]:
     """One replica of each, the same requests and seed."""
     workload = generate(FixedSize(512, 256), rate=count / 2.0, seed=3, requests=count)
     config = {"max_requests": SEATS, "planner": "fixed", "fixed_drafts": len(ACCEPTED), "local_chunk_tokens": 0}
-    layout = layout_of(times.model, 64)
-    kit = Kit(
+    layout = cache_layout(times.model, 64)
+    pool = SimulatedPool(
         layout=layout,
         num_pages=dict.fromkeys(layout.groups, 100_000),
         prefill_times=times,
@@ -112,7 +112,7 @@ def _compared(times: Roofline, count: int) -> dict[str, float]:
     )
     service = Config.parse({"prefill": {"chunk_tokens": 16_384}, "decode": {"default": config}})
     began = time.perf_counter()
-    exact = simulate(System(config=service, kits={"prefill": kit, "default": kit}), workload)
+    exact = simulate(System(config=service, pools={"prefill": pool, "default": pool}), workload)
     middle = time.perf_counter()
     fast = simulate_fast(system(times, replicas=1, prefill=1), workload)
     ended = time.perf_counter()

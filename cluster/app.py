@@ -9,6 +9,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -24,9 +25,9 @@ from cluster.front import environment, wait_for_answer
 from cluster.proxy import APPLICATION
 from cluster.replicas import DecodeReplica, PrefillReplica
 from cluster.servicer import InferenceServicer
-from engine.config import Config, EngineConfig
+from engine.config import Config, EngineConfig, GatewayConfig
 from engine.errors import ConfigError
-from engine.front import GatewayConfig
+from local.policies import scaling_bounds, scaling_targets
 
 SERVICERS = ["cluster.proxy.add_servicers"]
 PREFILL, GATEWAY = "Prefill", "Gateway"
@@ -175,25 +176,14 @@ def deploy_config(config: Config) -> dict[str, Any]:
 
 def _service_levels(config: Config) -> dict[str, Any]:
     """Serve's application-level policy, with all that it has to know."""
-    targets = config.targets
-    bounds = {
-        pool: {
-            "least": section.scale.min_replicas,
-            "most": section.scale.max_replicas,
-            "devices": section.scale.devices,
-            "watts": section.scale.watts,
-        }
-        for pool, section in (("prefill", config.prefill), *config.decode.items())
-        if section.scale is not None
-    }
     return {
         "policy_function": autoscale.PATH,
         "policy_kwargs": {
-            "targets": targets.model_dump(exclude={"ttft_percentile", "record"}),
-            "bounds": bounds,
+            "targets": asdict(scaling_targets(config)),
+            "bounds": {pool: asdict(bounds) for pool, bounds in scaling_bounds(config).items()},
             "pools": {PREFILL: "prefill"} | {decode_deployment(pool): pool for pool in config.decode},
             "gateway": GATEWAY,
-            "record": None if targets.record is None else str(targets.record),
+            "record": None if config.targets.record is None else str(config.targets.record),
         },
     }
 

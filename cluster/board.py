@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from engine.config import Config
 from engine.errors import Unavailable
 from engine.facts import ReplicaStats
-from local.rules import rules
+from local.policies import routing_rules
 from policy.board import Board
 
 logger = logging.getLogger("ray.serve")
@@ -27,7 +27,7 @@ class LiveBoard(Board):
         ask: Callable[[], Awaitable[list[ReplicaStats]]],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(rules(config))
+        super().__init__(routing_rules(config))
         self._ask = ask
         self._now = now
         self._asked_at = float("-inf")

@@ -82,6 +82,7 @@ def evaluate(
     from engine.config import SHIPPED_MODEL
     from engine.errors import ConfigError
     from engine.models import load_model
+    from train.drafter.engines import DrafterSource
     from train.drafter.evaluation import Evaluation, settings_named, write_json
     from train.drafter.plots import draw_evaluation
     from train.drafter.prompts import corpus_prompts, file_prompts
@@ -96,7 +97,7 @@ def evaluate(
         else:
             domains = corpus_prompts(path, requests, prompt_tokens, skip)
         model = load_model(path, getattr(torch, dtype), torch.device(device))
-        source = "mtp" if drafter == "mtp" else Path(drafter)
+        source: DrafterSource = "mtp" if drafter == "mtp" else Path(drafter)
         evaluation = Evaluation(model, path, source, concurrency, max_tokens, records)
         results = list(evaluation.measured(domains, settings, Console(stderr=True, soft_wrap=True).print))
     except (ConfigError, OSError, ValueError) as error:
@@ -128,7 +129,7 @@ def calibrate(
         fail(str(error))
     Console(highlight=False).print(calibration_table(fit))
     curves = [("before", fit.before.reliability), ("after", fit.after.reliability)]
-    if plot and not reliability_diagram(plot, "Survival of drafts", curves):
+    if plot and not reliability_diagram(plot, curves):
         fail("--plot: matplotlib is not installed")
 
 

@@ -12,11 +12,10 @@ import yaml
 from cluster.app import deploy_config
 from cluster.cluster_file import ClusterFile, Nodes
 from cluster.front import switches
-from engine.config import Config, EngineConfig
+from engine.config import Config, EngineConfig, GatewayConfig
 from engine.errors import ConfigError
-from engine.front import GatewayConfig
 from engine.models.preflight import free_memory, gib
-from local.outlook import Outlook, outlooks
+from local.footprint import ReplicaFootprint, replica_footprints
 
 Verdict = Literal["ok", "note", "FAILS"]
 
@@ -88,7 +87,7 @@ class Configuration:
 
     def __init__(self, file: Path, config: Config) -> None:
         self.file, self.config = file, config
-        self.outlooks: dict[str, Outlook] = {}
+        self.footprints: dict[str, ReplicaFootprint] = {}
 
     def check(self, clusters: list[ClusterFile]) -> Iterator[Finding]:
         """Findings on the checkpoint and the machines of each cluster; without one, on this machine's."""
@@ -97,11 +96,11 @@ class Configuration:
             yield self._note(f"model.path: {path} is not on this machine; what it would take cannot be told")
         else:
             try:
-                self.outlooks = outlooks(self.config)
+                self.footprints = replica_footprints(self.config)
             except ConfigError as error:
                 yield self._fails(str(error))
                 return
-            weights = max(outlook.weights_bytes for outlook in self.outlooks.values())
+            weights = max(footprint.weights_bytes for footprint in self.footprints.values())
             yield self._ok(f"model.path: {path}: {gib(weights)} of weights in each replica")
         for cluster in clusters:
             yield from self._on(cluster)
@@ -130,7 +129,7 @@ class Configuration:
             takes = ", ".join(f"{name} {amount:g}" for name, amount in sorted(asked.items()))
             yield self._fails(f"{key}: a replica takes {takes}; {where} has all of that")
             return
-        most = section.most_replicas
+        most = section.max_replicas
         placed = sum(nodes.place(key, asked) for _ in range(most))
         if placed < most:
             room = "max_workers of the cluster and of its node types leave no more"
@@ -141,7 +140,7 @@ class Configuration:
     def _memory_of(self, nodes: Nodes, cluster: ClusterFile) -> Iterator[Finding]:
         """Whether each node's memory is enough for the replicas that would be on it."""
         untold: set[str] = set()
-        for node in nodes.nodes if self.outlooks else []:
+        for node in nodes.nodes if self.footprints else []:
             free, where = node.type.resources.get("memory", math.inf), f"{node.type.name} of {cluster.file}"
             for key in node.pools:
                 on_gpu = self.config.sections[key].torch_device.type == "cuda"
@@ -150,7 +149,7 @@ class Configuration:
                     untold.add(f"{key}: {cluster.file} does not say {said}, so whether a replica fits cannot be told")
                     continue
                 try:
-                    free -= self.outlooks[key].taken(int(free), where)
+                    free -= self.footprints[key].taken(int(free), where)
                 except ConfigError as error:
                     yield self._fails(f"{key}: {error}")
                     return
@@ -160,14 +159,14 @@ class Configuration:
         """Whether all replicas fit on this machine at once."""
         cpu, gpus = float(free_memory(torch.device("cpu"))), 0
         for key, section in self.config.sections.items():
-            device, most = section.torch_device, section.most_replicas
+            device, most = section.torch_device, section.max_replicas
             try:
                 for _ in range(most):
                     if device.type == "cuda":
                         gpus += 1
-                        self.outlooks[key].taken(self._gpu(gpus, device), str(device))
+                        self.footprints[key].taken(self._gpu(gpus, device), str(device))
                     else:
-                        cpu -= self.outlooks[key].taken(int(cpu), "this machine")
+                        cpu -= self.footprints[key].taken(int(cpu), "this machine")
             except ConfigError as error:
                 yield self._fails(f"{key}: {error}")
                 return

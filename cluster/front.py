@@ -24,8 +24,8 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from ray.serve._private.haproxy import get_haproxy_binary
 from ray.serve.context import _get_global_client
 
+from engine.config import GatewayConfig
 from engine.errors import ConfigError
-from engine.front import GatewayConfig
 
 # Replies between replicas and to the proxy go over gRPC streams instead of Ray objects, and our code runs in the
 # replica's own loop: a message costs a third of the processor time on every hop, and a stream is only asked for its

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from engine.config import GatewayConfig
 from engine.errors import Overloaded, Preempted, SparkpoolError
-from engine.front import GatewayConfig
 from engine.types import Chunk, Ended, Event, Handoff, Request
 from policy.admit import RetryBudget
 from policy.journey import (
@@ -189,7 +189,7 @@ class Attempt:
             case ChooseReplicas(request):
                 self.next_event = partial(self._routed, request)
             case Wait(seconds):
-                self.next_event = partial(_wait, seconds)
+                self.next_event = partial(_waited, seconds)
             case Prefill(request):
                 replicas = self._counted.enter_context(self._router.prefilling(request))
                 self._open(self._pools.prefill(request, replicas))
@@ -233,7 +233,7 @@ class Attempt:
             return Ended(request_id=self._state.attempt_id, error=error)
 
 
-async def _wait(seconds: float) -> Waited:
+async def _waited(seconds: float) -> Waited:
     await asyncio.sleep(seconds)
     return Waited()
 

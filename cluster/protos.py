@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from cluster.proto import sparkpool_pb2 as pb
+from engine.config import GatewayConfig
 from engine.errors import BadRequest, UnknownModel
 from engine.facts import ModelFacts, PageCounts, ReplicaStats
-from engine.front import GatewayConfig
 from engine.text import Text
 from engine.types import NO_LIMIT, Chunk, FinishReason, Request, Sampling, StopRules
 from policy.request_state import RequestState

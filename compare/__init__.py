@@ -1,1 +1,1 @@
-"""What a design would do before anyone builds it: workloads, their simulation, and what the results would cost."""
+"""The comparison of systems before anyone builds them: simulation, costs, published measurements and the report."""

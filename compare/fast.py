@@ -1,11 +1,11 @@
-"""The same cluster, faster: whole steps of a replica at once, over arrays of requests instead of objects.
+"""A faster simulator of the same cluster: each replica computes whole steps over arrays of requests.
 
-What is the same as in compare/simulate.py: arrivals, step times, acceptance, the admission of requests by seats and
-bytes of cache, chunked prefill under one token budget, the link. What is simpler, and why it changes little: a request
-goes to the replica with fewest (which is where `rank_decode` sends it while all have room and measure the same);
-prefill replicas share no prefixes but what `Arrival.shared` says was sent to that very replica before; every request of
-a step has as many drafts verified, as many as `expected_rate` finds worth most (requests of one domain survive alike);
-nobody is preempted, because a request only begins where all that it will be fits. Tests compare both on small cases.
+The same as in compare/simulate.py: arrivals, step times, acceptance, admission by `max_requests` and pages, chunked
+prefill under one token budget, the link. Simpler, with little effect: a request goes to the replica with the fewest
+(where `rank_decode` sends it while all have room and the same speed); a prefill replica caches only what
+`Arrival.shared` names and it has computed before; every request of a step has the same number of drafts verified, the
+number at which `expected_rate` is highest; no request is preempted, because one only begins where its whole length
+fits. Tests compare both simulators on small cases.
 """
 
 import heapq
@@ -14,7 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compare.fast_replicas import DecodeReplica, Decoding, Entry, Plans, Prefilling, PrefillReplica
+from compare.fast_replicas import (
+    DecodeStepTable,
+    FastDecodePool,
+    FastDecodeReplica,
+    FastPrefillPool,
+    FastPrefillReplica,
+    WaitingHandoff,
+)
 from compare.simulator.outcome import End, Machine, Served, SimulationResult
 from compare.simulator.workload import Workload
 from engine.errors import ConfigError
@@ -22,8 +29,11 @@ from engine.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class FastSystem:
-    prefill: Prefilling
-    decode: Decoding
+    """A service of one prefill and one decode pool. `hop_seconds`: between gateway and replica, each way;
+    `message_seconds`: between two replicas."""
+
+    prefill: FastPrefillPool
+    decode: FastDecodePool
     hop_seconds: float = 0.0
     message_seconds: float = 0.0
 
@@ -31,24 +41,24 @@ class FastSystem:
 def simulate_fast(
     system: FastSystem, workload: Workload, seed: int = 0, concurrency: int | None = None
 ) -> SimulationResult:
-    """As compare/simulate.py: simulate."""
-    return Run(system, workload, seed, concurrency).run()
+    """Serve a workload, as `simulate` in compare/simulate.py does."""
+    return FastSimulation(system, workload, seed, concurrency).run()
 
 
 ARRIVES, PREFILLED, ANNOUNCED, TURN, DECODED = range(5)
 
 
-class Run:
-    """One simulation."""
+class FastSimulation:
+    """One simulation: a heap of events, each of which changes a replica and adds the events that follow."""
 
     def __init__(self, system: FastSystem, workload: Workload, seed: int, concurrency: int | None) -> None:
         if system.decode.fixed and not system.decode.acceptance:
-            raise ConfigError("decode.fixed: drafts without an acceptance")
+            raise ConfigError("decode.fixed: drafts are verified, and there is no acceptance")
         self._system, self._arrivals, self._concurrency = system, workload.arrivals, concurrency
-        random, plans = np.random.default_rng(seed), Plans(system.decode)
-        self._prefill = [PrefillReplica(system.prefill) for _ in range(system.prefill.replicas)]
+        random, steps = np.random.default_rng(seed), DecodeStepTable(system.decode)
+        self._prefill = [FastPrefillReplica(system.prefill) for _ in range(system.prefill.replicas)]
         self._decode = [
-            DecodeReplica(system.decode, plans, random, 2 * system.message_seconds)
+            FastDecodeReplica(system.decode, steps, random, 2 * system.message_seconds)
             for _ in range(system.decode.replicas)
         ]
         self._moments: list[tuple[float, int, int, int, object]] = []
@@ -99,7 +109,7 @@ class Run:
             self._push(replica.free_at, PREFILLED, which, done)
 
     def _prefilled(self, which: int, done: object) -> None:
-        """Handoffs leave: decode hears of each two hops later, and its pages come after that."""
+        """Send the handoffs: a decode replica hears of each two hops later, and reads its pages after that."""
         assert isinstance(done, list)
         moment = self._now + 2 * self._system.hop_seconds
         for index in done:
@@ -109,19 +119,19 @@ class Run:
         self._step_prefill(which)
 
     def _announced(self, which: int, what: object) -> None:
-        """The first token goes out with the next step, at once if there is none."""
+        """Take a handoff. Its first token is sent with the step that runs, or at once if none does."""
         assert isinstance(what, tuple)
         index, source = what
         replica, arrival = self._decode[which], self._arrivals[index]
         replica.coming -= 1
         if replica.stepping:
-            replica.news.append(index)
+            replica.first_tokens.append(index)
         else:
-            self._tell(index, self._now)
+            self._send_first(index, self._now)
         if arrival.output_tokens == 1:
             return
         left = arrival.output_tokens - 1
-        replica.waiting.append(Entry(index, arrival.input_tokens, left, lambda: self._prefill[source].free_at))
+        replica.waiting.append(WaitingHandoff(index, arrival.input_tokens, left, lambda: self._prefill[source].free_at))
         self._context[index] = arrival.input_tokens + left
         if not replica.stepping:
             self._turn(which, None)
@@ -129,34 +139,33 @@ class Run:
     def _turn(self, which: int, _: object) -> None:
         replica = self._decode[which]
         if replica.stepping:
-            return  # a step has begun since this was wanted
+            return  # a step has begun since this event was added
         replica.turn(self._now)
-        told, replica.news = replica.news, []
+        first_tokens, replica.first_tokens = replica.first_tokens, []
         replica.stepping = replica.count > 0
         if replica.stepping:
-            seconds, places = replica.step()
-            self._push(self._now + seconds, DECODED, which, (places, told))
+            seconds, ended = replica.step()
+            self._push(self._now + seconds, DECODED, which, (ended, first_tokens))
             return
-        for index in told:
-            self._tell(index, self._now)
+        for index in first_tokens:
+            self._send_first(index, self._now)
         if replica.next_turn < math.inf:
             self._push(replica.next_turn, TURN, which)
 
     def _decoded(self, which: int, what: object) -> None:
         assert isinstance(what, tuple)
-        places, told = what
-        for index in told:
-            self._tell(index, self._now)
-        if len(places):
+        positions, first_tokens = what
+        for index in first_tokens:
+            self._send_first(index, self._now)
+        if len(positions):
             ended = self._now + self._system.hop_seconds
-            for index in self._decode[which].leave(places, self._context):
+            for index in self._decode[which].leave(positions, self._context):
                 del self._context[index]
                 self._finish(index, ended)
         self._decode[which].stepping = False
         self._turn(which, None)
 
-    def _tell(self, index: int, now: float) -> None:
-        """The first token has left decode."""
+    def _send_first(self, index: int, now: float) -> None:
         self._first[index] = now + self._system.hop_seconds
         if self._arrivals[index].output_tokens == 1:
             self._finish(index, self._first[index])
@@ -200,7 +209,7 @@ class Run:
         ]
         return [*prefill, *decode]
 
-    def _account(self, name: str, pool: str, one: PrefillReplica | DecodeReplica, **drafts: int) -> Machine:
+    def _account(self, name: str, pool: str, one: FastPrefillReplica | FastDecodeReplica, **drafts: int) -> Machine:
         return Machine(
             name=name,
             pool=pool,

@@ -1,4 +1,4 @@
-"""Replicas of the fast simulator: whole steps at once, over arrays of requests."""
+"""Replicas of the fast simulator: each computes a whole step at once, over arrays of requests."""
 
 import math
 from collections import deque
@@ -14,14 +14,14 @@ from engine.facts import Survival, expected_rate
 from engine.steptime import StepTimes
 from hardware.link import Link
 
-CONTEXT_STEP = 256  # contexts that differ by less take the same time
-GRAIN_BITS = 6  # numbers of requests are looked up with so many leading bits
+CONTEXT_STEP = 256  # tokens; step times are computed once for all contexts in such a range
+GRAIN_BITS = 6  # step times are computed for numbers of requests with this many leading bits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefilling:
-    """The prefill pool: its replicas, the times of their steps, tokens of a step, and tokens of prompts that a replica
-    remembers."""
+class FastPrefillPool:
+    """The prefill pool. `chunk_tokens`: the most tokens of a step; `cached_tokens`: tokens of earlier prompts that each
+    replica keeps."""
 
     replicas: int
     times: PrefillTimes
@@ -30,9 +30,9 @@ class Prefilling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """A decode pool: its replicas, the times of their steps, seats and tokens of cache in each, the link that pages
-    come over, bytes of a token there, and drafts. `fixed`: drafts verified of each request; None: as many as pay."""
+class FastDecodePool:
+    """The decode pool. `cache_tokens`: tokens that the pages of a replica hold; `token_bytes`: bytes of a token on the
+    link; `fixed`: drafts of each request that are verified (None: as many as give the most tokens per second)."""
 
     replicas: int
     times: StepTimes
@@ -44,10 +44,10 @@ class Decoding:
     fixed: int | None = None
 
 
-class PrefillReplica:
-    """Prompts in the order of arrival, so many tokens in a step."""
+class FastPrefillReplica:
+    """Computes prompts in the order of arrival, at most `chunk_tokens` tokens in a step."""
 
-    def __init__(self, pool: Prefilling) -> None:
+    def __init__(self, pool: FastPrefillPool) -> None:
         self._pool = pool
         self._seconds: dict[tuple[int, int], float] = {}
         self._known: dict[str, int] = {}
@@ -60,7 +60,8 @@ class PrefillReplica:
         self.free_at = 0.0
 
     def cached(self, arrival: Arrival) -> int:
-        """Tokens of its beginning that are here; the last token is always computed. Whoever asks sends it here."""
+        """Return how many leading tokens of a new request are cached, and cache what it shares with others. The last
+        token of a prompt is always computed."""
         if not arrival.shared or not self._pool.cached_tokens:
             return 0
         found, whole = 0, True
@@ -81,15 +82,15 @@ class PrefillReplica:
         self.queued_tokens += arrival.input_tokens - cached
 
     def step(self) -> tuple[float, list[int]]:
-        """Seconds of the next step, and the prompts that are whole after it."""
+        """Return the seconds of the next step, and the requests whose prompts it completes."""
         budget, prompts, tokens, before, done = self._pool.chunk_tokens, 0, 0, 0.0, []
-        for entry in self.queue:
-            part = min(budget - tokens, entry[1])
-            prompts, tokens, before = prompts + 1, tokens + int(part), before + part * entry[2]
-            entry[1] -= part
-            entry[2] += part
-            if not entry[1]:
-                done.append(int(entry[0]))
+        for prompt in self.queue:
+            part = min(budget - tokens, prompt[1])
+            prompts, tokens, before = prompts + 1, tokens + int(part), before + part * prompt[2]
+            prompt[1] -= part
+            prompt[2] += part
+            if not prompt[1]:
+                done.append(int(prompt[0]))
             if tokens == budget:
                 break
         for _ in done:
@@ -102,17 +103,17 @@ class PrefillReplica:
         return seconds, done
 
 
-class Plans:
-    """Of a pool: how many drafts of each request are verified, and the seconds of such a step. Looked up for some
-    numbers of requests, straight lines between; contexts that differ by less than CONTEXT_STEP are one."""
+class DecodeStepTable:
+    """How many drafts of each request a pool verifies, and the seconds of such a step. Computed for some numbers of
+    requests and interpolated between them; contexts in one CONTEXT_STEP share a figure."""
 
-    def __init__(self, pool: Decoding) -> None:
+    def __init__(self, pool: FastDecodePool) -> None:
         self._pool = pool
         self._survival = Survival(pool.acceptance.survival("") if pool.acceptance else ())
         self._known: dict[tuple[int, int], tuple[int, float]] = {}
 
     def of(self, count: int, context: int) -> tuple[int, float]:
-        """For so many requests with so many tokens each."""
+        """Return drafts and seconds for `count` requests with `context` tokens each."""
         coarse = 1 << max(0, count.bit_length() - GRAIN_BITS)
         low = count // coarse * coarse
         drafts, seconds = self._at(low, context // CONTEXT_STEP)
@@ -133,42 +134,45 @@ class Plans:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A handoff: the request, tokens in its pages, tokens to come; and when its prefill replica can answer."""
+class WaitingHandoff:
+    """A handoff to a decode replica: the request, tokens in its pages, and tokens still to be generated.
+    `prefill_free_at` gives the moment at which its prefill replica ends its current step and can answer."""
 
-    index: int
+    request: int
     context: int
     left: int
-    answering: Callable[[], float]
+    prefill_free_at: Callable[[], float]
 
 
-class DecodeReplica:
-    """Requests as arrays; those that have ended leave holes that the last ones fill."""
+class FastDecodeReplica:
+    """Keeps its requests in arrays; the last ones move to the places of those that have ended."""
 
-    def __init__(self, pool: Decoding, plans: Plans, random: np.random.Generator, answer_seconds: float = 0.0) -> None:
-        """`answer_seconds`: until the answer to a release is here, if prefill is not in a step."""
+    def __init__(
+        self, pool: FastDecodePool, steps: DecodeStepTable, random: np.random.Generator, release_seconds: float = 0.0
+    ) -> None:
+        """`release_seconds`: from the release of a handoff to its answer, if the prefill replica is not in a step."""
         self._pool = pool
-        self._plans = plans
+        self._step_table = steps
         self._random = random
         size = pool.max_requests
         self.request = np.zeros(size, dtype=np.int64)
         self.left = np.zeros(size, dtype=np.int64)
         self.count = 0
-        self.context = 0  # tokens in cache, of all
-        self.promised = 0  # tokens that requests here will have in cache, at most
-        self.waiting: deque[Entry] = deque()
-        self.reading: list[tuple[float, Entry]] = []  # until then
-        self.releasing: list[tuple[float, Entry]] = []  # until then
-        self.coming = 0  # handoffs under way
-        self.answer_seconds = answer_seconds
-        self.news: list[int] = []  # whose first token waits for the next step
+        self.context = 0  # tokens of all requests in pages
+        self.promised = 0  # the most tokens that the requests here will have in pages
+        self.waiting: deque[WaitingHandoff] = deque()
+        self.reading: list[tuple[float, WaitingHandoff]] = []  # with the moment at which the read ends
+        self.releasing: list[tuple[float, WaitingHandoff]] = []  # with the moment of the answer
+        self.coming = 0  # handoffs that are on their way here
+        self.release_seconds = release_seconds
+        self.first_tokens: list[int] = []  # requests whose first token is sent with the next step
         self.link = Link(pool.link.bandwidth, pool.link.latency)
         self.stepping = False
         self.busy_seconds = 0.0
         self.steps = self.tokens = self.drafted = self.verified = self.accepted = 0
         survival = pool.acceptance.survival("") if pool.acceptance else ()
-        # one uniform number says how many drafts in a row survive: as many as there are survivals above it
-        self._chances = np.array(survival[::-1])
+        # A uniform random number gives the drafts that survive in a row: as many as there are survival rates above it.
+        self._survival = np.array(survival[::-1])
 
     @property
     def load(self) -> int:
@@ -179,46 +183,46 @@ class DecodeReplica:
         return self.count + len(self.reading) + len(self.releasing)
 
     def turn(self, now: float) -> None:
-        """What decode/inbox.py does once between two steps: whose release was answered joins, who has been read
-        releases, and reads begin, in order, while there are seats and all that a request will be fits."""
+        """Do what decode/inbox.py does between two steps: let requests whose release was answered join, release those
+        that have been read, and begin reads in order while there is room for a request and its whole length."""
         still = []
-        for moment, entry in self.releasing:
+        for moment, handoff in self.releasing:
             if moment <= now:
-                self._join(entry)
+                self._join(handoff)
             else:
-                still.append((moment, entry))
+                still.append((moment, handoff))
         self.releasing, reading = still, []
-        for moment, entry in self.reading:
+        for moment, handoff in self.reading:
             if moment <= now:
-                self.releasing.append((max(now, entry.answering()) + self.answer_seconds, entry))
+                self.releasing.append((max(now, handoff.prefill_free_at()) + self.release_seconds, handoff))
             else:
-                reading.append((moment, entry))
+                reading.append((moment, handoff))
         self.reading = reading
         while self.waiting and self.holding < self._pool.max_requests:
-            entry = self.waiting[0]
-            if self.promised and self.promised + entry.context + entry.left > self._pool.cache_tokens:
+            handoff = self.waiting[0]
+            if self.promised and self.promised + handoff.context + handoff.left > self._pool.cache_tokens:
                 break
             self.waiting.popleft()
-            self.promised += entry.context + entry.left
-            self.reading.append((self.link.arrives(now, entry.context * self._pool.token_bytes), entry))
+            self.promised += handoff.context + handoff.left
+            self.reading.append((self.link.arrives(now, handoff.context * self._pool.token_bytes), handoff))
 
     @property
     def next_turn(self) -> float:
-        """When there will be something to do if no step runs; infinite if never."""
+        """Return when the next read or release ends; infinite without any."""
         return min((moment for moment, _ in (*self.reading, *self.releasing)), default=math.inf)
 
-    def _join(self, entry: Entry) -> None:
-        self.request[self.count], self.left[self.count] = entry.index, entry.left
+    def _join(self, handoff: WaitingHandoff) -> None:
+        self.request[self.count], self.left[self.count] = handoff.request, handoff.left
         self.count += 1
-        self.context += entry.context
+        self.context += handoff.context
 
     def step(self) -> tuple[float, np.ndarray]:
-        """Seconds of the next step, and the places of requests that end with it; `leave` takes them out."""
+        """Return the seconds of the next step, and the positions of the requests that end with it, for `leave`."""
         count = self.count
-        drafts, seconds = self._plans.of(count, self.context // count)
+        drafts, seconds = self._step_table.of(count, self.context // count)
         left = self.left[:count]
         if drafts:
-            drawn = len(self._chances) - np.searchsorted(self._chances, self._random.random(count), side="right")
+            drawn = len(self._survival) - np.searchsorted(self._survival, self._random.random(count), side="right")
             gained = np.minimum(drawn, drafts) + 1
             self.accepted += int(gained.sum()) - count
             np.minimum(gained, left, out=gained)
@@ -235,12 +239,12 @@ class DecodeReplica:
         self.busy_seconds += seconds
         return seconds, np.flatnonzero(left == 0)
 
-    def leave(self, places: np.ndarray, context_of: Mapping[int, int]) -> list[int]:
-        """The requests at these places, whose seats are free now; `context_of`: tokens that each had at its end."""
-        gone: list[int] = self.request[places].tolist()
-        for place in places[::-1].tolist():
+    def leave(self, positions: np.ndarray, context_of: Mapping[int, int]) -> list[int]:
+        """Remove the requests at these positions and return them. `context_of`: tokens that each has at its end."""
+        gone: list[int] = self.request[positions].tolist()
+        for position in positions[::-1].tolist():
             self.count -= 1
-            self.request[place], self.left[place] = self.request[self.count], self.left[self.count]
+            self.request[position], self.left[position] = self.request[self.count], self.left[self.count]
         for request in gone:
             self.context -= context_of[request]
             self.promised -= context_of[request]

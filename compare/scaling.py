@@ -1,43 +1,28 @@
-"""Scaling in virtual time: policy/scale.py, as cluster/autoscale.py applies it."""
+"""Autoscaling in virtual time: policy/scale.py, as cluster/autoscale.py applies it."""
 
 from functools import partial
 from typing import TYPE_CHECKING
 
+from local.policies import initial_replicas, scaling_bounds, scaling_targets
 from policy.board import PREFILL
 from policy.load import Load, ReplicaLoad
-from policy.scale import Bounds, State, Targets, decide
+from policy.scale import State, decide
 
 if TYPE_CHECKING:
     from compare.simulated_gateway import SimulatedGateway
 
-SCALE_SECONDS = 1.0  # as often as cluster/autoscale.py decides
+SCALE_SECONDS = 1.0  # the period of cluster/autoscale.py
 
 
-class Scale:
-    """Decides once a second. A replica that is wanted is there after a while; one that is not drains."""
+class SimulatedAutoscaler:
+    """Decides once a second. A new replica is ready `System.start_seconds` later; one too many drains."""
 
     def __init__(self, front: "SimulatedGateway") -> None:
         self._front = front
         config = front.system.config
-        targets = config.targets
-        self._percentile = targets.ttft_percentile
-        self._targets = Targets(
-            ttft_seconds=targets.ttft_seconds,
-            tokens_per_second=targets.tokens_per_second,
-            devices=targets.devices,
-            watts=targets.watts,
-            down_seconds=targets.down_seconds,
-        )
-        scales = {key.removeprefix("decode."): section.scale for key, section in config.sections.items()}
-        self._bounds = {
-            pool: Bounds(least=s.min_replicas, most=s.max_replicas, devices=s.devices, watts=s.watts)
-            for pool, s in scales.items()
-            if s is not None
-        }
-        self._wanted = {
-            key.removeprefix("decode."): section.scale.min_replicas if section.scale else section.replicas
-            for key, section in config.sections.items()
-        }
+        self._percentile = config.targets.ttft_percentile
+        self._targets, self._bounds = scaling_targets(config), scaling_bounds(config)
+        self._wanted = initial_replicas(config)
         self._state = State()
         self.history: list[tuple[float, dict[str, int]]] = []
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from operator import methodcaller
 
-from compare.replica import Replica, Workshop
-from compare.scaling import Scale
+from compare.replica import Replica, VirtualWorld
+from compare.scaling import SimulatedAutoscaler
 from compare.simulator.outcome import End, Machine, Served, SimulationResult
 from compare.simulator.workload import Arrival, Workload, tokens_of
 from compare.system import System
-from compare.virtual import Timeline
+from compare.virtual import SimulatedNetwork, Timeline
 from engine.errors import Overloaded, Unavailable
 from engine.types import Ended, Event, Request, Sampling, StopRules
-from local.rules import rules
+from local.policies import initial_replicas, routing_rules
 from policy.admit import RetryBudget
 from policy.board import PREFILL, Board
 from policy.journey import (
@@ -63,11 +63,10 @@ class SimulatedGateway:
         self._workload, self._concurrency = workload, concurrency
         self._timeline = Timeline()
         self._domains: list[str] = []
-        self._workshop = Workshop(
-            self._timeline, system.message_seconds, lambda name: self._domains[int(name.partition(".")[0])], seed
-        )
+        network = SimulatedNetwork(system.message_seconds)
+        self._world = VirtualWorld(self._timeline, network, self._domains, seed)
         config = system.config
-        self._board = Board(rules(config))
+        self._board = Board(routing_rules(config))
         self._asked_at = float("-inf")
         self._replicas: dict[str, Replica] = {}
         self._numbers = 0
@@ -81,13 +80,12 @@ class SimulatedGateway:
         self._ongoing = 0
         self._served: dict[int, Served] = {}
         self._next = 0
-        self._scale = Scale(self) if config.scaled else None
+        self._scale = SimulatedAutoscaler(self) if config.scaled else None
 
     def run(self) -> SimulationResult:
-        for pool, section in self._config.sections.items():
-            scale = section.scale
-            for _ in range(scale.min_replicas if scale else section.replicas):
-                self.start(pool.removeprefix("decode."))
+        for pool, count in initial_replicas(self._config).items():
+            for _ in range(count):
+                self.start(pool)
         if self._concurrency is None:
             for arrival in self._workload:
                 self._timeline.at(arrival.at, self._arrive)
@@ -130,12 +128,9 @@ class SimulatedGateway:
 
     def start(self, pool: str) -> None:
         """One replica more of a pool."""
-        name, kit = f"{pool}-{self._numbers}", self._system.kits[pool]
+        name = f"{pool}-{self._numbers}"
         self._numbers += 1
-        if pool == PREFILL:
-            replica = self._workshop.prefill(name, kit, self._config.prefill)
-        else:
-            replica = self._workshop.decode(name, pool, kit, self._config.decode[pool])
+        replica = Replica(name, pool, self._config.pools[pool], self._system.pools[pool], self._world)
         replica.deliver = self._deliver
         self._replicas[name] = replica
         self._asked_at = float("-inf")

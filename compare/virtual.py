@@ -1,4 +1,4 @@
-"""The world around an engine, without a model, a device or a wall clock: the doubles that a simulated replica gets.
+"""The virtual world around an engine: parts without a model, a device or a wall clock, which a simulated replica gets.
 
 The engines are the real ones. What they are given here computes nothing, holds no bytes, and takes the time that a
 step-time model says.
@@ -8,61 +8,61 @@ import heapq
 import itertools
 from collections.abc import Callable
 from random import Random
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from compare.simulator.acceptance import AcceptanceModel
-from decode.schedule import DecodeBatch
+from decode.batch import DecodeBatch
 from engine.backend import Output
 from engine.batch import Batch
 from engine.clock import Stopwatch
 from engine.drafters import DraftBlock
-from engine.pages import CacheLayout
+from engine.pages import CacheLayout, PageStore
 from engine.pages.layout import Entry
+from engine.text import Text
 from engine.transfer import Message, PageRead, ReadState
 from engine.types import AgentEntry, SampledToken
 from hardware.link import Link
 from hardware.model import Model
 
-CPU = torch.device("cpu")
-VOCABULARY = 2  # logits that nobody looks at
-TOKEN = 1
+VOCABULARY = 2  # the fewest tokens that can be sampled from
+TOKEN = 1  # the token that every simulated step gives
 
 
 class Timeline:
-    """What will happen, in the order of its time; of one moment, in the order in which it was said."""
+    """The calls to come, in the order of their time; those of one moment in the order in which they were added."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self._coming: list[tuple[float, int]] = []
-        self._happen: dict[int, Callable[[], None]] = {}
+        self._calls: dict[int, Callable[[], None]] = {}
         self._numbers = itertools.count()
 
-    def at(self, moment: float, happen: Callable[[], None]) -> int:
-        """A number to call it off by."""
+    def at(self, moment: float, call: Callable[[], None]) -> int:
+        """Add a call; returns a number to cancel it by."""
         assert moment >= self.now, f"{moment} has passed, it is {self.now}"
         number = next(self._numbers)
-        self._happen[number] = happen
+        self._calls[number] = call
         heapq.heappush(self._coming, (moment, number))
         return number
 
     def cancel(self, number: int) -> None:
-        """It will not happen. What has happened stays."""
-        self._happen.pop(number, None)
+        """Cancel a call. One that has been made stays."""
+        self._calls.pop(number, None)
 
     def run(self) -> None:
-        """Until nothing is to come."""
+        """Make all calls, and those that they add."""
         while self._coming:
             moment, number = heapq.heappop(self._coming)
-            happen = self._happen.pop(number, None)
-            if happen is not None:
+            call = self._calls.pop(number, None)
+            if call is not None:
                 self.now = moment
-                happen()
+                call()
 
 
-class ReplicaClock:
-    """One replica's: it runs ahead of the timeline while a step takes its time."""
+class VirtualClock:
+    """The clock of one replica: it runs ahead of the timeline while a step takes its time."""
 
     def __init__(self, moment: float) -> None:
         self._now = moment
@@ -74,42 +74,32 @@ class ReplicaClock:
         self._now += seconds
 
     def set(self, moment: float) -> None:
-        """The next step begins."""
+        """Go to the moment at which the next step begins."""
         self._now = moment
 
 
-class NoBytes:
-    """Records that nobody reads."""
-
-    def __getitem__(self, index: object) -> None:
-        return None
-
-    def __setitem__(self, index: object, value: object) -> None:
-        pass
-
-
-class NoStore:
-    """A `PageStore` of pages that hold nothing."""
+class EmptyPageStore(PageStore):
+    """A PageStore whose records have shapes and no bytes. Batches are still built on the CPU."""
 
     def __init__(self, layout: CacheLayout, num_pages: dict[str, int]) -> None:
-        self.layout = layout
-        self.num_pages = num_pages
-        self.device = CPU
-        self.records: dict[str, Any] = {name: NoBytes() for name in layout.groups}
+        super().__init__(layout, num_pages, torch.device("meta"))
+        self.device = torch.device("cpu")
 
 
-class NoText:
-    """A tokenizer that says nothing."""
+class EmptyText(Text):
+    """A tokenizer whose tokens have no text."""
+
+    def __init__(self) -> None: ...
 
     def encode(self, text: str) -> tuple[int, ...]:
         return ()
 
-    def decode(self, tokens: object) -> str:
+    def decode(self, tokens: tuple[int, ...] | list[int]) -> str:
         return ""
 
 
-def layout_of(model: Model, page_tokens: int) -> CacheLayout:
-    """Pages as large as the model's would be: one entry for all that grows, one for each window."""
+def cache_layout(model: Model, page_tokens: int) -> CacheLayout:
+    """Return pages as large as the model's would be: one entry for all that grows, one for each window."""
     sizes: dict[int | None, float] = {}
     for layer in model.layers:
         for entry in layer.attention.cache:
@@ -124,14 +114,15 @@ def layout_of(model: Model, page_tokens: int) -> CacheLayout:
 
 class PrefillTimes(Protocol):
     def prefill_seconds(self, prompts: int, tokens: int, context: int) -> float:
-        """A step of so many tokens of so many prompts, of which `context` on average are in pages already."""
+        """Return the seconds of a step that computes `tokens` tokens of `prompts` prompts, of each of which `context`
+        tokens on average are in pages already."""
         ...
 
 
-class NoModel:
-    """A `Backend` that takes its time."""
+class SimulatedBackend:
+    """A Backend that takes the time of a prefill step and computes nothing."""
 
-    def __init__(self, times: PrefillTimes, clock: ReplicaClock) -> None:
+    def __init__(self, times: PrefillTimes, clock: VirtualClock) -> None:
         self._times = times
         self._clock = clock
 
@@ -146,14 +137,16 @@ class NoModel:
 
 
 class SimulatedStepRunner:
-    """StepRunner (decode/step_runner.py) whose drafts survive as an acceptance model says. Time is the pace's matter.
+    """A StepRunner (decode/step_runner.py) whose drafts are accepted as an acceptance model says; it takes no time,
+    which is the pace's to do.
 
-    Each request's blocks are drawn from noise of its own, so what becomes of them does not depend on the batch.
+    Each request's blocks are drawn from noise of its own, so their acceptance does not depend on the batch.
     """
 
     synthetic = True
 
     def __init__(self, acceptance: AcceptanceModel | None, domain_of: Callable[[str], str], seed: int) -> None:
+        """`domain_of` gives the domain of a request's id."""
         self.computing = Stopwatch()
         self.block_length = acceptance.block_length if acceptance else 0
         self._acceptance = acceptance
@@ -177,31 +170,38 @@ class SimulatedStepRunner:
         return [[SampledToken(TOKEN, 0.0)] * (1 + min(n, s)) for n, s in zip(lengths, self._survives, strict=True)]
 
 
-class Wire:
-    """Joins the transfers of a simulation, and says how long a message takes."""
+class SimulatedNetwork:
+    """Joins the transfers of a simulation. A message takes `message_seconds`."""
 
     def __init__(self, message_seconds: float) -> None:
         self.message_seconds = message_seconds
-        self.agents: dict[str, DrawnTransfer] = {}
+        self.agents: dict[str, SimulatedTransfer] = {}
 
 
-class DrawnTransfer:
-    """A `Transfer` whose reads take the time of a link; nothing is copied."""
+class SimulatedTransfer:
+    """A Transfer whose reads take the time of a link; nothing is copied."""
 
-    def __init__(self, name: str, layout: CacheLayout, wire: Wire, link: Link, clock: ReplicaClock) -> None:
+    def __init__(
+        self,
+        name: str,
+        network: SimulatedNetwork,
+        link: Link,
+        clock: VirtualClock,
+        wake: Callable[[float], None],
+    ) -> None:
+        """`wake` makes this agent's engine look for messages at a moment."""
         self.entry = AgentEntry(name=name, metadata=b"", regions={})
-        self._layout = layout
-        self._wire = wire
+        self._network = network
         self._link = link
         self._clock = clock
+        self._wake = wake
         self._arrives: dict[int, float] = {}
         self._numbers = itertools.count()
         self._inbox: list[tuple[float, str, Message]] = []
-        self.wake: Callable[[float], None] = lambda moment: None
-        wire.agents[name] = self
+        network.agents[name] = self
 
     def connect(self, peer: AgentEntry) -> bool:
-        return peer.name in self._wire.agents
+        return peer.name in self._network.agents
 
     def read(self, peer: AgentEntry, reads: list[PageRead]) -> int:
         number = next(self._numbers)
@@ -216,9 +216,9 @@ class DrawnTransfer:
         return ReadState.DONE
 
     def notify(self, peer: str, message: Message) -> bool:
-        receiver, moment = self._wire.agents[peer], self._clock.now() + self._wire.message_seconds
+        receiver, moment = self._network.agents[peer], self._clock.now() + self._network.message_seconds
         receiver._inbox.append((moment, self.entry.name, message))
-        receiver.wake(moment)
+        receiver._wake(moment)
         return True
 
     def notifications(self) -> list[tuple[str, Message]]:
@@ -227,8 +227,6 @@ class DrawnTransfer:
         self._inbox = [one for one in self._inbox if one[0] > now]
         return here
 
-    def drop(self, peer: str) -> None:
-        pass
+    def drop(self, peer: str) -> None: ...
 
-    def close(self) -> None:
-        pass
+    def close(self) -> None: ...

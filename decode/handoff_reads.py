@@ -1,30 +1,39 @@
-"""The life of a handoff in a decode replica, until its pages are ours. A table; the `Decoder` does the I/O.
+"""The states of a handoff in a decode replica until its pages are read. This is a table; `Inbox` executes its actions.
 
-    state       event        next        what the decoder does on the way
-    waiting     room         reading     take pages, post one READ for those that are not here already
-    waiting     not_held     lost        -
-    waiting     timeout      lost        release
-    waiting     cancel       cancelled   release
-    reading     read_done    releasing   release, and ask whether it was held to the end
-    reading     read_failed  lost        release, give pages back
-    reading     not_held     draining    quarantine pages: bytes may still arrive
-    reading     timeout      draining    release, quarantine pages
-    reading     cancel       draining    release, quarantine pages
-    releasing   held         admitted    decode
-    releasing   not_held     lost        give pages back: what was read may be another's
-    releasing   timeout      lost        give pages back
-    releasing   cancel       cancelled   give pages back
-    draining    read_done    gone        release_quarantine pages
-    draining    read_failed  gone        release_quarantine pages
+    state       event        next        actions
+    waiting     room         reading     post_read
+    waiting     renew_due    waiting     renew_lease
+    waiting     renewed      waiting     extend_deadline
+    waiting     not_held     lost        report_lost
+    waiting     timeout      lost        release_lease, report_lost
+    waiting     cancel       cancelled   release_lease
+    reading     renew_due    reading     renew_lease
+    reading     read_done    releasing   count_read, release_lease
+    reading     read_failed  lost        release_lease, give_back_pages, drop_peer, report_lost
+    reading     not_held     draining    quarantine_pages, report_lost
+    reading     timeout      draining    release_lease, quarantine_pages, report_lost
+    reading     cancel       draining    release_lease, quarantine_pages
+    releasing   held         admitted    -
+    releasing   not_held     lost        give_back_pages, report_lost
+    releasing   timeout      lost        give_back_pages, report_lost
+    releasing   cancel       cancelled   give_back_pages
+    draining    read_done    gone        release_quarantine
+    draining    read_failed  gone        release_quarantine
 
-`lost` is prefilled again by whoever owns the request. Every other event leaves a state as it is: an answer to a
-renewal may come late, and a request can be cancelled twice.
+A handoff that waits has no pages: `room` means that they have been taken. The answer to `release_lease` says whether
+the lease was held until the read had ended; if it was not, the pages that were read may hold another request's tokens.
+Bytes may still arrive in the pages of a read that was given up, so these pages drain before they are used again. The
+owner of a lost request sends it to prefill again.
+
+Answers may come late, time passes in every state, and a request can be cancelled twice: without a row, the events in
+IGNORED change nothing. Every other pair without a row is an error in this program.
 """
 
 import enum
 from dataclasses import dataclass, field
 
-from decode.sequence import Sequence
+from decode.sequence import WaitingSequence
+from engine.pages import Tables
 from engine.transfer import PageRead
 from engine.types import Handoff
 
@@ -42,6 +51,8 @@ class ReadPhase(enum.StrEnum):
 
 class ReadEvent(enum.StrEnum):
     ROOM = "room"
+    RENEW_DUE = "renew_due"
+    RENEWED = "renewed"
     READ_DONE = "read_done"
     READ_FAILED = "read_failed"
     HELD = "held"
@@ -50,34 +61,54 @@ class ReadEvent(enum.StrEnum):
     CANCEL = "cancel"
 
 
-P, E = ReadPhase, ReadEvent
-TRANSITIONS: dict[tuple[ReadPhase, ReadEvent], ReadPhase] = {
-    (P.WAITING, E.ROOM): P.READING,
-    (P.WAITING, E.NOT_HELD): P.LOST,
-    (P.WAITING, E.TIMEOUT): P.LOST,
-    (P.WAITING, E.CANCEL): P.CANCELLED,
-    (P.READING, E.READ_DONE): P.RELEASING,
-    (P.READING, E.READ_FAILED): P.LOST,
-    (P.READING, E.NOT_HELD): P.DRAINING,
-    (P.READING, E.TIMEOUT): P.DRAINING,
-    (P.READING, E.CANCEL): P.DRAINING,
-    (P.RELEASING, E.HELD): P.ADMITTED,
-    (P.RELEASING, E.NOT_HELD): P.LOST,
-    (P.RELEASING, E.TIMEOUT): P.LOST,
-    (P.RELEASING, E.CANCEL): P.CANCELLED,
-    (P.DRAINING, E.READ_DONE): P.GONE,
-    (P.DRAINING, E.READ_FAILED): P.GONE,
+class ReadAction(enum.StrEnum):
+    POST_READ = "post_read"
+    RENEW_LEASE = "renew_lease"
+    EXTEND_DEADLINE = "extend_deadline"
+    COUNT_READ = "count_read"
+    RELEASE_LEASE = "release_lease"
+    GIVE_BACK_PAGES = "give_back_pages"
+    QUARANTINE_PAGES = "quarantine_pages"
+    RELEASE_QUARANTINE = "release_quarantine"
+    DROP_PEER = "drop_peer"
+    REPORT_LOST = "report_lost"
+
+
+P, E, A = ReadPhase, ReadEvent, ReadAction
+TRANSITIONS: dict[tuple[ReadPhase, ReadEvent], tuple[ReadPhase, tuple[ReadAction, ...]]] = {
+    (P.WAITING, E.ROOM): (P.READING, (A.POST_READ,)),
+    (P.WAITING, E.RENEW_DUE): (P.WAITING, (A.RENEW_LEASE,)),
+    (P.WAITING, E.RENEWED): (P.WAITING, (A.EXTEND_DEADLINE,)),
+    (P.WAITING, E.NOT_HELD): (P.LOST, (A.REPORT_LOST,)),
+    (P.WAITING, E.TIMEOUT): (P.LOST, (A.RELEASE_LEASE, A.REPORT_LOST)),
+    (P.WAITING, E.CANCEL): (P.CANCELLED, (A.RELEASE_LEASE,)),
+    (P.READING, E.RENEW_DUE): (P.READING, (A.RENEW_LEASE,)),
+    (P.READING, E.READ_DONE): (P.RELEASING, (A.COUNT_READ, A.RELEASE_LEASE)),
+    (P.READING, E.READ_FAILED): (P.LOST, (A.RELEASE_LEASE, A.GIVE_BACK_PAGES, A.DROP_PEER, A.REPORT_LOST)),
+    (P.READING, E.NOT_HELD): (P.DRAINING, (A.QUARANTINE_PAGES, A.REPORT_LOST)),
+    (P.READING, E.TIMEOUT): (P.DRAINING, (A.RELEASE_LEASE, A.QUARANTINE_PAGES, A.REPORT_LOST)),
+    (P.READING, E.CANCEL): (P.DRAINING, (A.RELEASE_LEASE, A.QUARANTINE_PAGES)),
+    (P.RELEASING, E.HELD): (P.ADMITTED, ()),
+    (P.RELEASING, E.NOT_HELD): (P.LOST, (A.GIVE_BACK_PAGES, A.REPORT_LOST)),
+    (P.RELEASING, E.TIMEOUT): (P.LOST, (A.GIVE_BACK_PAGES, A.REPORT_LOST)),
+    (P.RELEASING, E.CANCEL): (P.CANCELLED, (A.GIVE_BACK_PAGES,)),
+    (P.DRAINING, E.READ_DONE): (P.GONE, (A.RELEASE_QUARANTINE,)),
+    (P.DRAINING, E.READ_FAILED): (P.GONE, (A.RELEASE_QUARANTINE,)),
 }
+IGNORED = frozenset({E.RENEW_DUE, E.RENEWED, E.HELD, E.NOT_HELD, E.TIMEOUT, E.CANCEL})
 LIVE = frozenset({P.WAITING, P.READING, P.RELEASING, P.DRAINING})
 
 
 @dataclass
 class Incoming:
-    """A handoff that is not decoding yet. Times are on the engine's clock. `with_drafter`: the drafter's part of its
-    pages is read too."""
+    """A handoff that is not decoding yet. Times are on the engine's clock.
+
+    `tables` are empty while it waits. `with_drafter`: the drafter's part of its pages is read too.
+    """
 
     handoff: Handoff
-    sequence: Sequence
+    sequence: WaitingSequence
+    tables: Tables
     arrived: float
     renew_at: float
     deadline: float
@@ -87,6 +118,12 @@ class Incoming:
     read: int | None = None
     read_started: float = 0.0
     read_ended: float = 0.0
+    cause: str = ""
+    """The phase and the event of the last transition."""
+
+    @property
+    def nonce(self) -> str:
+        return self.handoff.nonce
 
     @property
     def peer(self) -> str:
@@ -101,17 +138,15 @@ class Incoming:
         return sum(len(read.remote_pages) for read in self.reads)
 
     @property
-    def live(self) -> bool:
-        return self.phase in LIVE
+    def reads_pages(self) -> bool:
+        """Whether bytes may still arrive in its pages."""
+        return self.phase in (ReadPhase.READING, ReadPhase.DRAINING)
 
-    @property
-    def renews(self) -> bool:
-        return self.phase in (ReadPhase.WAITING, ReadPhase.READING)
-
-    def on(self, event: ReadEvent) -> bool:
-        """Move along the table; False if `event` means nothing in this phase."""
-        after = TRANSITIONS.get((self.phase, event))
-        if after is None:
-            return False
-        self.phase = after
-        return True
+    def on(self, event: ReadEvent) -> tuple[ReadAction, ...]:
+        """Move along the table, and return the actions that this asks for."""
+        if (self.phase, event) not in TRANSITIONS:
+            assert event in IGNORED, f"{event} cannot happen while {self.phase}"
+            return ()
+        self.cause = f"{self.phase} ({event})"
+        self.phase, actions = TRANSITIONS[self.phase, event]
+        return actions

@@ -1,27 +1,27 @@
-"""What a step may take: as long as it takes, or as long as it would on a device that is emulated."""
+"""The pace of decode steps: as fast as this machine can, or as slow as an emulated device."""
 
 from typing import Protocol
 
 
 class Pace(Protocol):
-    """Called by the decoder twice in a step. Moments are on the engine's clock."""
+    """Is called twice in every step. Times are on the engine's clock."""
 
     @property
     def emulated(self) -> str:
-        """The device whose pace this is; empty for the replica's own."""
+        """The emulated device; "" for the replica's own."""
         ...
 
     def drafted(self, began: float, requests: int, context: int) -> None:
-        """Drafts have been made since `began`: wait as long as that should take."""
+        """Wait until drafting, which began at `began`, has taken as long as it should."""
         ...
 
     def verified(self, began: float, requests: int, tokens: int, context: int) -> bool:
-        """So many tokens have been verified since `began`. True if this step took longer than it should have."""
+        """Wait until verifying `tokens` has taken as long as it should. Return True if the step took longer."""
         ...
 
 
 class OwnPace:
-    """Nobody waits."""
+    """Never waits."""
 
     emulated = ""
 

@@ -1,4 +1,4 @@
-"""Measuring what a decode step costs on this machine, once at start: drafting, and all that follows it."""
+"""The measurement of decode step times on this machine, once at start: drafting and verifying."""
 
 import hashlib
 import json
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from decode.schedule import DecodeBatch
-from decode.sequence import stand_ins
+from decode.batch import DecodeBatch
+from decode.sequence import dummy_sequences
 from decode.step_runner import ModelStepRunner
 from engine.pages import Pages
 from engine.steptime import Curve, ProfiledTimes
@@ -22,7 +22,7 @@ CONTEXT_PAGES = 2
 
 
 def kept(folder: Path, key: dict[str, str], measure: Callable[[], ProfiledTimes]) -> ProfiledTimes:
-    """The folder's table for `key`. If there is none, or none that can be read, it is measured and left there."""
+    """Load the folder's table for `key`; if there is none, or it cannot be read, measure and save it."""
     file = folder / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
     try:
         times = ProfiledTimes.load(file, key)
@@ -41,34 +41,33 @@ def kept(folder: Path, key: dict[str, str], measure: Callable[[], ProfiledTimes]
 
 
 def profiled(
-    rounds: ModelStepRunner, pages: Pages, text: Text, vocab_size: int, max_requests: int, key: dict[str, str]
+    runner: ModelStepRunner, pages: Pages, text: Text, vocab_size: int, max_requests: int, key: dict[str, str]
 ) -> ProfiledTimes:
-    """The least of a few rounds for 1, 2, 4, ... requests, each verifying none, half and all of a block.
+    """Measure steps of 1, 2, 4, ... requests, each verifying none, half and all of a block.
 
-    Requests stand after a context of CONTEXT_PAGES pages, or fewer if the replica has too few for all of them. `key`
-    says what was measured.
+    Each request has a context of CONTEXT_PAGES pages; there are fewer requests if the replica has too few pages. `key`
+    identifies what was measured.
     """
-    length = rounds.drafter.block_length
+    length = runner.drafter.block_length
     context = CONTEXT_PAGES * pages.layout.page_tokens
-    sequences = tuple(stand_ins(pages, text, context, 1 + length, max_requests, Sampling(), vocab_size))
+    sequences = tuple(dummy_sequences(pages, text, context, 1 + length, max_requests, Sampling(), vocab_size))
     assert sequences, "not even one request fits"
     counts = sorted({min(2**n, len(sequences)) for n in range(len(sequences).bit_length() + 1)})
     draft, verify = [], {}
     for count in counts:
         batch = DecodeBatch(sequences[:count], pages, ())
-        draft.append(_least(partial(rounds.draft, batch, length)))
-        block = rounds.draft(batch, length)
+        draft.append(_fastest(partial(runner.draft, batch, length)))
+        block = runner.draft(batch, length)
         lengths = sorted({0, length // 2, length})
-        seconds = [_least(partial(rounds.verify, batch, block, [n] * count)) for n in lengths]
+        seconds = [_fastest(partial(runner.verify, batch, block, [n] * count)) for n in lengths]
         verify[count] = Curve.fitted([count * (1 + n) for n in lengths], seconds)
     for sequence in sequences:
-        assert sequence.tables is not None
         pages.release(sequence.tables)
     return ProfiledTimes(key, context, Curve.fitted(counts, draft), verify)
 
 
-def _least(step: Callable[[], object]) -> float:
-    """Seconds of a step, after one that warms up. The least: what others on the machine take is not the step's."""
+def _fastest(step: Callable[[], object]) -> float:
+    """Return the seconds of the fastest of a few steps, after a warm-up: other work on the machine only adds time."""
     step()
     seconds = []
     for _ in range(REPEATS):

@@ -1,22 +1,22 @@
-"""What every decode step did, in a file: for calibrating confidences and for simulating other plans.
+"""Records of every decode step in a file, for calibrating confidences and for simulating other plans.
 
 A replica writes one file of JSON lines, AGENT.jsonl. Its first line is a `Header`; every other line is a `StepRecord`,
-a step of R requests for which K drafts each had been made:
+a step of R requests for each of which K drafts were made:
 
     began            seconds on the replica's clock; only differences mean anything
-    draft_seconds    making the drafts; on CUDA see decode/schedule.py: StepTimestamps
-    plan_seconds     deciding how many to verify
-    verify_seconds   from the plan to the tokens on the host
-    requests     R   names, which tell requests apart from step to step
-    positions    R   of the last token said, from which the step goes on: so many tokens are in pages
-    lengths      R   drafts put before the target
-    accepted     R   those of them that it accepted, also beyond the end of an answer; it then gave one token more
+    draft_seconds    the time to make the drafts; on CUDA see decode/step_result.py: StepTimestamps
+    plan_seconds     the time to decide how many to verify
+    verify_seconds   the time from the plan to the tokens on the host
+    requests     R   names, which identify requests across steps
+    positions    R   the position of the last generated token, which is the number of tokens in pages
+    lengths      R   the drafts that were verified
+    accepted     R   the drafts that were accepted, those beyond the end of an output included
     confidence  RK   the drafter's P(draft accepted | those before it were); [] if it has none
-    survival    RK   their products, P(draft reached and accepted); 0 where a request has no use for a draft
-    lost             steps before this one that are missing, because the disk was too slow
+    survival    RK   their products, P(draft reached and accepted); 0 beyond the drafts that a request can use
+    lost             the steps before this one that are missing, because the disk was too slow
 
-Probabilities have 5 decimals, times 7. A replica that is killed leaves a last line that may be cut off, and what it did
-in the last WRITE_SECONDS is missing.
+Probabilities have 5 decimals, times 7. If a replica is killed, its last line may be cut off and the steps of the last
+WRITE_SECONDS are missing.
 """
 
 import atexit
@@ -32,18 +32,18 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from decode.objective import survival
-from decode.schedule import Step
+from decode.step_result import StepResult
 
 logger = logging.getLogger("sparkpool")
 FORMAT = "sparkpool-steps-1"
 WRITE_SECONDS = 0.5
-MOST_WAITING = 10_000  # steps, for a disk that has stopped: some tens of megabytes
+MAX_WAITING = 10_000  # steps, while the disk does not respond: some tens of megabytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """Whose steps these are. Fingerprints as in a handoff; `started` is UTC, ISO 8601; `temperatures` are those that
-    confidences were calibrated with, by place."""
+    """The replica that recorded the steps. Fingerprints are those of a handoff; `started` is UTC, ISO 8601;
+    `temperatures` are those that confidences were calibrated with, by position in the block."""
 
     format: str = FORMAT
     pool: str
@@ -61,7 +61,7 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One line; the fields are explained above."""
+    """One step; the module docstring explains the fields."""
 
     began: float
     draft_seconds: float
@@ -76,19 +76,19 @@ class StepRecord:
     lost: int = 0
 
     @classmethod
-    def of(cls, step: Step, lost: int = 0) -> "StepRecord":
-        timestamps, demand, confidence_RK = step.timestamps, step.batch.demand(), step.block.confidence_RK
+    def of(cls, result: StepResult, lost: int = 0) -> "StepRecord":
+        timestamps, confidence_RK = result.timestamps, result.block.confidence_RK
         return cls(
             began=round(timestamps.began, 7),
             draft_seconds=round(timestamps.draft_seconds, 7),
             plan_seconds=round(timestamps.plan_seconds, 7),
             verify_seconds=round(timestamps.verify_seconds, 7),
-            requests=list(demand.names),
-            positions=[sequence.num_cached for sequence in step.batch.sequences],
-            lengths=list(step.lengths),
-            accepted=[len(drawn) - 1 for drawn in step.drawn],
+            requests=list(result.load.names),
+            positions=[sequence.num_cached for sequence in result.batch.sequences],
+            lengths=list(result.lengths),
+            accepted=list(result.accepted),
             confidence=[] if confidence_RK is None else _rounded(confidence_RK),
-            survival=_rounded(survival(step.block, demand.most)),
+            survival=_rounded(survival(result.block, result.load.max_drafts)),
             lost=lost,
         )
 
@@ -100,24 +100,24 @@ def _rounded(values_RK: Tensor) -> list[list[float]]:
 class Recorder(Protocol):
     @property
     def file(self) -> Path | None:
-        """Where steps are written; None if they are not."""
+        """The file that steps are written to; None if they are not recorded."""
         ...
 
-    def record(self, step: Step) -> None:
-        """Take note of a step before its tokens are committed. Never waits."""
+    def observe(self, result: StepResult) -> None:
+        """Record a step, before its tokens are committed. Never waits."""
         ...
 
     def close(self) -> None:
-        """Keep what was noted, and end."""
+        """Write what is still waiting, and stop."""
         ...
 
 
 class NoRecorder:
-    """Nothing is written."""
+    """Records nothing."""
 
     file = None
 
-    def record(self, step: Step) -> None:
+    def observe(self, result: StepResult) -> None:
         pass
 
     def close(self) -> None:
@@ -125,14 +125,14 @@ class NoRecorder:
 
 
 class FileRecorder:
-    """Writes the steps of one replica, in a thread of its own: it is the only one that waits for the disk."""
+    """Writes the steps of one replica to a file, in a thread of its own, so that decoding never waits for the disk."""
 
     def __init__(self, file: Path, header: Header) -> None:
-        """Raises OSError if the file cannot be made."""
+        """Raises OSError if the file cannot be created."""
         file.parent.mkdir(parents=True, exist_ok=True)
         self.file = file
         self._output = file.open("x", encoding="utf-8")
-        self._waiting: queue.Queue[str] = queue.Queue(MOST_WAITING)
+        self._waiting: queue.Queue[str] = queue.Queue(MAX_WAITING)
         self._waiting.put(_line(header))
         self._lost = 0
         self._closing = threading.Event()
@@ -140,15 +140,14 @@ class FileRecorder:
         self._thread.start()
         atexit.register(self.close)
 
-    def record(self, step: Step) -> None:
+    def observe(self, result: StepResult) -> None:
         try:
-            self._waiting.put_nowait(_line(StepRecord.of(step, self._lost)))
+            self._waiting.put_nowait(_line(StepRecord.of(result, self._lost)))
             self._lost = 0
         except queue.Full:
             self._lost += 1
 
     def close(self) -> None:
-        """Write what waits, and end."""
         atexit.unregister(self.close)
         self._closing.set()
         self._thread.join()
@@ -163,7 +162,7 @@ class FileRecorder:
             logger.error(f"{self._output.name}: {error}; no more steps are recorded (decode.POOL.record)")
 
     def _write_waiting(self) -> None:
-        lines = [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]  # nobody else takes from it
+        lines = [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]  # no other thread takes from it
         self._output.writelines(lines)
         self._output.flush()
 
@@ -173,7 +172,7 @@ def _line(content: Header | StepRecord) -> str:
 
 
 def read(file: Path) -> tuple[Header, Iterator[StepRecord]]:
-    """What a replica recorded. A last line that was cut off is left out. Raises ValueError, naming file and line."""
+    """Read a replica's file, without a last line that was cut off. Raises ValueError, naming file and line."""
     lines = _lines(file)
     number, content = next(lines, (1, {}))
     if content.get("format") != FORMAT:
@@ -182,7 +181,7 @@ def read(file: Path) -> tuple[Header, Iterator[StepRecord]]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number and the content of each whole line."""
+    """Yield the number and the content of each complete line."""
     with file.open(encoding="utf-8") as text:
         for number, line in enumerate(text, start=1):
             if not line.endswith("\n"):

@@ -1,137 +1,22 @@
-"""Continuous batching: which requests take part in a step, and what a step did to them."""
+"""Continuous batching: which requests take part in a decode step, and which ones give up their pages."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 
-from decode.objective import StepLoad
-from decode.sequence import Sequence
-from engine.batch import Batch, Row
+from decode.batch import DecodeBatch
+from decode.sequence import Sequence, WaitingSequence
+from decode.step_result import StepResult
 from engine.config import DecodeConfig
-from engine.drafters import Anchor, DraftBlock, Rows
 from engine.errors import ModelFailure
-from engine.logits_processors import Draw, LogitsProcessors
 from engine.pages import Pages, Precedence
-from engine.sampling import NO_TOKEN, SamplingBatch
-from engine.types import Chunk, Ended, SampledToken
-
-
-@dataclass(frozen=True)
-class DecodeBatch:
-    """The requests of one step, in order."""
-
-    sequences: tuple[Sequence, ...]
-    pages: Pages
-    eos_token_ids: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    @property
-    def anchors(self) -> list[Anchor]:
-        """Where drafting begins."""
-        return [s.anchor for s in self.sequences]
-
-    @property
-    def rows(self) -> Rows:
-        """What the drafter kept of each request's last step."""
-        return [s.drafter_row for s in self.sequences]
-
-    def keep(self, rows: Rows) -> None:
-        """What the drafter keeps of this one."""
-        for sequence, row in zip(self.sequences, rows, strict=True):
-            sequence.drafter_row = row
-
-    def demand(self, overhead_seconds: float = 0.0) -> StepLoad:
-        """What a planner wants to know of the requests."""
-        cached = [s.num_cached for s in self.sequences]
-        names, most = [s.id for s in self.sequences], [s.most_drafts for s in self.sequences]
-        return StepLoad(names, most, sum(cached) // len(cached), overhead_seconds)
-
-    def trial(self, block: DraftBlock, lengths: list[int]) -> "VerifyBatch":
-        """The first drafts of each request, as many as were planned, to be put before the target."""
-        drafted = block.token_RK.tolist() if any(lengths) else [[]] * len(self)
-        return VerifyBatch(self, [draft[:length] for draft, length in zip(drafted, lengths, strict=True)])
-
-
-@dataclass(frozen=True)
-class VerifyBatch:
-    """What a step puts before the target: each request's uncached token, then the drafts to be verified.
-
-    The target answers with a row of logits after each of them.
-    """
-
-    batch: DecodeBatch
-    drafts: list[list[int]]
-
-    @property
-    def target(self) -> Batch:
-        rows = []
-        for sequence, drafts in zip(self.batch.sequences, self.drafts, strict=True):
-            assert sequence.tables is not None
-            tokens = [sequence.tokens[-1], *drafts]
-            rows.append(Row(tokens, sequence.num_cached, sequence.tables, num_logits=len(tokens)))
-        return Batch.of(rows, self.batch.pages.layout, self.batch.pages.store.device)
-
-    @property
-    def options(self) -> SamplingBatch:
-        rows = [(s.request.sampling, len(s.tokens) + n) for s, n, _ in self._places]
-        return SamplingBatch.of(rows, self.batch.pages.store.device)
-
-    @property
-    def logits_processors(self) -> LogitsProcessors | None:
-        draws = [Draw(s.request, [*s.tokens, *d[:n]]) if s.request.edits_logits else None for s, n, d in self._places]
-        return LogitsProcessors.of(draws, self.batch.eos_token_ids, self.batch.pages.store.device)
-
-    @property
-    def _places(self) -> Iterator[tuple[Sequence, int, list[int]]]:
-        """(request, drafts before, its drafts) of each row of logits."""
-        for sequence, drafts in zip(self.batch.sequences, self.drafts, strict=True):
-            yield from ((sequence, count, drafts) for count in range(len(drafts) + 1))
-
-
-@dataclass(frozen=True)
-class StepTimestamps:
-    """Moments of one step on the engine's clock: its beginning, and when it had its drafts, its plan and its tokens.
-
-    On CUDA drafting only queues work, unless the drafter has confidences, which are waited for; forward and acceptance
-    queue theirs too, and the step's one copy to the host, which ends verification, waits for all of it.
-    """
-
-    began: float
-    drafted: float
-    planned: float
-    verified: float
-
-    @property
-    def draft_seconds(self) -> float:
-        return self.drafted - self.began
-
-    @property
-    def plan_seconds(self) -> float:
-        return self.planned - self.drafted
-
-    @property
-    def verify_seconds(self) -> float:
-        """From the plan to the tokens on the host; the drafter's context of them is written meanwhile."""
-        return self.verified - self.planned
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step drafted, planned and drew, before any request has taken its tokens."""
-
-    batch: DecodeBatch
-    block: DraftBlock
-    lengths: list[int]
-    drawn: list[list[SampledToken]]
-    timestamps: StepTimestamps
+from engine.sampling import NO_TOKEN
+from engine.types import Chunk, Ended
 
 
 class DecodeSchedule:
     """The requests that are decoding, in the order of precedence.
 
-    Pages are taken as tokens come. When they run out, the request that is last in line gives all of its own back and
-    is prefilled again with the tokens it has, by whoever owns it.
+    Pages are taken as tokens are generated. When they run out, the last request gives back all of its pages; the owner
+    of the request sends it through prefill again with the tokens that it has.
     """
 
     def __init__(self, pages: Pages, config: DecodeConfig, step_tokens: int, eos_token_ids: tuple[int, ...]) -> None:
@@ -156,84 +41,79 @@ class DecodeSchedule:
         return next(reversed(self.running.values())).precedence if self.running else None
 
     def evict_last(self) -> None:
-        """The last in line leaves; `evicted` will tell."""
+        """Take out the last request; `evicted` returns it."""
         last = next(reversed(self.running.values()))
         self.remove(last.id)
         self._evicted.append(last)
 
     def join(self, sequence: Sequence) -> None:
-        """Take in a request whose pages are here."""
+        """Add a request, and let others find its full pages."""
         self.running[sequence.id] = sequence
         self.running = dict(sorted(self.running.items(), key=lambda item: item[1].precedence))
+        self._publish(sequence)
 
     def evicted(self) -> list[Sequence]:
-        """Those that had to leave, for a step of this schedule or for another tenant, since the last call."""
+        """Return the requests that gave up their pages since the last call."""
         evicted, self._evicted = self._evicted, []
         return evicted
 
-    def make_room(self, coming: Iterable[Sequence] = ()) -> None:
-        """Take every request's pages for the next step; for that, others may have to leave.
+    def make_room(self, incoming: Iterable[WaitingSequence] = ()) -> None:
+        """Take every request's pages for the next step. If there are too few, the last request is evicted.
 
-        The last one waits instead if one behind it is still `coming`, with pages of its own: that one will leave.
+        If one of `incoming`, which have pages and do not run yet, has a later precedence, the last running request
+        waits instead: the incoming one will be evicted once it runs.
         """
         for sequence in list(self.running.values()):
-            while sequence.id in self.running and not self._has_pages(sequence):
+            while sequence.id in self.running and not self._take_pages(sequence):
                 last = self._pages.queue.last()
-                alone = last is self and next(reversed(self.running)) == sequence.id
-                if alone and any(one.precedence > sequence.precedence for one in coming):
+                is_last = last is self and next(reversed(self.running)) == sequence.id
+                if is_last and any(other.precedence > sequence.precedence for other in incoming):
                     break
                 last.evict_last()
 
     def next(self) -> DecodeBatch:
-        """Every request that has its pages."""
-        ready = tuple(sequence for sequence in self.running.values() if not self._lacks_pages(sequence))
+        """Return every request that has its pages."""
+        ready = tuple(sequence for sequence in self.running.values() if self._has_pages(sequence))
         return DecodeBatch(ready, self._pages, self._eos_token_ids)
 
-    def commit(self, step: Step) -> list[Chunk | Ended]:
-        """Give every request its tokens, in the order of the batch. What has ended gives its pages back."""
+    def commit(self, result: StepResult) -> list[Chunk | Ended]:
+        """Give every request its tokens, in the order of the batch. Finished requests give their pages back."""
         events: list[Chunk | Ended] = []
-        for sequence, drawn in zip(step.batch.sequences, step.drawn, strict=True):
-            if any(draw.token == NO_TOKEN for draw in drawn):
-                events.append(self._broken(sequence))
+        for sequence, tokens in zip(result.batch.sequences, result.tokens, strict=True):
+            if any(sampled.token == NO_TOKEN for sampled in tokens):
+                events.append(self._fail(sequence))
                 continue
-            events.append(sequence.commit(drawn))
-            sequence.num_cached = len(sequence.tokens) - 1
-            self.publish(sequence)
+            events.append(sequence.output.commit(tokens))
+            self._publish(sequence)
             if sequence.finish is not None:
                 self.remove(sequence.id)
         return events
 
-    def publish(self, sequence: Sequence) -> None:
-        """Let others find the pages that are full."""
-        assert sequence.tables is not None
-        self._pages.publish(sequence.tables, sequence.tokens, sequence.num_cached)
-
     def overdue(self, now: float) -> list[Sequence]:
-        """Take out the requests whose deadline has passed."""
+        """Take out the requests whose deadline has passed, and return them."""
         late = [sequence for sequence in self.running.values() if sequence.deadline <= now]
         for sequence in late:
             self.remove(sequence.id)
         return late
 
-    def remove(self, request_id: str) -> Sequence | None:
-        """Take a request out and give its pages back."""
+    def remove(self, request_id: str) -> bool:
+        """Take a request out and give its pages back. Return False if it does not run."""
         sequence = self.running.pop(request_id, None)
         if sequence is not None:
-            assert sequence.tables is not None
             self._pages.release(sequence.tables)
-        return sequence
+        return sequence is not None
 
-    def _has_pages(self, sequence: Sequence) -> bool:
-        assert sequence.tables is not None
+    def _publish(self, sequence: Sequence) -> None:
+        self._pages.publish(sequence.tables, sequence.tokens, sequence.num_cached)
+
+    def _take_pages(self, sequence: Sequence) -> bool:
         self._pages.trim(sequence.tables, sequence.num_cached)
         return self._pages.extend(sequence.tables, sequence.num_cached + self._step_tokens)
 
-    def _lacks_pages(self, sequence: Sequence) -> bool:
-        assert sequence.tables is not None
-        return any(self._pages.missing(sequence.tables, sequence.num_cached + self._step_tokens).values())
+    def _has_pages(self, sequence: Sequence) -> bool:
+        return not any(self._pages.missing(sequence.tables, sequence.num_cached + self._step_tokens).values())
 
-    def _broken(self, sequence: Sequence) -> Ended:
-        assert sequence.tables is not None
+    def _fail(self, sequence: Sequence) -> Ended:
         self._pages.clear(sequence.tables, published=True)
         self.remove(sequence.id)
         reason = f"the model gave NaN or infinity after {len(sequence.tokens)} tokens of {sequence.id}"

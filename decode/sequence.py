@@ -1,10 +1,11 @@
-"""A request that is being decoded: its tokens, its pages, and the only place where it ends.
+"""The requests of a decode replica: waiting for their pages (`WaitingSequence`), or running on them (`Sequence`).
 
-prompt ++ generated            tokens below `num_cached` are in pages;
-[ in pages        ][ last ]    the last token is not, until the step that computes what follows it
+prompt ++ generated            the KV entries of the first `num_cached` tokens are in pages;
+[ in pages        ][ last ]    the last token has none until the step that computes its successor
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -15,26 +16,77 @@ from engine.text import StopStrings, Text, TextStream
 from engine.types import Chunk, FinishReason, Request, SampledToken, Sampling, StopRules
 
 
-class Sequence:
-    """One request in a decode replica, from its handoff to its end."""
+class SequenceOutput:
+    """The tokens and the text of one request. Nothing else decides where a request finishes."""
 
-    def __init__(self, request: Request, text: Text, eos_token_ids: tuple[int, ...], arrived: float) -> None:
-        self.request = request
-        self.arrived = arrived
+    def __init__(self, request: Request, text: Text, eos_token_ids: tuple[int, ...]) -> None:
+        stop = request.stop
         self.tokens = list(request.tokens)
-        self.tables: Tables | None = None
-        self.num_cached = request.num_tokens
-        self.context_from = 0
-        self.drafter_row: Tensor | None = None
-        self.acceptance = Acceptance()
         self.finish: FinishReason | None = None
-        self._stop_strings = StopStrings(request.stop.stop)
-        self._text = TextStream(text, request.prompt, () if request.stop.stop else request.generated)
-        if request.stop.stop:  # what is held back follows from everything that was said
+        self._request = request
+        self._stop_strings = StopStrings(stop.stop)
+        self._text = TextStream(text, request.prompt, () if stop.stop else request.generated)
+        if stop.stop:  # the text that is held back depends on all generated tokens
             for count, token in enumerate(request.generated, start=1):
-                self._said(self._text.push((token,)), count)
-        eos = () if request.stop.ignore_eos else eos_token_ids
-        self._stop_tokens = frozenset((*eos, *request.stop.stop_token_ids))
+                self._sendable(self._text.push((token,)), count)
+        self._stop_tokens = frozenset((*(() if stop.ignore_eos else eos_token_ids), *stop.stop_token_ids))
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - len(self._request.prompt)
+
+    def commit(self, sampled: list[SampledToken]) -> Chunk:
+        """Take tokens up to the first that finishes the request, and return them with the text to send."""
+        text = ""
+        taken: list[SampledToken] = []
+        for draw in sampled:
+            taken.append(draw)
+            self.tokens.append(draw.token)
+            ends, more, stopped = draw.token in self._stop_tokens, "", False
+            if not ends:
+                more, stopped = self._sendable(self._text.push((draw.token,)), self.num_generated)
+            text += more
+            if ends or stopped:
+                self.finish = FinishReason.STOP
+            elif self.num_generated >= self._request.stop.max_tokens:
+                self.finish = FinishReason.LENGTH
+            if self.finish is not None:
+                text += "" if stopped else self._held_back()
+                break
+        return Chunk(
+            request_id=self._request.id,
+            tokens=tuple(draw.token for draw in taken),
+            logprobs=tuple(draw.logprob for draw in taken),
+            text=text,
+            top=tuple(draw.top for draw in taken) if self._request.sampling.top_logprobs else (),
+            finish=self.finish,
+        )
+
+    def _sendable(self, text: str, num_generated: int) -> tuple[str, bool]:
+        """The part of `text` that can be sent, and whether it completes a stop string; none counts before
+        `min_tokens`."""
+        if num_generated < self._request.stop.min_tokens:
+            return text, False
+        return self._stop_strings.push(text)
+
+    def _held_back(self) -> str:
+        """The text that was held back in case a stop string followed."""
+        text, stopped = self._stop_strings.push(self._text.flush())
+        return text if stopped else text + self._stop_strings.flush()
+
+
+@dataclass(eq=False)
+class WaitingSequence:
+    """A request with its first token, whose pages still have to be read. `arrived` is on the engine's clock.
+
+    The drafter's context begins at token `context_from`; `drafter_row` is the drafter's state after the last token.
+    """
+
+    request: Request
+    arrived: float
+    output: SequenceOutput
+    context_from: int = 0
+    drafter_row: Tensor | None = None
 
     @property
     def id(self) -> str:
@@ -46,77 +98,61 @@ class Sequence:
 
     @property
     def deadline(self) -> float:
-        """On the engine's clock."""
+        """The time on the engine's clock at which the request fails if it has not finished."""
         return self.arrived + self.request.seconds_left
 
     @property
-    def num_generated(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
+    def finish(self) -> FinishReason | None:
+        return self.output.finish
+
+    def with_pages(self, tables: Tables) -> "Sequence":
+        """Return the sequence as it runs, once its KV entries are in the pages of `tables`."""
+        return Sequence(self.request, self.arrived, self.output, self.context_from, self.drafter_row, tables=tables)
+
+
+@dataclass(eq=False, kw_only=True)
+class Sequence(WaitingSequence):
+    """A request that takes part in decode steps. It always has pages."""
+
+    tables: Tables
+    acceptance: Acceptance = field(default_factory=Acceptance)
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.output.tokens
+
+    @property
+    def num_cached(self) -> int:
+        """The tokens whose KV entries are in pages: all but the last."""
+        return len(self.output.tokens) - 1
 
     @property
     def anchor(self) -> Anchor:
-        """The last token: committed, and in no page yet. What the next step starts from."""
-        assert self.tables is not None
-        position = len(self.tokens) - 1
+        """The last token, from which drafting starts."""
         return Anchor(
-            self.tokens[-1], position, self.tables, self.request.sampling, self.context_from, self.drafter_row
+            self.tokens[-1], self.num_cached, self.tables, self.request.sampling, self.context_from, self.drafter_row
         )
 
     @property
-    def most_drafts(self) -> int:
-        """Drafts of which every one could still be said: the step itself gives one more token."""
-        return min(self.request.stop.max_tokens - self.num_generated - 1, self.request.max_drafts)
-
-    def commit(self, drawn: list[SampledToken]) -> Chunk:
-        """Take tokens up to the first that ends the request; what it says is in the chunk."""
-        text = ""
-        taken: list[SampledToken] = []
-        for draw in drawn:
-            taken.append(draw)
-            self.tokens.append(draw.token)
-            ends = draw.token in self._stop_tokens
-            said, stopped = ("", False) if ends else self._said(self._text.push((draw.token,)), self.num_generated)
-            text += said
-            if ends or stopped:
-                self.finish = FinishReason.STOP
-            elif self.num_generated >= self.request.stop.max_tokens:
-                self.finish = FinishReason.LENGTH
-            if self.finish is not None:
-                text += "" if stopped else self._rest()
-                break
-        return Chunk(
-            request_id=self.id,
-            tokens=tuple(draw.token for draw in taken),
-            logprobs=tuple(draw.logprob for draw in taken),
-            text=text,
-            top=tuple(draw.top for draw in taken) if self.request.sampling.top_logprobs else (),
-            finish=self.finish,
-        )
-
-    def _said(self, text: str, num_generated: int) -> tuple[str, bool]:
-        """What may be sent of `text`, and whether it completes a stop string; none counts before `min_tokens`."""
-        if num_generated < self.request.stop.min_tokens:
-            return text, False
-        return self._stop_strings.push(text)
-
-    def _rest(self) -> str:
-        """What is still held back when the request ends otherwise than by a stop string."""
-        said, stopped = self._stop_strings.push(self._text.flush())
-        return said if stopped else said + self._stop_strings.flush()
+    def max_drafts(self) -> int:
+        """The most drafts that can all become part of the output: the step itself adds one more token."""
+        return min(self.request.stop.max_tokens - self.output.num_generated - 1, self.request.max_drafts)
 
 
-def stand_ins(
-    pages: Pages, text: Text, context: int, step_tokens: int, most: int, sampling: Sampling, vocab_size: int = 1
+def dummy_sequences(
+    pages: Pages, text: Text, context: int, step_tokens: int, count: int, sampling: Sampling, vocab_size: int = 1
 ) -> Iterator[Sequence]:
-    """Requests as they are in the middle of an answer, with `context` tokens in pages and room for a step; `most` of
-    them, or as many as there are pages for. Whoever takes them releases their tables. Each has said something else, as
-    in life: were they all the same, a mixture of experts would need no more of them for many than for one."""
-    for n in range(most):
+    """Yield up to `count` sequences with `context` tokens in pages and room for a step; fewer if pages run out.
+
+    The caller releases their tables. Their last tokens differ, as those of real requests do: if they were all the
+    same, a mixture of experts would route all of them to the experts of one.
+    """
+    for n in range(count):
         stop = StopRules(max_tokens=2 * step_tokens)
-        request = Request(id=f"stand-in-{n}", prompt=(0,) * context, sampling=sampling, stop=stop)
-        sequence = Sequence(request, text, (), 0.0)
-        sequence.commit([SampledToken(n * vocab_size // most, 0.0)])
-        sequence.tables = pages.open(sequence.id)
-        if not pages.extend(sequence.tables, context + step_tokens):
+        request = Request(id=f"dummy-{n}", prompt=(0,) * context, sampling=sampling, stop=stop)
+        output = SequenceOutput(request, text, ())
+        output.commit([SampledToken(n * vocab_size // count, 0.0)])
+        tables = pages.open(request.id)
+        if not pages.extend(tables, context + step_tokens):
             return
-        yield sequence
+        yield WaitingSequence(request, 0.0, output).with_pages(tables)

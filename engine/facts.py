@@ -86,7 +86,7 @@ class Counters(Drafts):
     """What an engine has done since it started. Of `prompt_tokens`, `prefix_hit_tokens` were in its pages already.
 
     Of `step_seconds`, models took `compute_seconds`; the rest is the engine's own: schedule, batches, sampling, text.
-    The seconds are sums over steps: `draft_seconds`, `plan_seconds` and `verify_seconds` of decode/schedule.py:
+    The seconds are sums over steps: `draft_seconds`, `plan_seconds` and `verify_seconds` of decode/step_result.py:
     StepTimestamps. `handoffs_without_context` came without the drafter's part of their pages, to an engine that drafts.
     `overruns`: steps that took longer than they would on the device that is emulated.
     """

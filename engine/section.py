@@ -1,4 +1,4 @@
-"""What every section of the configuration is, and the kinds of numbers in it."""
+"""The base class of everything that is read from a YAML file, and its kinds of numbers."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -10,10 +10,12 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
+    """A frozen part of a file. Unknown keys are errors; the docstring under a field is its description."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     def beside(self, folder: Path) -> Self:
-        """The same, with its relative paths begun at `folder`. A default stays one, of whichever machine reads it."""
+        """Return a copy in which relative paths are relative to `folder`. Paths that are defaults stay as they are."""
         own = [(name, value) for name, value in self if name in self.model_fields_set]
         paths = {name: (folder / value).resolve() for name, value in own if isinstance(value, Path)}
         return self.model_copy(update=paths)

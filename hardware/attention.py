@@ -1,4 +1,4 @@
-"""What one layer's attention costs, by kind: weights, cache, what a step reads of it, and what it computes.
+"""The cost of one layer's attention, by kind: weights, cache, bytes that a step reads of it, and operations.
 
     GQA     K and V heads for each token; all of the context, or a window of it
     MLA     one latent and one rope key for all heads (DeepSeek-V2, V3); with an indexer (V3.2) only the best `topk`
@@ -38,7 +38,7 @@ class CacheEntry:
 class Attention(Protocol):
     @property
     def parameters(self) -> int:
-        """Of its matrices; norms and biases are left out."""
+        """The number of parameters of its matrices, without norms and biases."""
         ...
 
     @property

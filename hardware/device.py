@@ -59,7 +59,7 @@ class Device(Section):
     hop: Figure | None = None
     """Seconds of one message within the domain."""
     scale_out: Figure | None = None
-    """Bytes per second, one way, to the rest of the world."""
+    """Bytes per second, one way, to devices outside the domain."""
     bridge: Figure | None = None
     """Seconds of one message to a device of another kind that works on the same step."""
     chip_power: Figure | None = None
@@ -79,7 +79,7 @@ class Device(Section):
     rack_price: Figure | None = None
     """Dollars of a rack."""
     notes: Annotated[list[str], Field(default_factory=list)]
-    """What a reader must know besides."""
+    """What else a reader must know."""
 
     @model_validator(mode="after")
     def _units_are_of_the_right_kind(self) -> Self:
@@ -104,7 +104,7 @@ class Device(Section):
 
     @cached_property
     def figures(self) -> dict[str, Figure]:
-        """Those it has, by name."""
+        """Return the figures that it has, by name."""
         return {name: figure for name, figure in self if isinstance(figure, Figure)}
 
     def arithmetic(self, precision: str) -> str:
@@ -123,7 +123,7 @@ def known_devices() -> list[str]:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A device's figures as numbers in SI units. Of what nobody has said, the value `assumed` (in the figure's unit),
+    """A device's figures as numbers in SI units. An unpublished figure has the value `assumed` (in the figure's unit),
     or else the middle of its range; `used` gathers every figure that was asked for: a result rests on these."""
 
     device: Device
@@ -163,5 +163,5 @@ class Numbers:
 
     @property
     def unknown(self) -> dict[str, Figure]:
-        """What was asked for and nobody has said."""
+        """Return the figures that were used and are not published."""
         return {name: figure for name, figure in self.used.items() if figure.unknown is not None}

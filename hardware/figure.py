@@ -1,4 +1,4 @@
-"""A number that somebody said: its value and unit, who said so, where and when. Or that nobody has: then a range."""
+"""A published number: its value and unit, the kind of its source, where and when. An unpublished one is a range."""
 
 import enum
 import math
@@ -31,11 +31,11 @@ UNITS = {
 
 
 class Label(enum.StrEnum):
-    """How much a figure is worth."""
+    """The kind of a figure's source."""
 
-    VENDOR = "vendor"  # whoever sells it says so
-    MEASURED = "measured"  # somebody measured it
-    ESTIMATE = "estimate"  # an analyst or the press thinks so
+    VENDOR = "vendor"  # stated by its vendor
+    MEASURED = "measured"  # measured on the real system
+    ESTIMATE = "estimate"  # estimated by analysts or the press
     INFERRED = "inferred"  # arithmetic on other figures, or a conclusion from them
     UNVERIFIED = "unverified"  # one weak source, or from memory
 
@@ -46,11 +46,12 @@ class Figure(Section):
     value: float | None = None
     """In `unit`."""
     unknown: tuple[float, float] | None = None
-    """The least and the most that it may be, in `unit`, where nobody has said: results are given over all of it."""
+    """The least and the most that it may be, in `unit`, where it is not published: results are given over the whole
+    range."""
     unit: str
     """One of UNITS."""
     label: Label | None = None
-    """Whose word it is; none for an unknown."""
+    """The kind of its source; none for an unknown."""
     source: Annotated[str, Field(min_length=8)]
     """An address or a document; of an unknown, why this range."""
     date: Date

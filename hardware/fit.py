@@ -1,4 +1,4 @@
-"""Losses from measurements: what a device really gives is fitted, never guessed."""
+"""Losses fitted on measurements, never guessed."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ ENOUGH = 1 - 1e-6  # of an error is no longer better: a loss that nothing depend
 
 @dataclass(frozen=True)
 class MeasuredStep:
-    """A step that somebody measured: of so many requests and tokens, drafting included or not, in seconds."""
+    """A measured step: its requests and tokens, and its seconds, with drafting or without."""
 
     requests: int
     tokens: int

@@ -21,7 +21,7 @@ class Bridge:
 
     @classmethod
     def of(cls, numbers: Numbers, units: int) -> "Bridge":
-        """That of a device which has one (LPX), at so many units."""
+        """Return the bridge of a device that has one (LPX), with that many units."""
         return cls(numbers.get("bridge"), numbers.get("scale_out") * units)
 
     def message_seconds(self, size: float) -> float:

@@ -1,4 +1,4 @@
-"""The link that a handoff crosses: when bytes that are asked for now will be there."""
+"""The network link of a handoff: when bytes that are requested now arrive."""
 
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ class Link:
             raise ConfigError(f"a link of {self.bandwidth:g} bytes/s and {self.latency:g} s is none")
 
     def arrives(self, now: float, size: float) -> float:
-        """When so many bytes, asked for `now`, will have come."""
+        """Return when `size` bytes, requested `now`, have arrived."""
         began = max(now, self._free_at)
         self._free_at = began + size / self.bandwidth
         return self._free_at + self.latency

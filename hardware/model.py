@@ -57,8 +57,8 @@ class Model:
     def of(
         cls, source: str | Path, cache: CachePrecision | None = None, index: IndexPrecision | None = None
     ) -> "Model":
-        """From a checkpoint's directory, a config.json, or the name of a file in hardware/models/. `cache` and `index`
-        precision if they shall be others than the family's usual ones. Raises ConfigError that names file and key."""
+        """Read a checkpoint's directory, a config.json, or a file of hardware/models/ by its name. `cache` and `index`:
+        precisions other than the family's usual ones. Raise ConfigError that names file and key."""
         file = _file(source)
         try:
             content = json.loads(file.read_text())
@@ -94,7 +94,7 @@ class Model:
 
     @cached_property
     def active_parameters(self) -> int:
-        """Those that one token is multiplied with, head included, and its row of the embedding."""
+        """Return the parameters that one token is multiplied with, head included, and its row of the embedding."""
         chosen = sum(layer.feed_forward.chosen * layer.feed_forward.expert for layer in self.layers)
         return self.common + chosen + self.head + self.hidden
 
@@ -140,12 +140,12 @@ class Model:
 
     @cached_property
     def attentions(self) -> dict[Attention, int]:
-        """How many layers have each kind of attention."""
+        """Return the number of layers of each kind of attention."""
         return dict(Counter(layer.attention for layer in self.layers))
 
     @cached_property
     def feed_forwards(self) -> dict[FeedForward, int]:
-        """How many layers have each kind of feed-forward."""
+        """Return the number of layers of each kind of feed-forward."""
         return dict(Counter(layer.feed_forward for layer in self.layers))
 
     def operations(self, context: int) -> float:

@@ -42,11 +42,12 @@ class ModelledPace:
         self._overran = False
 
     def drafted(self, began: float, requests: int, context: int) -> None:
-        """Drafts have been made since `began`."""
+        """Wait for the end of drafting, which began at `began`."""
         self._wait(began + self._times.draft_seconds(requests, context))
 
     def verified(self, began: float, requests: int, tokens: int, context: int) -> bool:
-        """So many tokens have been verified since `began`, which ends the step. True if any part of it overran."""
+        """Wait for the end of a step's verification, which began at `began`. Return True if any part of the step
+        overran."""
         self._wait(began + self._times.verify_seconds(requests, tokens, context))
         overran, self._overran = self._overran, False
         return overran

@@ -1,4 +1,4 @@
-"""How a replica's weights, requests and tokens lie on its units, and whether they fit."""
+"""The placement of a replica's weights, requests and tokens on its units, and whether they fit."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +35,7 @@ class Placement:
         return self.units * self.stages
 
     def share_of_cache(self, shards: int) -> float:
-        """Of the cache of all requests, what one unit of a stage holds and reads."""
+        """Return the share of the cache of all requests that one unit of a stage holds and reads."""
         return 1 / min(self.units, shards) if self.attention == "tensor" else 1 / self.units
 
     @property
@@ -56,14 +56,15 @@ class MemoryFit:
 
     @cached_property
     def weights_bytes(self) -> float:
-        """Of one unit: its share of experts and head, of one stage, and of attention its part or all of it."""
+        """Return the weights of one unit: its share of one stage's experts and head, and its part of attention or all
+        of it."""
         model, place = self.model, self.placement
         attention = sum(layer.attention.parameters + layer.besides for layer in model.layers) * STORED[model.dense]
         split = model.weight_bytes - attention
         return (split / place.units + attention * place.copies / place.units) / place.stages
 
     def request_bytes(self, context: int) -> float:
-        """Of one unit, for each request that the replica holds."""
+        """Return the bytes of one unit for each request that the replica holds."""
         total = 0.0
         for kind, layers in self.model.attentions.items():
             held = sum(entry.at(context) for entry in kind.cache)

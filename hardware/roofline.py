@@ -19,9 +19,9 @@ DISPATCHED, COMBINED = WIDTH["fp8"], WIDTH["bf16"]  # bytes of an element on its
 
 @dataclass(frozen=True)
 class Losses:
-    """What a real step gets of the figures on the data sheet: shares of arithmetic, memory and network, and seconds of
-    each layer and of each step that depend on nothing. `source` says where these numbers come from: a fit
-    (hardware/fit.py), or "none" for bounds that nobody reaches."""
+    """The shares of a data sheet's arithmetic, memory and network figures that a real step gets, and the seconds of
+    each layer and of each step that depend on no work. `source` says where these numbers come from: a fit
+    (hardware/fit.py), or "none" for bounds that no system reaches."""
 
     compute: float = 1.0
     memory: float = 1.0
@@ -33,7 +33,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Work:
-    """Of one step: `requests` of `context` tokens each, to which `tokens` new ones come in all."""
+    """The work of one step: `requests` of `context` tokens each, and `tokens` new ones in total."""
 
     requests: float
     tokens: float
@@ -167,7 +167,7 @@ class Roofline:
         return 2 * self.message_seconds((units - 1) / units * tokens * self.model.hidden * COMBINED)
 
     def _seconds(self, operations: float, size: float, precision: str | None = None) -> float:
-        """Of one unit."""
+        """Return the seconds of one unit."""
         stored = precision or self.model.dense
         arithmetic = self.numbers.device.arithmetic("bf16" if stored == "fp32" else stored)
         compute = operations / (self.numbers.get(arithmetic) * self.losses.compute)

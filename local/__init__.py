@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a pool, both engines over the same pages, and both pools in one process."""
+"""From a configuration to the engines of its pools, and both pools in one process."""
 
 from local.build import Builder
 from local.colocated import ColocatedEngine

@@ -1,4 +1,7 @@
-"""The edge where parts are chosen. After this nothing asks which backend, drafter, transfer or clock it has."""
+"""The real parts of a replica, from the configuration: model, pages, backend, drafter, transfer, clock and pace.
+
+After this no code asks which of them it has. local/assemble.py puts engines together from them.
+"""
 
 import os
 from collections.abc import Callable
@@ -9,7 +12,6 @@ import torch
 
 from decode.decoder import Decoder
 from decode.pace import OwnPace
-from decode.plan import planner_of
 from decode.profile import kept, profiled
 from decode.record import FileRecorder, Header, NoRecorder, Recorder
 from decode.step_runner import ModelStepRunner
@@ -22,23 +24,26 @@ from engine.drafters import Drafter, NoDrafter
 from engine.drafters.load import load_drafter
 from engine.errors import ConfigError
 from engine.facts import ModelFacts
-from engine.local_transfer import LocalTransfer, LocalWire
 from engine.models import LoadedModel, load_model
-from engine.models.preflight import free_memory, gib
 from engine.pages import CacheLayout, Pages, PageStore
 from engine.steptime import ProfiledTimes
 from engine.text import Text
 from engine.transfer import Transfer
 from hardware.device import Device
+from local.assemble import DecodeParts, PrefillParts, assemble, max_step_tokens
 from local.colocated import ColocatedEngine
 from local.emulate import Emulation
+from local.page_budget import num_pages
 from prefill.prefiller import Prefiller
 
 MakeTransfer = Callable[[str, PageStore], Transfer]
 
 
 class Builder:
-    """Loads the model of `config` for one pool's device and builds engines over it."""
+    """Loads the model of `config` onto the device of one pool, and builds engines over it.
+
+    In its methods `name` is the transfer agent's, and `pool` a decode pool, the default one if it is None.
+    """
 
     def __init__(self, config: Config, section: EngineConfig, model: LoadedModel | None = None) -> None:
         self.config = config
@@ -52,7 +57,7 @@ class Builder:
 
     @property
     def facts(self) -> ModelFacts:
-        """What a caller may know of the model."""
+        """Return what a client may know of the model."""
         model = self.model
         return ModelFacts(
             name=self.config.model.served_name,
@@ -68,100 +73,9 @@ class Builder:
             kernels=model.kernels,
         )
 
-    def prefiller(self, name: str, transfer: MakeTransfer, clock: Clock | None = None) -> Prefiller:
-        """A prefill engine with pages of its own. `name` is the transfer agent's."""
-        pages = self._pages(self.config.prefill, step_tokens=self.config.prefill.chunk_tokens)
-        drafter = self._drafter(pages)
-        return Prefiller(
-            pages=pages,
-            backend=TorchBackend(self.model.module, pages.store, drafter.tap_layers),
-            drafter=drafter,
-            transfer=transfer(name, pages.store),
-            clock=clock or MonotonicClock(),
-            config=self.config.prefill,
-            poll_seconds=self.config.transfer.poll_seconds,
-            fingerprint=self.fingerprint,
-            drafter_fingerprint=self.drafter_fingerprint,
-            eos_token_ids=self.model.eos_token_ids,
-        )
-
-    def decoder(
-        self, name: str, transfer: MakeTransfer, text: Text, clock: Clock | None = None, pool: str | None = None
-    ) -> Decoder:
-        """A decode engine of `pool` (or the default one) with pages of its own. `name` is the transfer agent's."""
-        pool = pool or self.config.default_pool
-        section = self.config.decode[pool]
-        pages = self._pages(section, step_tokens=1 + self.block_length)
-        clock = clock or MonotonicClock()
-        return self._decoder(name, transfer, text, clock, pool, self._rounds(section, pages, clock), pages)
-
-    def colocated(
-        self, name: str, transfer: MakeTransfer, text: Text, clock: Clock | None = None, pool: str | None = None
-    ) -> ColocatedEngine:
-        """The same, with a prefill engine over its pages."""
-        pool, clock = pool or self.config.default_pool, clock or MonotonicClock()
-        section = self.config.decode[pool]
-        pages = self._pages(section, step_tokens=max(1 + self.block_length, section.local_chunk_tokens))
-        rounds = self._rounds(section, pages, clock)
-        decoder = self._decoder(name, transfer, text, clock, pool, rounds, pages)
-        prefiller = Prefiller(
-            pages=pages,
-            backend=rounds.backend,
-            drafter=rounds.drafter,
-            transfer=LocalTransfer(name, pages.store, LocalWire()),  # nobody reads what is here already
-            clock=clock,
-            config=PrefillConfig(
-                chunk_tokens=section.local_chunk_tokens,
-                max_requests=section.max_requests,
-                max_waiting=section.max_waiting,
-            ),
-            poll_seconds=self.config.transfer.poll_seconds,
-            fingerprint=self.fingerprint,
-            drafter_fingerprint=self.drafter_fingerprint,
-            eos_token_ids=self.model.eos_token_ids,
-            section="decode",
-            spare_tokens=decoder.spare_tokens,
-        )
-        return ColocatedEngine(pages, prefiller, decoder)
-
-    def decode_engine(self, name: str, transfer: MakeTransfer, text: Text, pool: str) -> Decoder | ColocatedEngine:
-        """What a replica of `pool` runs: it prefills, too, if `local_chunk_tokens` says so."""
-        make = self.colocated if self.config.decode[pool].prefills else self.decoder
-        return make(name, transfer, text, pool=pool)
-
-    def _decoder(
-        self,
-        name: str,
-        transfer: MakeTransfer,
-        text: Text,
-        clock: Clock,
-        pool: str,
-        rounds: ModelStepRunner,
-        pages: Pages,
-    ) -> Decoder:
-        section = self.config.decode[pool]
-        own = transfer(name, pages.store)
-        emulation = Emulation.of(self.config, pool, self.block_length) if section.emulated else None
-        times = emulation.times if emulation else self._step_times(section, rounds, pages, text)
-        return Decoder(
-            pages=pages,
-            rounds=rounds,
-            planner=planner_of(section, times, self.block_length),
-            pace=emulation.pace(clock) if emulation else OwnPace(),
-            recorder=self._recorder(section, pool, name, rounds.acceptor),
-            transfer=emulation.paced(own, clock) if emulation else own,
-            clock=clock,
-            text=text,
-            config=section,
-            poll_seconds=self.config.transfer.poll_seconds,
-            fingerprint=self.fingerprint,
-            drafter_fingerprint=self.drafter_fingerprint,
-            eos_token_ids=self.model.eos_token_ids,
-        )
-
     @property
     def block_length(self) -> int:
-        """Drafts of a block."""
+        """Return the most drafts of a block; 0 without a drafter."""
         return self.drafter.block_length if self.drafter else 0
 
     @property
@@ -170,30 +84,98 @@ class Builder:
             return None
         return {**self.drafter.fingerprint, "layout": self.layout.fingerprint("drafter")}
 
+    def prefiller(self, name: str, transfer: MakeTransfer, clock: Clock | None = None) -> Prefiller:
+        """Return an engine of the prefill pool, with pages of its own."""
+        section = self.config.prefill
+        pages = self._pages(section)
+        drafter = self._drafter(pages)
+        parts = PrefillParts(
+            pages=pages,
+            backend=self._backend(pages, drafter),
+            drafter=drafter,
+            transfer=transfer(name, pages.store),
+            clock=clock or MonotonicClock(),
+            poll_seconds=self.config.transfer.poll_seconds,
+            fingerprint=self.fingerprint,
+            drafter_fingerprint=self.drafter_fingerprint,
+            eos_token_ids=self.model.eos_token_ids,
+        )
+        return assemble(section, parts)
+
+    def decode_engine(
+        self, name: str, transfer: MakeTransfer, text: Text, pool: str | None = None, clock: Clock | None = None
+    ) -> Decoder | ColocatedEngine:
+        """Return what a replica of a decode pool runs, with pages of its own."""
+        pool = pool or self.config.default_pool
+        section = self.config.decode[pool]
+        return assemble(section, self._decode_parts(name, transfer, text, pool, section, clock or MonotonicClock()))
+
+    def decoder(
+        self, name: str, transfer: MakeTransfer, text: Text, clock: Clock | None = None, pool: str | None = None
+    ) -> Decoder:
+        """Return a decode engine that prefills nothing, whatever the pool's `local_chunk_tokens`."""
+        pool = pool or self.config.default_pool
+        section = self.config.decode[pool].model_copy(update={"local_chunk_tokens": 0})
+        parts = self._decode_parts(name, transfer, text, pool, section, clock or MonotonicClock())
+        engine = assemble(section, parts)
+        assert isinstance(engine, Decoder)
+        return engine
+
+    def step_times(self, section: DecodeConfig) -> ProfiledTimes:
+        """Return the measured step times of a decode engine on this machine, as its planner gets them."""
+        pages = self._pages(section)
+        runner = self._step_runner(section, pages, MonotonicClock())
+        return self._step_times(section, runner, pages, Text.load(self.config.model.path))
+
+    def _decode_parts(
+        self, name: str, make_transfer: MakeTransfer, text: Text, pool: str, section: DecodeConfig, clock: Clock
+    ) -> DecodeParts:
+        pages = self._pages(section)
+        runner = self._step_runner(section, pages, clock)
+        transfer = make_transfer(name, pages.store)
+        emulation = Emulation.of(self.config, pool, self.block_length) if section.emulated else None
+        return DecodeParts(
+            pages=pages,
+            backend=runner.backend,
+            drafter=runner.drafter,
+            transfer=emulation.paced(transfer, clock) if emulation else transfer,
+            clock=clock,
+            poll_seconds=self.config.transfer.poll_seconds,
+            fingerprint=self.fingerprint,
+            drafter_fingerprint=self.drafter_fingerprint,
+            eos_token_ids=self.model.eos_token_ids,
+            step_runner=runner,
+            step_times=emulation.times if emulation else self._step_times(section, runner, pages, text),
+            pace=emulation.pace(clock) if emulation else OwnPace(),
+            recorder=self._recorder(section, pool, name, runner.acceptor),
+            text=text,
+        )
+
+    def _pages(self, section: PrefillConfig | DecodeConfig) -> Pages:
+        step_tokens = max_step_tokens(section, self.block_length)
+        counts = num_pages(self.layout, section, self.model.device, step_tokens)
+        return Pages(self.layout, PageStore(self.layout, counts, self.model.device), section.prefix_caching)
+
     def _drafter(self, pages: Pages) -> Drafter:
         return self.drafter.over(pages.store) if self.drafter else NoDrafter()
 
-    def _rounds(self, section: DecodeConfig, pages: Pages, clock: Clock) -> ModelStepRunner:
+    def _backend(self, pages: Pages, drafter: Drafter) -> TorchBackend:
+        return TorchBackend(self.model.module, pages.store, drafter.tap_layers)
+
+    def _step_runner(self, section: DecodeConfig, pages: Pages, clock: Clock) -> ModelStepRunner:
         drafter = self._drafter(pages)
-        backend = TorchBackend(self.model.module, pages.store, drafter.tap_layers)
-        return ModelStepRunner(backend, drafter, _acceptor(section), Stopwatch(clock))
+        return ModelStepRunner(self._backend(pages, drafter), drafter, _acceptor(section), Stopwatch(clock))
 
-    def step_times(self, section: DecodeConfig) -> ProfiledTimes:
-        """What the steps of a decode engine cost here, as its planner knows it."""
-        pages = self._pages(section, step_tokens=1 + self.block_length)
-        rounds = self._rounds(section, pages, MonotonicClock())
-        return self._step_times(section, rounds, pages, Text.load(self.config.model.path))
-
-    def _step_times(self, section: DecodeConfig, rounds: ModelStepRunner, pages: Pages, text: Text) -> ProfiledTimes:
-        key = self._times_key(section)
-        measure = partial(profiled, rounds, pages, text, self.model.config.vocab_size, section.max_requests, key)
+    def _step_times(self, section: DecodeConfig, runner: ModelStepRunner, pages: Pages, text: Text) -> ProfiledTimes:
+        key = self._step_times_key(section)
+        measure = partial(profiled, runner, pages, text, self.model.config.vocab_size, section.max_requests, key)
         return kept(section.step_times, key, measure) if section.step_times else measure()
 
-    def _times_key(self, section: DecodeConfig) -> dict[str, str]:
-        """What step times depend on."""
-        parts = {"target": self.fingerprint, "drafter": self.drafter_fingerprint or {}}
+    def _step_times_key(self, section: DecodeConfig) -> dict[str, str]:
+        """Return everything that step times depend on."""
+        fingerprints = {"target": self.fingerprint, "drafter": self.drafter_fingerprint or {}}
         return {
-            **{f"{part}.{name}": value for part, names in parts.items() for name, value in names.items()},
+            **{f"{part}.{name}": value for part, names in fingerprints.items() for name, value in names.items()},
             "device": device_name(self.model.device),
             "dtype": self.config.model.dtype,
             "threads": str(torch.get_num_threads()),
@@ -223,56 +205,20 @@ class Builder:
         except OSError as error:
             raise ConfigError(f"decode.{pool}.record: {error}") from None
 
-    def _pages(self, section: EngineConfig, step_tokens: int) -> Pages:
-        counts = num_pages(self.layout, section, self.model.device, step_tokens)
-        return Pages(self.layout, PageStore(self.layout, counts, self.model.device), section.prefix_caching)
+
+def set_threads(section: EngineConfig, config: Config) -> None:
+    """Set torch's thread count for this process: more threads than cores slow a step ten- to thirtyfold."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(section.threads or max(1, cores // config.max_replicas))
 
 
 def _acceptor(section: DecodeConfig) -> Acceptor:
     return Exact() if section.synthetic_acceptance is None else Synthetic(section.synthetic_acceptance)
 
 
-def num_pages(layout: CacheLayout, section: EngineConfig, device: torch.device, step_tokens: int) -> dict[str, int]:
-    """How many pages of each group the section's bytes buy: the same number of tokens in every group, except that
-    a window group never gets more than `max_requests` windows. Raises ConfigError if not even a few pages fit.
-    """
-    return page_counts(layout, section, page_budget(section, free_memory(device), str(device)), step_tokens)
-
-
-def page_budget(section: EngineConfig, free: int, where: str) -> int:
-    """Bytes for pages of `free` bytes. Raises ConfigError if the section asks for more."""
-    budget = section.cache_bytes if section.cache_bytes is not None else int(free * section.cache_fraction)
-    if budget > free:
-        raise ConfigError(f"cache_bytes: {gib(budget)} of pages, {gib(free)} free on {where}")
-    return budget
-
-
-def page_counts(layout: CacheLayout, section: EngineConfig, budget: int, step_tokens: int) -> dict[str, int]:
-    """The pages of each group that `budget` bytes buy. Raises ConfigError if not even a few pages fit."""
-    counts: dict[str, int] = {}
-    groups = sorted(layout.groups.values(), key=lambda g: g.window or 2**62)  # windows first: they leave the rest
-    for i, group in enumerate(groups):
-        affordable = budget // sum(g.page_bytes for g in groups[i:]) - 1  # one is the scratch page
-        most = affordable
-        if group.window is not None:
-            most = section.max_requests * group.peak_pages(2**62, step_tokens)
-        counts[group.name] = int(min(affordable, most))
-        budget -= (counts[group.name] + 1) * group.page_bytes
-    if min(counts.values()) < 2:
-        raise ConfigError(f"cache_bytes: buys {counts} pages of {layout.page_tokens} tokens; 2 are the least")
-    return counts
-
-
-def set_threads(section: EngineConfig, config: Config) -> None:
-    """Set torch's thread count for this process: more threads than cores slow a step ten- to thirtyfold."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(section.threads or max(1, cores // config.most_replicas))
-
-
 def _device(section: EngineConfig) -> torch.device:
-    """Where a pool's tokens are computed."""
     if isinstance(section, DecodeConfig) and section.emulated:
-        Device.load(section.device)
+        Device.load(section.device)  # raises ConfigError for an unknown device
     try:
         device = section.torch_device
     except RuntimeError as error:

@@ -1,10 +1,10 @@
-"""A decode replica that prefills some requests itself: both engines over the same pages, a chunk between two steps.
+"""A decode replica that prefills some requests itself: a Decoder and a Prefiller over the same pages.
 
     serve(request)           prefiller: chunk, chunk, Handoff ── pages change hands as they are ──┐
     add(request, handoff)    decoder: pages read over the transfer ───────────────────────────────┴── Chunk, Chunk, ...
 
-Both keep one line (engine/pages/page_queue.py): whichever engine a request is in, its precedence says when it gets
-pages and a seat among the `max_requests`, and who leaves when pages run out.
+Both engines share one page queue (engine/pages/page_queue.py): the precedence of a request decides when it gets pages
+and becomes one of the `max_requests`, and which request is preempted when pages run out, whichever engine it is in.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ class ColocatedEngine:
         self.prefiller = prefiller
         self.decoder = decoder
         self._pages = pages
-        self._prompts: dict[str, Request] = {}  # what the prefiller has
+        self._prompts: dict[str, Request] = {}  # requests in the prefiller
         self._prefilled = 0
 
     def add(self, request: Request, handoff: Handoff) -> None:
@@ -32,23 +32,23 @@ class ColocatedEngine:
         self.decoder.add(request, handoff)
 
     def serve(self, request: Request) -> None:
-        """Take a request from its prompt to its last token. Its `Handoff` comes first, then its `Chunk`s.
+        """Take a request from its prompt to its last token: `step` returns its `Handoff`, then its `Chunk`s.
 
-        Raises DoesNotFit, and Overloaded, unless it comes back, if too many prompts wait here.
+        Raises DoesNotFit, and Overloaded if too many prompts wait here and this one was not preempted before.
         """
         self.decoder.check(request)
         self.prefiller.add(request)
         self._prompts[request.id] = request
 
     def cancel(self, request_id: str) -> None:
-        """Forget a request in whatever state it is, and free its pages. Unknown ids are fine."""
+        """Drop a request in any state and free its pages. Unknown ids are ignored."""
         self._prompts.pop(request_id, None)
         self.prefiller.cancel(request_id)
         self.decoder.cancel(request_id)
 
     def step(self) -> list[Event]:
-        """One decode step, then one chunk of prompts. Of those that are done the first token goes out at once, and the
-        next step decodes from their pages."""
+        """Run one decode step, then prefill one chunk. A prompt that is complete gives its first token at once, and the
+        next decode step continues it in its pages."""
         events = self.decoder.step()
         for event in self.prefiller.step():
             request = self._prompts.pop(event.request_id)
@@ -58,27 +58,24 @@ class ColocatedEngine:
         return events + self.decoder.pending_events()
 
     def warm_up(self) -> None:
-        """Steps of both engines, so that no request pays for first times."""
         self.prefiller.warm_up()
         self.decoder.warm_up()
 
     @property
     def record_file(self) -> Path | None:
-        """Where its decode steps are recorded, if they are."""
+        """Return the file where decode steps are recorded; None if they are not."""
         return self.decoder.record_file
 
     def close(self) -> None:
-        """No more steps."""
         self.decoder.close()
 
     def next_deadline(self) -> float | None:
-        """When `step` wants to be called next, on the clock; None if nothing is under way."""
         deadlines = (self.prefiller.next_deadline(), self.decoder.next_deadline())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def stats(self) -> ReplicaStats:
-        """Where things stand: those of a decode replica, what it prefills itself included. `steps` and `tokens` are
-        those of decoding; `local_tokens` were computed of prompts."""
+        """Return the statistics of both engines as one decode replica's. `steps` and `tokens` count decoding alone;
+        `local_tokens` are prompt tokens computed here."""
         prompts, answers = self.prefiller.stats(), self.decoder.stats()
         return replace(
             answers,
@@ -100,10 +97,11 @@ class ColocatedEngine:
         )
 
     def assert_consistent(self) -> None:
-        """Every page is in one state, and every prompt in one engine; with nothing under way, all pages are free."""
+        """Raise AssertionError unless every page is in one state and every prompt in one engine, and all pages are free
+        if no request is here."""
         self._pages.assert_consistent()
         prompts = self.prefiller.stats()
-        assert prompts.leases_held == 0, "a prompt that is done has not changed hands"
+        assert prompts.leases_held == 0, "a complete prompt is still in the prefiller"
         assert len(self._prompts) == prompts.waiting + prompts.running, f"{list(self._prompts)} are not all in prefill"
         if self.prefiller.idle and self.decoder.idle:
             self.decoder.assert_consistent()

@@ -1,10 +1,9 @@
-"""An emulated device, from the section of a decode pool: what its steps and handoffs would take there."""
+"""An emulated device, from the section of a decode pool: the times of its steps and handoffs."""
 
 from dataclasses import dataclass, replace
 
 from engine.clock import Clock
-from engine.config import Config, DecodeConfig
-from engine.emulation import EmulationConfig
+from engine.config import Config, DecodeConfig, EmulationConfig
 from engine.errors import ConfigError
 from engine.transfer import Transfer
 from hardware.device import Device, Numbers
@@ -18,7 +17,7 @@ from hardware.roofline import DraftShape, Losses, Roofline
 
 @dataclass(frozen=True)
 class Emulation:
-    """Of one pool. `times` are those of this service: modelled seconds, times `time_scale`."""
+    """The emulated device of one decode pool."""
 
     device: str
     section: EmulationConfig
@@ -26,7 +25,8 @@ class Emulation:
 
     @classmethod
     def of(cls, config: Config, pool: str, block_length: int) -> "Emulation":
-        """Raises ConfigError for a device that nobody knows, a figure it lacks, and a model that does not fit it."""
+        """Return the device of a pool that drafts blocks of `block_length`. Raises ConfigError for an unknown device, a
+        figure that it lacks, and a model that does not fit it."""
         section = config.decode[pool]
         try:
             return cls._of(config, section, block_length)
@@ -41,23 +41,31 @@ class Emulation:
         if how.precision is not None:
             model = replace(model, dense=how.precision, routed=how.precision)
         placement = _placement(model, numbers, how)
-        losses = Losses(how.compute, how.memory, how.network, how.layer_seconds, how.step_seconds, "the configuration")
+        losses = Losses(
+            how.compute_efficiency,
+            how.memory_efficiency,
+            how.network_efficiency,
+            how.layer_seconds,
+            how.step_seconds,
+            "the configuration",
+        )
         drafter = None
         if block_length and config.model.drafter == "mtp":
             drafter = DraftShape.mtp(model, block_length)
         elif block_length:
             drafter = DraftShape.dspark(model, block_length, how.draft_layers)
         emulation = cls(section.device, how, Roofline(model, numbers, placement, losses, drafter))
-        emulation.roofline.verify_seconds(1, 1, 1)  # whatever it needs of the device is asked for now
+        emulation.roofline.verify_seconds(1, 1, 1)  # raises now if a figure is missing
         emulation.link()
         return emulation
 
     @property
     def times(self) -> Scaled:
+        """Return the modelled step times, multiplied by `time_scale`."""
         return Scaled(self.roofline, self.section.time_scale)
 
     def link(self) -> Link:
-        """What the handoffs of one replica come over."""
+        """Return the link over which one replica reads handoffs."""
         how, numbers = self.section, self.roofline.numbers
         bandwidth = how.link_bytes_per_second or numbers.get("scale_out") * self.roofline.placement.all_units
         latency = how.link_seconds
@@ -74,7 +82,7 @@ class Emulation:
 
 
 def _placement(model: Model, numbers: Numbers, how: EmulationConfig) -> Placement:
-    """As the section says, or the fewest units that hold the model."""
+    """Return the section's placement, or the one with the fewest units that hold the model."""
     if how.units is None:
         return fewest(model, numbers, how.attention, how.stages)
     found = MemoryFit(model, Placement(how.units, how.stages, how.attention), numbers.get("memory"))

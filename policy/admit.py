@@ -43,7 +43,7 @@ def refusal(
         return _refused(late, soonest - seconds_left)
     queued = min(queued_seconds(stats, priority) for stats in replicas)
     if queued > max_queued_seconds:
-        full = f"{queued:.1f} s of prompts wait already, {max_queued_seconds:.1f} s may (gateway.queued_seconds)"
+        full = f"{queued:.1f} s of prompts wait already, {max_queued_seconds:.1f} s may (gateway.max_queued_seconds)"
         return _refused(full, queued - max_queued_seconds)
     return None
 

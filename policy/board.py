@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from engine.errors import BadRequest, Overloaded
 from engine.facts import PageCounts, ReplicaStats
+from engine.mean import ExponentialMean
 from engine.types import Request
 from policy.admit import refusal
 from policy.prefix import PrefixIndex
@@ -61,7 +62,7 @@ class Board:
         self._alive: set[str] = set()
         self._sent: dict[str, Sent] = defaultdict(Sent)
         self._sent_then: dict[str, Sent] = {}
-        self._handoff_seconds: float | None = None
+        self._handoff_seconds = ExponentialMean(EMA_WEIGHT)
 
     def sent(self) -> dict[str, Sent]:
         """What each replica has now from here; to be given to `heard` with what they say of this moment."""
@@ -107,19 +108,18 @@ class Board:
     def local(self, pool: str, request: Request) -> tuple[str, ...]:
         """Decode replicas that should prefill the request themselves, best first; none if a handoff is cheaper, or
         while nobody knows what one costs."""
-        if self._handoff_seconds is None:
+        if self._handoff_seconds.value is None:
             return ()
         known = self._known(request)
         ranked = rank_local(self._replicas(pool), request.num_tokens, known, self._rules.page_tokens, request.priority)
         remote = self._rank_prefill(request)
-        if not ranked or not remote or ranked[0].expected > remote[0].expected + self._handoff_seconds:
+        if not ranked or not remote or ranked[0].expected > remote[0].expected + self._handoff_seconds.value:
             return ()
         return tuple(place.replica for place in ranked)
 
     def handed_over(self, seconds: float) -> None:
         """A handoff took so long, from the end of prefill until decode had the pages."""
-        mean = seconds if self._handoff_seconds is None else self._handoff_seconds
-        self._handoff_seconds = mean + EMA_WEIGHT * (seconds - mean)
+        self._handoff_seconds.observe(seconds)
 
     @contextlib.contextmanager
     def prefilling(self, request: Request) -> Iterator[tuple[str, ...]]:

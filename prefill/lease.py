@@ -1,47 +1,86 @@
-"""Who may still read which pages. A table of states; whoever holds it does the I/O.
+"""Leases on the pages of finished prompts: a table of states, and `LeaseTable`, which executes its actions.
 
-A lease is granted when a prompt is done and its pages are offered to a decode replica.
+A lease is granted when a prompt is finished and its pages are offered to a decode replica.
 
-    state      event      next        pages
-    held       renew      held        stay, for another term
-    held       release    released    go back: they were read while the lease was held
-    held       cancel     cancelled   go back: the request is gone
-    held       expire     expired     go back: nobody renewed in time
-    (none)     any        (none)      an unknown nonce is not held: the answer to the asker is no
+    state   event       next        actions
+    held    renew       held        extend_term
+    held    release     released    give_back_pages, report_read
+    held    hand_over   released    -
+    held    cancel      cancelled   give_back_pages
+    held    expire      expired     give_back_pages, report_expired
 
-The three ends are final and the table forgets them; it only counts them.
+After `release` the pages have been read while the lease was held; after `hand_over` they belong to an engine over the
+same pages. A lease that was never granted or has ended is not held: its reader is told so, and nothing else happens.
 """
 
 import enum
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.pages import Tables
+from engine.errors import HandoffLost
+from engine.pages import Pages, Tables
+from engine.types import Ended
 
 
-class LeaseEnd(enum.StrEnum):
+class LeaseState(enum.StrEnum):
+    HELD = "held"
     RELEASED = "released"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
 
 
+class LeaseEvent(enum.StrEnum):
+    RENEW = "renew"
+    RELEASE = "release"
+    HAND_OVER = "hand_over"
+    CANCEL = "cancel"
+    EXPIRE = "expire"
+
+
+class LeaseAction(enum.StrEnum):
+    EXTEND_TERM = "extend_term"
+    GIVE_BACK_PAGES = "give_back_pages"
+    REPORT_READ = "report_read"
+    REPORT_EXPIRED = "report_expired"
+
+
+S, E, A = LeaseState, LeaseEvent, LeaseAction
+TRANSITIONS: dict[tuple[LeaseState, LeaseEvent], tuple[LeaseState, tuple[LeaseAction, ...]]] = {
+    (S.HELD, E.RENEW): (S.HELD, (A.EXTEND_TERM,)),
+    (S.HELD, E.RELEASE): (S.RELEASED, (A.GIVE_BACK_PAGES, A.REPORT_READ)),
+    (S.HELD, E.HAND_OVER): (S.RELEASED, ()),
+    (S.HELD, E.CANCEL): (S.CANCELLED, (A.GIVE_BACK_PAGES,)),
+    (S.HELD, E.EXPIRE): (S.EXPIRED, (A.GIVE_BACK_PAGES, A.REPORT_EXPIRED)),
+}
+
+
 @dataclass
 class Lease:
-    """Pages of one request, kept for a reader until `deadline` (on the engine's clock)."""
+    """The pages of one request, kept for a reader until `deadline` on the engine's clock."""
 
     nonce: str
     request_id: str
     tables: Tables
     deadline: float
+    state: LeaseState = LeaseState.HELD
 
 
 class LeaseTable:
-    """All leases that are held. `term_seconds` is the length of one term."""
+    """All leases that are held. One term of a lease lasts `term_seconds`."""
 
-    def __init__(self, term_seconds: float) -> None:
+    def __init__(self, pages: Pages, term_seconds: float) -> None:
         self.term_seconds = term_seconds
-        self.ended: Counter[LeaseEnd] = Counter()
+        self.ended: Counter[LeaseState] = Counter()
+        self._pages = pages
         self._held: dict[str, Lease] = {}
+        self._events: list[Ended] = []
+        self._methods: dict[LeaseAction, Callable[[Lease, float], None]] = {
+            A.EXTEND_TERM: self._extend_term,
+            A.GIVE_BACK_PAGES: lambda lease, now: self._pages.release(lease.tables),
+            A.REPORT_READ: lambda lease, now: self._events.append(Ended(request_id=lease.request_id)),
+            A.REPORT_EXPIRED: self._report_expired,
+        }
 
     def __len__(self) -> int:
         return len(self._held)
@@ -52,30 +91,58 @@ class LeaseTable:
         return lease
 
     def renew(self, nonce: str, now: float) -> bool:
-        """Another term. False if the lease is not held (any more)."""
+        """Extend a lease by another term. Return False if it is not held (any more)."""
+        return self._apply_if_held(nonce, E.RENEW, now)
+
+    def release(self, nonce: str, now: float) -> bool:
+        """End a lease whose pages have been read. Return False if it was not held until now: then the read does not
+        count."""
+        return self._apply_if_held(nonce, E.RELEASE, now)
+
+    def hand_over(self, nonce: str, now: float) -> Tables:
+        """End a lease that is held, and return its pages to an engine that shares them."""
+        lease = self._held[nonce]
+        held = self._apply_if_held(nonce, E.HAND_OVER, now)
+        assert held, f"lease {nonce} has expired"
+        return lease.tables
+
+    def cancel(self, request_id: str, now: float) -> bool:
+        """End the lease of a request. Return False if it has none."""
+        lease = next((lease for lease in self._held.values() if lease.request_id == request_id), None)
+        if lease is not None:
+            self._apply(lease, E.CANCEL, now)
+        return lease is not None
+
+    def expire(self, now: float) -> int:
+        """End every lease whose term is over, and return how many there were."""
+        late = [lease for lease in self._held.values() if lease.deadline <= now]
+        for lease in late:
+            self._apply(lease, E.EXPIRE, now)
+        return len(late)
+
+    def pending_events(self) -> list[Ended]:
+        """Return the requests whose lease was released or has expired since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def _apply_if_held(self, nonce: str, event: LeaseEvent, now: float) -> bool:
         lease = self._held.get(nonce)
         if lease is None or lease.deadline <= now:
             return False
-        lease.deadline = now + self.term_seconds
+        self._apply(lease, event, now)
         return True
 
-    def release(self, nonce: str, now: float) -> Lease | None:
-        """End a lease whose pages have been read. None if it was not held to this moment: the read does not count."""
-        lease = self._held.get(nonce)
-        if lease is None or lease.deadline <= now:
-            return None
-        return self._end(lease, LeaseEnd.RELEASED)
+    def _apply(self, lease: Lease, event: LeaseEvent, now: float) -> None:
+        lease.state, actions = TRANSITIONS[lease.state, event]
+        for action in actions:
+            self._methods[action](lease, now)
+        if lease.state != S.HELD:
+            del self._held[lease.nonce]
+            self.ended[lease.state] += 1
 
-    def cancel(self, request_id: str) -> Lease | None:
-        """End the lease of a request that is gone, if it has one."""
-        lease = next((lease for lease in self._held.values() if lease.request_id == request_id), None)
-        return lease and self._end(lease, LeaseEnd.CANCELLED)
+    def _extend_term(self, lease: Lease, now: float) -> None:
+        lease.deadline = now + self.term_seconds
 
-    def expire(self, now: float) -> list[Lease]:
-        """End every lease whose term is over."""
-        late = [lease for lease in self._held.values() if lease.deadline <= now]
-        return [self._end(lease, LeaseEnd.EXPIRED) for lease in late]
-
-    def _end(self, lease: Lease, end: LeaseEnd) -> Lease:
-        self.ended[end] += 1
-        return self._held.pop(lease.nonce)
+    def _report_expired(self, lease: Lease, now: float) -> None:
+        reason = f"no decode replica read the pages of {lease.request_id} within {self.term_seconds} s"
+        self._events.append(Ended(request_id=lease.request_id, error=HandoffLost(reason)))

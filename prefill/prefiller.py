@@ -1,4 +1,4 @@
-"""The prefill engine: `Request` in, `Handoff` out, and pages kept under a lease until they have been read.
+"""The prefill engine: it takes `Request`s, returns `Handoff`s, and keeps pages under a lease until they are read.
 
 It receives its parts and never builds them, asks the clock for `now()` only, and never sleeps.
 """
@@ -16,20 +16,20 @@ from engine.clock import Clock, Stopwatch
 from engine.config import PrefillConfig
 from engine.device import peak_bytes
 from engine.drafters import Drafter, row_bytes
-from engine.errors import DeadlineExceeded, DoesNotFit, HandoffLost, ModelFailure, Overloaded
+from engine.errors import DeadlineExceeded, DoesNotFit, ModelFailure, Overloaded
 from engine.facts import Counters, ReplicaStats
 from engine.logits_processors import Draw, LogitsProcessors
 from engine.pages import Pages, Tables
 from engine.sampling import NO_TOKEN, SamplingBatch, sample
 from engine.transfer import Message, Transfer, Verb
 from engine.types import Ended, Event, Handoff, PrefillTimings, Request, SampledToken, Sampling, StopRules
-from prefill.lease import LeaseEnd, LeaseTable
-from prefill.pace import Pace
-from prefill.schedule import Prompt, PromptChunk, PromptSchedule
+from prefill.lease import LeaseState, LeaseTable
+from prefill.schedule import Prompt, PromptChunk, PromptSchedule, WaitingPrompt
+from prefill.step_time import StepTimeEstimator
 
 
 class Prefiller:
-    """One replica's prefill engine. Not thread-safe: one thread calls everything."""
+    """One replica's prefill engine. It is not thread-safe: one thread calls everything."""
 
     def __init__(
         self,
@@ -47,15 +47,15 @@ class Prefiller:
         section: str = "prefill",
         spare_tokens: int = 0,
     ) -> None:
-        """`section` of the configuration is what errors name. `spare_tokens`: what a prompt needs room for besides
-        its own tokens before it starts."""
+        """`section` is the part of the configuration that errors name. A prompt starts if there is room for
+        `spare_tokens` more than its own."""
         self._pages = pages
         self._backend = backend
         self._drafter = drafter
         self._transfer = transfer
         self._clock = clock
         self._max_waiting = config.max_waiting
-        self._pace = Pace(config.chunk_tokens)
+        self._step_times = StepTimeEstimator(config.chunk_tokens)
         self._section = section
         self._poll_seconds = poll_seconds
         self._fingerprint = fingerprint
@@ -66,38 +66,34 @@ class Prefiller:
         self._schedule = PromptSchedule(
             pages, config.chunk_tokens, config.max_requests, self._counters, drafter.keeps_rows, spare_tokens
         )
-        self._leases = LeaseTable(config.lease_seconds)
+        self._leases = LeaseTable(pages, config.lease_seconds)
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises DoesNotFit if its pages could never be had, and Overloaded, unless it comes back,
-        if too many wait."""
-        demand = self._pages.demand(request.num_tokens, self._schedule.chunk_tokens)
-        if shortfall := self._pages.shortfall(demand):
+        """Queue a request.
+
+        Raises DoesNotFit if it needs more pages than there are, and Overloaded (but not for a resumed request).
+        """
+        needed = self._pages.peak_pages(request.num_tokens, self._schedule.chunk_tokens)
+        if shortfall := self._pages.shortfall(needed):
             raise DoesNotFit(f"prompt: {request.num_tokens} tokens {shortfall} ({self._section}.cache_bytes)")
         if len(self._schedule.waiting) >= self._max_waiting and not request.generated:
             waiting = f"{self._section}.max_waiting: {self._max_waiting} prompts wait already"
             raise Overloaded(waiting, retry_seconds=1.0)
-        self._schedule.add(Prompt(request, arrived=self._clock.now()))
+        self._schedule.add(WaitingPrompt(request, arrived=self._clock.now()))
         self._counters.requests += 1
 
     def cancel(self, request_id: str) -> None:
-        """Forget a request in whatever state it is, and free its pages. Unknown ids are fine."""
-        if prompt := self._schedule.remove(request_id):
-            self._give_up(prompt)
-            self._counters.cancelled += 1
-        elif lease := self._leases.cancel(request_id):
-            self._pages.release(lease.tables)
+        """Remove a request in any state, and free its pages. Unknown ids are ignored."""
+        if self._schedule.remove(request_id) or self._leases.cancel(request_id, self._clock.now()):
             self._counters.cancelled += 1
 
     def surrender(self, handoff: Handoff) -> Tables:
-        """End the lease of a handoff that was just offered, for an engine over the same pages: they are its own now."""
-        lease = self._leases.release(handoff.nonce, self._clock.now())
-        assert lease is not None, f"the lease of {handoff.request_id} is not held"
-        return lease.tables
+        """End the lease of a handoff that was just offered, and return its tables to an engine over the same pages."""
+        return self._leases.hand_over(handoff.nonce, self._clock.now())
 
     def step(self) -> list[Event]:
-        """Answer readers, let leases and requests expire, and put one chunk of tokens through the model."""
-        entered, computed = self._clock.now(), self._computing.seconds
+        """Answer readers, let leases and requests expire, and compute one chunk of tokens."""
+        began, computed = self._clock.now(), self._computing.seconds
         events = self._answer() + self._expire()
         chunks = self._schedule.next(self._clock.now())
         if not chunks:
@@ -107,17 +103,17 @@ class Prefiller:
             output = self._backend.forward(batch)
             self._absorb(chunks, batch, output.taps)
         events += self._advance(chunks, output.logits)
-        seconds = self._clock.now() - entered
-        self._pace.observe(sum(chunk.num_tokens for chunk in chunks), seconds)
+        seconds = self._clock.now() - began
+        self._step_times.observe(sum(chunk.num_tokens for chunk in chunks), seconds)
         self._counters.step_seconds += seconds
         self._counters.compute_seconds += self._computing.seconds - computed
         return events
 
     def warm_up(self) -> None:
-        """One whole chunk and one single token, so that no request pays for first times; and again, to see what they
-        take."""
+        """Compute a whole chunk and a single token, so that no request pays for first-time costs; then do so again, to
+        measure their times."""
         capacity = min(pool.num_pages for pool in self._pages.pools.values()) * self._pages.layout.page_tokens
-        chunk_tokens = min(self._schedule.chunk_tokens, capacity - 1)  # the first token counts, too
+        chunk_tokens = min(self._schedule.chunk_tokens, capacity - 1)  # the first generated token needs room, too
         for num_tokens in (chunk_tokens, 1, chunk_tokens, 1):
             self._pages.forget_cached()
             request = Request(
@@ -131,24 +127,23 @@ class Prefiller:
                 pass
             self.cancel(request.id)
             if self._counters.steps == 2:
-                self._pace = Pace(self._schedule.chunk_tokens)
+                self._step_times = StepTimeEstimator(self._schedule.chunk_tokens)
         self._pages.forget_cached()
         self._counters.reset()
 
     @property
     def idle(self) -> bool:
-        """Whether nothing here has pages."""
+        """Whether no request here holds pages."""
         return not self._schedule.running and not self._leases
 
     def next_deadline(self) -> float | None:
-        """When `step` wants to be called next, on the clock; None if nothing is under way."""
+        """Return when `step` should be called next, on the engine's clock; None if there is nothing to do."""
         now = self._clock.now()
         if self._schedule.running or (self._schedule.waiting and not self._leases and not self._pages.queue.holding):
             return now
         return now + self._poll_seconds if self._leases or self._schedule.waiting else None
 
     def stats(self) -> ReplicaStats:
-        """Where things stand."""
         return ReplicaStats(
             role="prefill",
             agent=self._transfer.entry.name,
@@ -158,57 +153,41 @@ class Prefiller:
             peak_bytes=peak_bytes(self._pages.store.device),
             max_requests=self._schedule.max_requests,
             queued_tokens=self._schedule.queued_tokens(),
-            least_seconds=self._pace.seconds(1),
-            tokens_per_second=self._pace.tokens_per_second,
+            least_seconds=self._step_times.seconds(1),
+            tokens_per_second=self._step_times.tokens_per_second,
             pages=self._pages.counts(),
             leases_held=len(self._leases),
-            leases_expired=self._leases.ended[LeaseEnd.EXPIRED],
+            leases_expired=self._leases.ended[LeaseState.EXPIRED],
         )
 
     def assert_consistent(self) -> None:
-        """Every page is in one state; with nothing under way, all are free."""
+        """Assert that every page is in one state, and that an idle engine holds none."""
         self._pages.assert_consistent()
         if self.idle:
             self._pages.assert_idle()
 
     def _answer(self) -> list[Event]:
-        events: list[Event] = []
         now = self._clock.now()
         for peer, message in self._transfer.notifications():
             if message.held is not None:
-                continue  # an answer, and we asked nothing
-            if message.verb == Verb.RENEW:
-                held = self._leases.renew(message.nonce, now)
-            else:
-                lease = self._leases.release(message.nonce, now)
-                held = lease is not None
-                if lease is not None:
-                    self._pages.release(lease.tables)
-                    events.append(Ended(request_id=lease.request_id))
+                continue  # it is an answer, and prefill never asks
+            apply = self._leases.renew if message.verb == Verb.RENEW else self._leases.release
+            held = apply(message.nonce, now)
             self._transfer.notify(peer, Message(verb=message.verb, nonce=message.nonce, held=held))
-        return events
+        return [*self._leases.pending_events()]
 
     def _expire(self) -> list[Event]:
         events: list[Event] = []
         now = self._clock.now()
-        for prompt in self._schedule.overdue(now):
-            self._give_up(prompt)
+        for request in self._schedule.overdue(now):
             self._counters.failed += 1
-            reason = f"{prompt.request.id} was not prefilled {prompt.request.seconds_left} s after it came"
-            events.append(Ended(request_id=prompt.request.id, error=DeadlineExceeded(reason)))
-        for lease in self._leases.expire(now):
-            self._pages.release(lease.tables)
-            self._counters.failed += 1
-            reason = f"nobody read the pages of {lease.request_id} within {self._leases.term_seconds} s"
-            events.append(Ended(request_id=lease.request_id, error=HandoffLost(reason)))
-        return events
-
-    def _give_up(self, prompt: Prompt) -> None:
-        if prompt.tables is not None:
-            self._pages.release(prompt.tables)
+            reason = f"{request.id} was not prefilled {request.seconds_left} s after it arrived"
+            events.append(Ended(request_id=request.id, error=DeadlineExceeded(reason)))
+        self._counters.failed += self._leases.expire(now)
+        return events + self._leases.pending_events()
 
     def _absorb(self, chunks: list[PromptChunk], batch: Batch, taps: dict[int, Tensor]) -> None:
-        """The drafter's context of these tokens, and what it keeps of the last one of each chunk."""
+        """Write the drafter's context of these tokens, and keep its state after the last one of each chunk."""
         ends = list(accumulate(chunk.num_logits for chunk in chunks))
         last_R = batch.logits_index[[end - 1 for end in ends]]
         rows = self._drafter.absorb(batch, taps, [chunk.prompt.drafter_row for chunk in chunks], last_R)
@@ -216,17 +195,16 @@ class Prefiller:
             chunk.prompt.drafter_row = row
 
     def _advance(self, chunks: list[PromptChunk], logits: Tensor) -> list[Event]:
-        """Count the chunks as computed, let others find their pages, and offer what is complete."""
+        """Mark the chunks as computed, let others find their full pages, and offer the prompts that are finished."""
         self._counters.steps += 1
         self._counters.tokens += sum(chunk.num_tokens for chunk in chunks)
         rows = logits.split([chunk.num_logits for chunk in chunks])
-        firsts = self._draw(chunks, torch.stack([logits_TV[-1] for logits_TV in rows]))
+        firsts = self._sample(chunks, torch.stack([logits_TV[-1] for logits_TV in rows]))
         events: list[Event] = []
         for chunk, first, logits_TV in zip(chunks, firsts, rows, strict=True):
             prompt = chunk.prompt
-            assert prompt.tables is not None
             if first.token == NO_TOKEN:
-                events.append(self._broken(prompt, chunk.end))
+                events.append(self._fail(prompt, chunk.end))
                 continue
             if prompt.request.prompt_logprobs:
                 prompt.logprobs += _logprobs(logits_TV, prompt.request.tokens[prompt.computed + 1 : chunk.end + 1])
@@ -236,19 +214,18 @@ class Prefiller:
                 events.append(self._offer(prompt, first))
         return events
 
-    def _draw(self, chunks: list[PromptChunk], logits_RV: Tensor) -> list[SampledToken]:
-        """The token after each chunk. Where a prompt goes on, only whether there is one will matter: it is greedy."""
+    def _sample(self, chunks: list[PromptChunk], logits_RV: Tensor) -> list[SampledToken]:
+        """Sample the token after each chunk. Where a prompt goes on, it is greedy, and only shows finite logits."""
         requests = [chunk.prompt.request for chunk in chunks]
         rows = [(r.sampling if c.is_last else Sampling(), r.num_tokens) for c, r in zip(chunks, requests, strict=True)]
         draws = [Draw(r, r.tokens) if c.is_last else None for c, r in zip(chunks, requests, strict=True)]
         logits_processors = LogitsProcessors.of(draws, self._eos_token_ids, logits_RV.device)
         draws_R = sample(logits_RV, SamplingBatch.of(rows, logits_RV.device), logits_processors)
-        with self._computing:  # the wait for them
+        with self._computing:  # it waits for the model
             return draws_R.drawn()
 
-    def _broken(self, prompt: Prompt, num_tokens: int) -> Ended:
-        assert prompt.tables is not None
-        self._schedule.running.remove(prompt)
+    def _fail(self, prompt: Prompt, num_tokens: int) -> Ended:
+        self._schedule.finish(prompt)
         self._pages.clear(prompt.tables, published=True)
         self._pages.release(prompt.tables)
         self._counters.failed += 1
@@ -256,9 +233,8 @@ class Prefiller:
         return Ended(request_id=prompt.request.id, error=ModelFailure(reason))
 
     def _offer(self, prompt: Prompt, first: SampledToken) -> Handoff:
-        assert prompt.tables is not None and prompt.started is not None
         now = self._clock.now()
-        self._schedule.running.remove(prompt)
+        self._schedule.finish(prompt)
         self._pages.trim(prompt.tables, prompt.computed)
         nonce = secrets.token_hex(16)
         self._leases.grant(nonce, prompt.request.id, prompt.tables, now)
@@ -272,7 +248,9 @@ class Prefiller:
             target_fingerprint=self._fingerprint,
             drafter_fingerprint=self._drafter_fingerprint,
             lease_seconds=self._leases.term_seconds,
-            timings=PrefillTimings(queue_seconds=prompt.started - prompt.arrived, prefill_seconds=now - prompt.started),
+            timings=PrefillTimings(
+                queue_seconds=prompt.started - prompt.waiting.arrived, prefill_seconds=now - prompt.started
+            ),
             prompt_logprobs=tuple(prompt.logprobs),
             cached_tokens=prompt.known,
             drafter_row=row_bytes(prompt.drafter_row),
@@ -280,7 +258,9 @@ class Prefiller:
 
 
 def _logprobs(logits_TV: Tensor, tokens: Sequence[int]) -> list[float]:
-    """The log-probability of each of `tokens`, said by the row before it; the last row may say what nobody has yet."""
-    said_TV = logits_TV[: len(tokens)].log_softmax(dim=-1)
-    logprobs: list[float] = said_TV.gather(-1, torch.tensor(tokens, device=said_TV.device)[:, None])[:, 0].tolist()
+    """Return the log-probability of each token by the row before it; the last row may have no token yet."""
+    logprobs_TV = logits_TV[: len(tokens)].log_softmax(dim=-1)
+    logprobs: list[float] = logprobs_TV.gather(-1, torch.tensor(tokens, device=logprobs_TV.device)[:, None])[
+        :, 0
+    ].tolist()
     return logprobs

@@ -1,8 +1,8 @@
-"""Which prompts get how many tokens of a step: by precedence, under one token budget.
+"""Chunked prefill: which prompts get how many tokens of a step, by precedence, under one token budget.
 
-A prompt runs once there is room for all its pages, those of running prompts counted before; so a prompt that runs
-gets its pages, except that window pages which others share come back late, and that answers which run over the same
-pages grow: then the last in line starts again.
+A prompt starts once there is room for all of its pages and for those that running prompts still need. So a running
+prompt always gets its pages, with two exceptions: window pages that others share come back late, and the outputs of
+requests that decode over the same pages grow. Then the last request starts again.
 """
 
 from bisect import insort
@@ -20,22 +20,12 @@ from engine.types import Request
 
 
 @dataclass(eq=False)
-class Prompt:
-    """A request on its way through the model. Its first `computed` tokens are in pages, `known` were there before.
-    `drafter_row` is what the drafter keeps of the last of them."""
+class WaitingPrompt:
+    """A request that has no pages. `started` is set if it has run before. Times are on the engine's clock."""
 
     request: Request
     arrived: float
-    computed: int = 0
-    known: int = 0
     started: float | None = None
-    tables: Tables | None = None
-    logprobs: list[float] = field(default_factory=list)
-    drafter_row: Tensor | None = None
-
-    @property
-    def remaining(self) -> int:
-        return self.request.num_tokens - self.computed
 
     @property
     def precedence(self) -> Precedence:
@@ -46,9 +36,37 @@ class Prompt:
         return self.arrived + self.request.seconds_left
 
 
+@dataclass(eq=False)
+class Prompt:
+    """A running prompt. The KV entries of its first `computed` tokens are in pages; `known` were there when it started.
+
+    `started` is when it first ran; `drafter_row` is the drafter's state after the last computed token.
+    """
+
+    waiting: WaitingPrompt
+    started: float
+    tables: Tables
+    computed: int
+    known: int
+    logprobs: list[float] = field(default_factory=list)
+    drafter_row: Tensor | None = None
+
+    @property
+    def request(self) -> Request:
+        return self.waiting.request
+
+    @property
+    def precedence(self) -> Precedence:
+        return self.waiting.precedence
+
+    @property
+    def remaining(self) -> int:
+        return self.request.num_tokens - self.computed
+
+
 @dataclass(frozen=True)
 class PromptChunk:
-    """What one prompt puts into this step. Its last token's logits are wanted, or those of all for prompt_logprobs."""
+    """The next `num_tokens` of a prompt. It wants logits of its last token, or of all tokens for prompt_logprobs."""
 
     prompt: Prompt
     num_tokens: int
@@ -68,14 +86,16 @@ class PromptChunk:
     @property
     def row(self) -> Row:
         prompt = self.prompt
-        assert prompt.tables is not None
         tokens = prompt.request.tokens[prompt.computed : self.end]
         return Row(tokens, prompt.computed, prompt.tables, self.num_logits)
 
 
 class PromptSchedule:
-    """Prompts that wait and prompts that run, each in the order of precedence. To start, a prompt needs room for
-    `spare_tokens` more than its own. No more than `max_requests` hold pages at once, those of other tenants counted."""
+    """Waiting and running prompts, each in the order of precedence.
+
+    To start, a prompt needs room for `spare_tokens` more than its own. At most `max_requests` hold pages at once, those
+    of other engines over the same pages included.
+    """
 
     def __init__(
         self,
@@ -92,7 +112,7 @@ class PromptSchedule:
         self.chunk_tokens = chunk_tokens
         self.max_requests = max_requests
         self._counters = counters
-        self.waiting: list[Prompt] = []
+        self.waiting: list[WaitingPrompt] = []
         self.running: list[Prompt] = []
         pages.queue.join(self)
 
@@ -109,19 +129,22 @@ class PromptSchedule:
         return self.running[-1].precedence if self.running else None
 
     def evict_last(self) -> None:
-        """The last in line starts again later."""
-        self._restart(self.running[-1])
+        """Let the last running prompt give back its pages and wait again."""
+        prompt = self.running.pop()
+        self._pages.release(prompt.tables)
+        self.add(prompt.waiting)
+        self._counters.preempted += 1
 
-    def add(self, prompt: Prompt) -> None:
+    def add(self, prompt: WaitingPrompt) -> None:
         insort(self.waiting, prompt, key=lambda p: p.precedence)
 
     def next(self, now: float) -> list[PromptChunk]:
-        """The chunks of this step, their pages taken."""
+        """Return the chunks of this step; their pages are taken."""
         chunks: list[PromptChunk] = []
         budget = self.chunk_tokens
         for prompt in self._candidates(now):
             chunk = PromptChunk(prompt, min(budget, prompt.remaining))
-            if not self._has_pages(chunk):
+            if not self._take_pages(chunk):
                 break
             chunks.append(chunk)
             budget -= chunk.num_tokens
@@ -130,60 +153,74 @@ class PromptSchedule:
         return chunks
 
     def queued_tokens(self) -> dict[int, int]:
-        """Tokens that are not computed yet, by priority. Of prompts that wait, all: what is known of them already is
-        only looked up when they begin."""
+        """Return the tokens that are not computed yet, by priority. Of a waiting prompt all tokens count: its cached
+        prefix is only looked up when it starts."""
         queued: Counter[int] = Counter()
-        for prompt in (*self.waiting, *self.running):
+        for waiting in self.waiting:
+            queued[waiting.request.priority] += waiting.request.num_tokens
+        for prompt in self.running:
             queued[prompt.request.priority] += prompt.remaining
         return dict(queued)
 
-    def remove(self, request_id: str) -> Prompt | None:
-        """Take a prompt out, wherever it is; its pages stay its own."""
-        return next((self._take_out(p) for p in (*self.waiting, *self.running) if p.request.id == request_id), None)
+    def remove(self, request_id: str) -> Request | None:
+        """Take out a waiting or running prompt and give its pages back. Return its request, or None if unknown."""
+        return next((self._take_out(w) for w in self._all() if w.request.id == request_id), None)
 
-    def overdue(self, now: float) -> list[Prompt]:
-        """Take out the prompts whose deadline has passed."""
-        return [self._take_out(prompt) for prompt in (*self.waiting, *self.running) if prompt.deadline <= now]
+    def overdue(self, now: float) -> list[Request]:
+        """Take out the prompts whose deadline has passed, give their pages back, and return their requests."""
+        return [self._take_out(waiting) for waiting in self._all() if waiting.deadline <= now]
 
-    def _take_out(self, prompt: Prompt) -> Prompt:
-        (self.waiting if prompt in self.waiting else self.running).remove(prompt)
-        return prompt
+    def finish(self, prompt: Prompt) -> None:
+        """Take out a running prompt, which keeps its pages."""
+        self.running.remove(prompt)
+
+    def _all(self) -> list[WaitingPrompt]:
+        return [*self.waiting, *(prompt.waiting for prompt in self.running)]
+
+    def _take_out(self, waiting: WaitingPrompt) -> Request:
+        if waiting in self.waiting:
+            self.waiting.remove(waiting)
+        else:
+            prompt = next(prompt for prompt in self.running if prompt.waiting is waiting)
+            self.running.remove(prompt)
+            self._pages.release(prompt.tables)
+        return waiting.request
 
     def _candidates(self, now: float) -> Iterator[Prompt]:
-        """Running prompts and, where they are in line, waiting ones; the first that finds no room holds up the rest."""
-        room = True
-        for prompt in merge(list(self.running), list(self.waiting), key=lambda p: p.precedence):
-            if prompt in self.waiting:
-                room = room and self._is_next(prompt) and self._start(prompt, now)
-            if prompt.tables is not None:
-                yield prompt
+        """Yield running prompts and, where their precedence says so, start waiting ones. The first that finds no room
+        holds up the rest."""
+        running, room = [prompt.waiting for prompt in self.running], True
+        for candidate in merge(running, list(self.waiting), key=lambda p: p.precedence):
+            if candidate in self.waiting:
+                room = room and self._is_next(candidate) and self._start(candidate, now)
+            yield from (prompt for prompt in list(self.running) if prompt.waiting is candidate)
 
-    def _is_next(self, prompt: Prompt) -> bool:
-        line = self._pages.queue
-        return line.holding < self.max_requests and line.is_next(prompt.precedence)
+    def _is_next(self, waiting: WaitingPrompt) -> bool:
+        queue = self._pages.queue
+        return queue.holding < self.max_requests and queue.is_next(waiting.precedence)
 
-    def _start(self, prompt: Prompt, now: float) -> bool:
-        """Begin with the pages that are here already, if there is room for the rest."""
-        tables, known = self._begun(prompt.request)
-        needed = Counter(self._needed(prompt, tables))
+    def _start(self, waiting: WaitingPrompt, now: float) -> bool:
+        """Start with the pages that are cached, if there is room for the rest."""
+        tables, known = self._cached(waiting.request)
+        needed = Counter(self._needed(waiting.request, tables))
         for other in self.running:
-            assert other.tables is not None
-            needed.update(self._needed(other, other.tables))
+            needed.update(self._needed(other.request, other.tables))
         if not self._pages.has_room(needed):
             self._pages.release(tables)
             return False
-        prompt.tables, prompt.computed, prompt.known = tables, known, known
-        prompt.started = now if prompt.started is None else prompt.started
-        self.waiting.remove(prompt)
+        waiting.started = now if waiting.started is None else waiting.started
+        prompt = Prompt(waiting, waiting.started, tables, computed=known, known=known)
+        self.waiting.remove(waiting)
         insort(self.running, prompt, key=lambda p: p.precedence)
-        self._counters.prompt_tokens += prompt.request.num_tokens
+        self._counters.prompt_tokens += waiting.request.num_tokens
         self._counters.prefix_hit_tokens += known
         return True
 
-    def _begun(self, request: Request) -> tuple[Tables, int]:
-        """Tables that begin with known pages, and the tokens in them: never all, or nobody could say what follows.
+    def _cached(self, request: Request) -> tuple[Tables, int]:
+        """Return tables that begin with cached pages, and the number of tokens in them.
 
-        A drafter that keeps rows needs the last known token's, which is not in its page: that one is computed again.
+        At least one token is left to compute, as its logits are needed. A drafter that keeps rows needs the last cached
+        token's row, which is not in its page: that token is computed again.
         """
         tables = self._pages.open(request.id, request.cache_salt)
         if request.prompt_logprobs:
@@ -197,19 +234,17 @@ class PromptSchedule:
         tables = self._pages.open(request.id, request.cache_salt)
         return tables, 0 if self._keeps_rows else self._pages.reuse(tables, request.tokens[:-1])
 
-    def _needed(self, prompt: Prompt, tables: Tables) -> dict[str, int]:
-        """Pages that a prompt may take yet, those for what it will say at first included."""
-        request = prompt.request
+    def _needed(self, request: Request, tables: Tables) -> dict[str, int]:
+        """Return the pages that a prompt may still take, those for its first generated tokens included."""
         num_tokens = min(request.num_tokens + self._spare_tokens, request.max_total_tokens)
-        most = self._pages.demand(num_tokens, self.chunk_tokens)
+        peak = self._pages.peak_pages(num_tokens, self.chunk_tokens)
         missing = self._pages.missing(tables, num_tokens)
-        return {n: min(missing[n], most[n] - len(table.page_ids)) for n, table in tables.groups.items()}
+        return {n: min(missing[n], peak[n] - len(table.page_ids)) for n, table in tables.groups.items()}
 
-    def _has_pages(self, chunk: PromptChunk) -> bool:
-        """Take the chunk's pages; while there are too few, the last in line gives back all of its own. False: that is
-        this one, which keeps them and waits."""
+    def _take_pages(self, chunk: PromptChunk) -> bool:
+        """Take the chunk's pages; while there are too few, evict the last request. Return False if that is this one,
+        which keeps its pages and waits."""
         prompt = chunk.prompt
-        assert prompt.tables is not None
         self._pages.trim(prompt.tables, prompt.computed)
         while not self._pages.extend(prompt.tables, chunk.end):
             last = self._pages.queue.last()
@@ -217,11 +252,3 @@ class PromptSchedule:
                 return False
             last.evict_last()
         return True
-
-    def _restart(self, prompt: Prompt) -> None:
-        assert prompt.tables is not None
-        self._pages.release(prompt.tables)
-        prompt.tables, prompt.computed, prompt.logprobs, prompt.drafter_row = None, 0, [], None
-        self.running.remove(prompt)
-        self.add(prompt)
-        self._counters.preempted += 1

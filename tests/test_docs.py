@@ -75,7 +75,9 @@ def test_the_walkthrough_names_what_is_in_its_files() -> None:
     for file, names in rows:
         source = (ROOT / file).read_text()
         for name in re.findall(r"`([\w.]+)`", names):
-            missing = [part for part in name.split(".") if not re.search(rf"(?:def|class) {part}\b", source)]
+            missing = [
+                part for part in name.split(".") if not re.search(rf"(?:(?:def|class) |^){part}\b", source, re.M)
+            ]
             assert missing == [], f"{file} has no {name}"
 
 

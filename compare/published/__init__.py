@@ -1,1 +1,1 @@
-"""What others have published and measured: losses fitted on it, and predictions held against it."""
+"""Published measurements of others: losses are fitted on them, and predictions are checked against them."""

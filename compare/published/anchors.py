@@ -18,7 +18,7 @@ Above = Annotated[float, Field(gt=0)]
 
 
 class PublishedPoint(Section):
-    """One published point. What it has besides value and place is in its set."""
+    """A published point. Its unit, source and label are those of its set."""
 
     value: Above
     at: Above | None = None
@@ -48,7 +48,7 @@ class PublishedSet(Section):
     points: Annotated[tuple[PublishedPoint, ...], Field(min_length=1)]
 
     def value(self, name: str) -> float:
-        """Of the point with that name."""
+        """Return the value of the point with that name."""
         return next(point.value for point in self.points if point.name == name)
 
 

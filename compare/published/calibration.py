@@ -50,7 +50,7 @@ def calibrated(name: str) -> Fitted:
 
 
 def source_of(name: str, *sets: PublishedSet) -> str:
-    """What a fit's losses say of themselves."""
+    """Return the source that a fit's losses state."""
     places = ", ".join(dict.fromkeys(one.source for one in sets))
     return f"fitted on {sum(len(one.points) for one in sets)} published points ({name}: {places})"
 
@@ -120,8 +120,8 @@ def _inferencex(name: str) -> Fitted:
 
 
 def alone(point: PublishedPoint) -> bool:
-    """Whether a point's throughput is that of fewer than two requests in a replica. How many GPUs shared them is not
-    published, so that throughput says nothing; how fast a request alone is does."""
+    """Tell whether a point's throughput is that of fewer than two requests in a replica. How many GPUs shared them is
+    not published, so that throughput says nothing; how fast a request alone is does."""
     return point.value / (1 + INPUT / OUTPUT) / _place(point) * DECODE_UNITS < 2
 
 

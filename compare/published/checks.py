@@ -1,4 +1,4 @@
-"""What is predicted here and has been published, group by group, and what cannot be predicted."""
+"""Predictions beside what has been published, group by group, and what cannot be predicted."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -163,7 +163,7 @@ def inferencex() -> Iterator[Check]:
 
 
 def _with_mtp(rack: str) -> Steady:
-    """As fitted on the points without speculation of the same page."""
+    """Return a system with the losses that were fitted on the points without speculation of the same page."""
     device = f"{rack}-nvl72"
     decode = {"device": device, "units": [8]}
     system = {"decode": decode, "prefill": {"device": device, "attention": "tensor"}, "drafts": "mtp"}

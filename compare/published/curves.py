@@ -52,7 +52,7 @@ def predict_file(file: Path, model: str = "") -> list[CurvePoint]:
 
 
 def as_csv(points: Sequence[CurvePoint]) -> str:
-    """With a header, and a newline at the end."""
+    """Return the points as CSV with a header, and a newline at the end."""
     lines = [",".join((*COLUMNS, "verify_tokens"))]
     lines += [f"{p.concurrency:.6g},{p.throughput:.6g},{p.user_rate:.6g},{p.verify_tokens:.6g}" for p in points]
     return "\n".join(lines) + "\n"
@@ -76,7 +76,7 @@ def figure_points(model: str, drafter: str = BASELINE) -> list[CurvePoint]:
 
 
 def layers_of(model: str) -> int | None:
-    """Of a model in hardware/models/, with or without the maker in its name; None for others."""
+    """Return the layers of a model in hardware/models/, named with or without its maker; None for others."""
     wanted = model.lower()
     for known in known_models():
         if wanted and (known == wanted or known.partition("-")[2] == wanted):

@@ -114,7 +114,7 @@ def _heat(one: Verdict, price: Unknown, across: Unknown, grid: Grid, power: str)
 
 
 def _axis(study: Study, rivals: Rivals, figures: Sequence[str]) -> Unknown | None:
-    """The unknown of that kind that the contender has and the other has not."""
+    """Return the first unknown of these figures that only the contender depends on."""
     own = {one.name: one for one in unknowns(study, rivals.contender)}
     for one in unknowns(study, rivals.against):
         own.pop(one.name, None)
@@ -178,7 +178,7 @@ def _attached(study: Study, one: Verdict) -> list[Block]:
 
 
 def smallest(study: Study) -> ReportSection:
-    """Of every system: its smallest replica at each deciding speed, and how much of it is idle."""
+    """Show every system's smallest replica at each deciding speed, and how much of it is idle."""
     return ReportSection(
         "smallest", "Smallest replica", tuple(_smallest(study, speed) for speed in study.scenario.decide_at)
     )

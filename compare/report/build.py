@@ -1,4 +1,4 @@
-"""From a scenario's file to its report."""
+"""The way from a scenario's file to its report."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A scenario whose devices, models, files and libraries are known to be there."""
+    """A scenario, of which all devices, models, files and libraries exist."""
 
     file: Path
     study: Study

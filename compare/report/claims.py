@@ -75,7 +75,7 @@ def _memory() -> list[Claim]:
 
 
 def _lpx(study: Study) -> list[Claim]:
-    """At Nvidia's own operating point, if the scenario has both sides of it."""
+    """Compare at Nvidia's own operating point, if the scenario has systems of both sides."""
     scenario = study.scenario
     old = [name for name, system in scenario.systems.items() if system.decode.device == "gb200-nvl72"]
     new = [name for name, system in scenario.systems.items() if _helped(study, name) == "groq-3-lpx"]

@@ -1,4 +1,4 @@
-"""What a report consists of, before it looks like anything: text, tables and plots, whose numbers have sources.
+"""The content of a report: text, tables and charts, whose numbers have labels and sources.
 
 The same document becomes a page, pictures, JSON and CSV (page.py, charts.py, files.py), so that they cannot
 differ. Text may hold digits only in a `Number`, which has a label and a source, or in a `Name`.
@@ -13,14 +13,15 @@ from typing import Any
 
 
 class Basis(enum.StrEnum):
-    """What a number rests on. The first five are those of published figures (hardware/figure.py: Label)."""
+    """The label of a number: what it is based on. The first five are those of published figures
+    (hardware/figure.py)."""
 
     VENDOR = "vendor"
     MEASURED = "measured"
     ESTIMATE = "estimate"
     INFERRED = "inferred"
     UNVERIFIED = "unverified"
-    UNKNOWN = "unknown"  # nobody has said: somewhere in a range
+    UNKNOWN = "unknown"  # not published: somewhere in a range
     ASSUMED = "assumed"  # the scenario says so
     MODELLED = "modelled"  # from operations, bytes and latencies
     SIMULATED = "simulated"  # the modelled steps under a workload, with queues
@@ -29,7 +30,7 @@ class Basis(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Number:
-    """A number that a reader sees. `low` and `high`: over all that nobody knows, if it depends on that."""
+    """A number that a reader sees. `low` and `high`: its range over all unpublished figures that it depends on."""
 
     value: float
     unit: str
@@ -43,7 +44,7 @@ class Number:
 
     @property
     def text(self) -> str:
-        """As it is shown: three digits that count, its unit, and the range if it has one."""
+        """Return the number as it is shown: three significant digits, its unit, and its range if it has one."""
         shown, low, high = (_digits(value, self.unit) for value in (self.value, self.low, self.high))
         if low != high:
             shown += f" ({low} to {high})"
@@ -128,7 +129,7 @@ class Series:
     style: str = "line"
     dashed: bool = False
     notes: tuple[str, ...] = ()
-    """Of each point, what a reader sees who points at it."""
+    """A note on each point, shown to a reader who points at it."""
 
     def __post_init__(self) -> None:
         assert self.style in ("line", "points", "bars"), self.style
@@ -187,7 +188,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class Waterfall:
-    """From one value to another, step by step: each step has the value that is reached with it."""
+    """A chart of how a value changes step by step. Each step has the value that is reached with it."""
 
     key: str
     title: str
@@ -201,7 +202,7 @@ class Waterfall:
 
 @dataclass(frozen=True)
 class Tornado:
-    """What a result is if one thing is at its lowest or highest: (name, result at the low end, at the high end)."""
+    """A chart of what a result depends on: (name, result with that at its lowest, at its highest)."""
 
     key: str
     title: str
@@ -251,8 +252,7 @@ class ReportDocument:
 
 
 def _digits(value: float | None, unit: str) -> str:
-    """Whole numbers as they are up to five digits, others with three or four digits that count; commas at thousands.
-    Of money the last zeros stay."""
+    """Return whole numbers of up to five digits as they are, others with three or four significant digits."""
     if value is None:
         return ""
     if math.isinf(value):

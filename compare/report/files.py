@@ -1,4 +1,4 @@
-"""A report's files: the page, the JSON, and a CSV and a picture of each plot. Each is whole or not there."""
+"""A report's files: the page, the JSON, and CSV and PNG of each chart. Each file is written whole or not at all."""
 
 import csv
 import importlib.util
@@ -37,7 +37,7 @@ NUMBER_COLUMNS = ("value", "unit", "low", "high", "label", "source")
 
 
 def check_library() -> None:
-    """A ConfigError if a report could not be drawn."""
+    """Raise ConfigError if a report could not be drawn."""
     if importlib.util.find_spec(LIBRARY) is None:
         raise ConfigError(f"a report needs {LIBRARY}: pip install 'sparkpool[compare]'")
 
@@ -74,7 +74,7 @@ def _heading(chart: Chart) -> tuple[str, str]:
 
 
 def _clear(document: ReportDocument, folder: Path) -> None:
-    """Removes the files of tables and plots that the report in the folder had, and this one has not."""
+    """Remove the files of tables and charts that the folder's previous report had and this one has not."""
     try:
         before = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         keys = {block["key"] for section in before["sections"] for block in section["blocks"] if "key" in block}
@@ -88,7 +88,7 @@ def _clear(document: ReportDocument, folder: Path) -> None:
 
 
 def as_json(document: ReportDocument) -> dict[str, Any]:
-    """All of it. `numbers` has each number under its ID; text and tables name those IDs."""
+    """Return the report as JSON. `numbers` has each number under its ID; text and tables name these IDs."""
     numbers: dict[str, Any] = {}
     sections = [_section(section, numbers) for section in document.sections]
     return {"title": document.title, "about": dict(document.about), "numbers": numbers, "sections": sections}
@@ -103,7 +103,7 @@ def _section(section: ReportSection, numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Places:
-    """Gives the numbers of one block their IDs: the block's place and theirs in it."""
+    """Give the numbers of one block their IDs: the path to the block, and to them in it."""
 
     def __init__(self, prefix: str, numbers: dict[str, Any]) -> None:
         self._prefix, self._numbers = prefix, numbers
@@ -184,7 +184,7 @@ def _series(series: Series) -> dict[str, Any]:
 
 
 def _plain(values: Sequence[float | str | None]) -> list[float | str | None]:
-    """As JSON can have them: None for what is without end."""
+    """Replace infinite values, which JSON cannot have, by None."""
     return [None if isinstance(value, float) and not math.isfinite(value) else value for value in values]
 
 

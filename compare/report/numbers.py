@@ -1,4 +1,4 @@
-"""Numbers of a report with what they rest on."""
+"""Numbers of a report, with their labels and sources."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ STEADY = "steady state of modelled steps; what they rest on is under Assumptions
 
 
 def modelled(value: float, unit: str, source: str = STEADY, ends: Sequence[float] = ()) -> Number:
-    """`ends`: the least and the most over all that nobody has published."""
+    """`ends`: the values over all unpublished figures, of which the least and the most are shown."""
     low, high = (min(ends), max(ends)) if ends else (None, None)
     return Number(value, unit, Basis.MODELLED, source, low, high)
 
@@ -57,5 +57,5 @@ def sourced(text: str) -> SourceLink | Name:
 
 
 def key_of(name: str) -> str:
-    """For the key of a table or plot."""
+    """Return the name as a part of the key of a table or chart."""
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())

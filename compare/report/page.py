@@ -13,12 +13,12 @@ from compare.report.files import as_json
 from compare.report.style import ABOVE, BELOW, COLOURS, NOTHING, Style, all_drawn, empty, sentence, styles
 
 LABELS = {
-    Basis.VENDOR: ("ve", "whoever sells it says so"),
-    Basis.MEASURED: ("me", "somebody measured it"),
-    Basis.ESTIMATE: ("es", "an analyst or the press thinks so"),
+    Basis.VENDOR: ("ve", "stated by its vendor"),
+    Basis.MEASURED: ("me", "measured on the real system"),
+    Basis.ESTIMATE: ("es", "estimated by analysts or the press"),
     Basis.INFERRED: ("in", "arithmetic on other figures, or a conclusion from them"),
     Basis.UNVERIFIED: ("uv", "one weak source, or from memory"),
-    Basis.UNKNOWN: ("uk", "nobody has said: somewhere in a range"),
+    Basis.UNKNOWN: ("uk", "not published: somewhere in a range"),
     Basis.ASSUMED: ("as", "the scenario says so"),
     Basis.MODELLED: ("mo", "worked out from operations, bytes and latencies"),
     Basis.SIMULATED: ("si", "the modelled steps under a workload, with queues"),
@@ -26,7 +26,7 @@ LABELS = {
 }
 """The mark that a number has in the page, and what it means."""
 FOLDED = ("effects-", "device-")
-"""How the keys of tables begin that hold the detail of what is beside them."""
+"""Prefixes of the keys of tables that hold details; they are folded at first."""
 MAX_OPEN_ROWS = 24
 """Longer tables are folded at first, too."""
 
@@ -57,7 +57,7 @@ def page(document: ReportDocument) -> str:
 
 
 def _labels(document: ReportDocument) -> list[str]:
-    """Those that some number or series has, in the order of `Basis`."""
+    """Return the labels that some number or series has, in the order of `Basis`."""
     found = {number["label"] for number in as_json(document)["numbers"].values()}
     for block in document.blocks:
         if isinstance(block, Plot):
@@ -77,12 +77,13 @@ def _extra(chart: Chart, found: dict[str, Style]) -> dict[str, Any]:
 
 
 def _folded(table: Table) -> bool:
-    """Whether only its title is shown until somebody opens it."""
+    """Tell whether only its title is shown until a reader opens it."""
     return table.key.startswith(FOLDED) or len(table.rows) > MAX_OPEN_ROWS
 
 
 def _lines(parts: list[Any]) -> list[list[Any]]:
-    """Of a verdict, each sentence on a line. The first ends at a colon, if there is one: what is said, before why."""
+    """Put each sentence of a verdict on a line. The first line ends at a colon, if there is one: the verdict, before
+    why."""
     found: list[list[Any]] = [[]]
     for part in parts:
         before = found[-1][-1] if found[-1] else ""

@@ -1,4 +1,4 @@
-"""What charts look like: colours, markers, ticks, and which values can be drawn at all."""
+"""The look of charts: colours, markers, ticks, and which values can be drawn at all."""
 
 import math
 import textwrap
@@ -35,7 +35,7 @@ BELOW, ABOVE = 1, 0
 
 @dataclass(frozen=True)
 class Style:
-    """How a series is drawn. `colour`: its index in COLOURS; `glyph`: its marker as text."""
+    """The look of a series. `colour`: its index in COLOURS; `glyph`: its marker as text."""
 
     colour: int
     marker: str
@@ -71,24 +71,24 @@ def hover_text(name: str, *said: str) -> str:
 
 
 def shown(value: float, unit: str = "") -> str:
-    """As a number of the text would be."""
+    """Return the value as a number of the text would be shown."""
     return "no value" if math.isnan(value) else Number(value, unit, Basis.UNKNOWN, "a plot").text
 
 
 def named(plot: Plot) -> bool:
-    """Whether the values of x are names."""
+    """Tell whether the values of x are names."""
     return any(isinstance(x, str) for series in plot.series for x in series.x)
 
 
 def drawable(value: float | str | None, axis: Axis) -> bool:
-    """Whether an axis has a place for it: not without end, and above zero if it is logarithmic."""
+    """Tell whether a value has a position on an axis: it is finite, and above zero if the axis is logarithmic."""
     if isinstance(value, str):
         return True
     return value is not None and math.isfinite(value) and (not axis.log or value > 0)
 
 
 def all_drawn(block: Chart) -> bool:
-    """Whether each value has a place in the plot. Cells without a value have one."""
+    """Tell whether each value has a position in the chart. Cells without a value have one."""
     match block:
         case Plot():
             values = [(x, y) for series in block.series for x, y in zip(series.x, series.y, strict=True)]
@@ -104,7 +104,7 @@ def all_drawn(block: Chart) -> bool:
 
 
 def edges(values: Sequence[float], log: bool) -> list[float]:
-    """Of a heat map's cells: halfway between neighbours, as the axis measures it."""
+    """Return the edges of a heat map's cells: halfway between neighbours, on the axis's scale."""
     places = [math.log10(value) for value in values] if log else list(values)
     if len(places) == 1:
         places = [places[0] - 0.5, places[0] + 0.5]
@@ -115,15 +115,15 @@ def edges(values: Sequence[float], log: bool) -> list[float]:
 
 
 def tick(value: float) -> str:
-    """As an axis says it: no more digits than it has."""
+    """Return the label of a tick, with no more than four digits."""
     if abs(value) >= 1e6:
         return f"{float(f'{value / 1e6:.4g}'):,.10g}M"
     return f"{float(f'{value:.4g}'):,.10g}"
 
 
 def log_ticks(values: Sequence[float]) -> list[float]:
-    """Round values for a logarithmic axis over these: the fewer in each decade, the more decades. They go on beyond the
-    values, for who zooms out."""
+    """Return round values for a logarithmic axis over these: the more decades, the fewer in each. They extend beyond
+    the values."""
     found = [value for value in values if value > 0 and math.isfinite(value)] or [1.0]
     low, high = min(found), max(found)
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
@@ -136,7 +136,7 @@ def log_ticks(values: Sequence[float]) -> list[float]:
 
 
 def _even_ticks(low: float, high: float) -> list[float]:
-    """At even distances, where an axis is so short that a logarithmic one hardly differs."""
+    """Return even ticks, for an axis so short that a logarithmic one hardly differs."""
     size = 10.0 ** math.floor(math.log10((high - low) / 3))
     step = max(size * much for much in (1, 2, 5) if size * much <= (high - low) / 3)
     first, last = math.floor((1.5 * low - 0.5 * high) / step), math.ceil((1.5 * high - 0.5 * low) / step)
@@ -144,12 +144,12 @@ def _even_ticks(low: float, high: float) -> list[float]:
 
 
 def on_log(axis: Axis, values: Sequence[float]) -> bool:
-    """Whether a heat map's axis can be logarithmic, as it should be."""
+    """Tell whether a heat map's axis shall be logarithmic, and can be."""
     return axis.log and bool(values) and all(value > 0 for value in values)
 
 
 def written(heat: Heat) -> bool:
-    """Whether there is room for the values in the cells."""
+    """Tell whether there is room for the values in the cells."""
     return len(heat.x_values) <= MAX_COLUMNS and len(heat.y_values) <= MAX_ROWS
 
 
@@ -164,12 +164,11 @@ def widest_first(tornado: Tornado) -> list[tuple[str, Number, Number]]:
 
 
 def empty(block: Chart) -> bool:
-    """Whether nothing at all is drawn."""
+    """Tell whether nothing at all is drawn."""
     return isinstance(block, Plot) and not block.series
 
 
 def sentence(text: str) -> str:
-    """With a capital as its first letter."""
     return text[:1].upper() + text[1:]
 
 

@@ -1,4 +1,4 @@
-"""What becomes of drafts that nobody makes: from rates by place, or from blocks that a replica has recorded."""
+"""Acceptance of simulated drafts: from rates by position, or from blocks that a replica has recorded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ class AcceptanceModel(Protocol):
         ...
 
     def survival(self, domain: str) -> tuple[float, ...]:
-        """How often the draft at each place is accepted together with all before it."""
+        """Return how often the draft at each position is accepted together with all before it."""
         ...
 
 
 @dataclass(frozen=True)
 class Rates:
-    """The draft at place j is accepted with `by_domain[d][j]` if those before it were, each by itself, and the drafter
-    knows it. `""` is for every domain that is not there."""
+    """Rates by position: the draft at position j is accepted with `by_domain[d][j]` if those before it were, each by
+    itself, and the drafter knows it. `""` is for every domain that is not there."""
 
     by_domain: Mapping[str, tuple[float, ...]]
 
@@ -56,7 +56,7 @@ class Rates:
 
     @classmethod
     def of_lengths(cls, *accepted_length: float) -> "Rates":
-        """From the mean tokens of a step with 1, 2, ... drafts, as papers publish them: 1.79, 2.27, ..."""
+        """Make rates of the mean tokens of a step with 1, 2, ... drafts, as papers publish them: 1.79, 2.27, ..."""
         survival = [b - a for a, b in zip((1.0, *accepted_length), accepted_length, strict=False)]
         before = [1.0, *survival]
         if any(later > earlier + 1e-9 for earlier, later in zip(before, survival, strict=False)) or min(survival) < 0:
@@ -71,7 +71,7 @@ class Rates:
 
     def block(self, domain: str, draw: Random) -> DraftOutcome:
         rates = self._rates(domain)
-        survives = next((place for place, rate in enumerate(rates) if draw.random() >= rate), len(rates))
+        survives = next((position for position, rate in enumerate(rates) if draw.random() >= rate), len(rates))
         return DraftOutcome(rates, survives)
 
     def survival(self, domain: str) -> tuple[float, ...]:
@@ -128,15 +128,15 @@ class Recorded:
             return DraftOutcome(confidence, accepted)
         rest = enumerate(confidence[verified:], start=verified)
         return DraftOutcome(
-            confidence, next((place for place, chance in rest if draw.random() >= chance), len(confidence))
+            confidence, next((position for position, chance in rest if draw.random() >= chance), len(confidence))
         )
 
     def survival(self, domain: str) -> tuple[float, ...]:
-        """In the mean over all blocks; of what was not verified, as expected."""
+        """Return the mean over all blocks; drafts that were not verified count with their expected survival."""
         totals = [0.0] * self.block_length
         for confidence, verified, accepted in self._blocks:
             chance = 1.0
-            for place, believed in enumerate(confidence):
-                chance = float(accepted > place) if place < verified else chance * believed
-                totals[place] += chance
+            for position, believed in enumerate(confidence):
+                chance = float(accepted > position) if position < verified else chance * believed
+                totals[position] += chance
         return tuple(total / len(self._blocks) for total in totals)

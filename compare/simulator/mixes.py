@@ -1,6 +1,6 @@
-"""Workloads made up from a seed: what is asked, in sessions of one or more turns, and when.
+"""Workloads generated from a seed: the prompts of sessions of one or more turns, and their times.
 
-A number is one that somebody has published, or ours where no one has: each says which. The same seed gives the same
+Each number is a published one or our own assumption, and says which. The same seed gives the same
 workload everywhere, and a shorter one is the beginning of a longer one.
 """
 
@@ -28,14 +28,14 @@ class Turn:
 
 
 class Mix(Protocol):
-    """What is asked."""
+    """A kind of workload."""
 
     @property
     def domain(self) -> str: ...
 
     @property
     def mean_turns(self) -> float:
-        """Of a session: each turn is the last one with a chance of 1 / `mean_turns`."""
+        """The mean number of turns of a session: each turn is the last one with a chance of 1 / `mean_turns`."""
 
     def session(self, name: str, rng: Random) -> Iterator[Turn]:
         """Its turns, at least one, for as long as it could go on. `name` is for what only its turns share."""
@@ -192,10 +192,10 @@ def generate(
     burstiness: float = 1.0,
     tier: str = "",
 ) -> Workload:
-    """So many requests of a mix, or those of so many seconds, at `rate` a second.
+    """Generate a number of requests of a mix, or those of a number of seconds, at `rate` per second.
 
     An arrival is the next turn of the session that has been ready for longest. If none is, it comes from another one: a
-    new one as often as sessions end, else one that was under way at the start, whose turns until then nobody sees.
+    new one as often as sessions end, else one that was under way at the start, whose earlier turns are not simulated.
     """
     if (requests is None) == (seconds is None):
         raise ConfigError("a workload has either a number of requests or of seconds")
@@ -248,7 +248,7 @@ def _arrivals(mix: Mix, times: Iterator[float], seed: int, tier: str) -> Iterato
 
 
 def _session(mix: Mix, name: str, is_new: bool) -> Iterator[Turn]:
-    """From its beginning, or as it goes on at a moment when it has not ended."""
+    """Return a session from its beginning, or from a random turn of it if it is not new."""
     age = Random(f"age {name}")
     session = mix.session(name, Random(f"session {name}"))
     turn = next(session)

@@ -1,4 +1,4 @@
-"""What came of a simulated workload."""
+"""The results of a simulation: requests and replicas."""
 
 import enum
 import math
@@ -43,7 +43,7 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """One replica's account: it was there for `seconds`, of which steps took `busy_seconds`."""
+    """A replica's totals: it was there for `seconds`, of which steps took `busy_seconds`."""
 
     name: str
     pool: str
@@ -59,7 +59,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class SimulationResult:
-    """Everything that was asked, and everything that computed, in `seconds`."""
+    """All requests and all replicas of a simulation of `seconds`."""
 
     served: Sequence[Served]
     machines: Sequence[Machine]
@@ -76,7 +76,7 @@ class SimulationResult:
 
     @property
     def tokens(self) -> int:
-        """Of answers that are whole."""
+        """Return the tokens of complete answers."""
         return sum(one.tokens for one in self.done)
 
     @property

@@ -1,20 +1,32 @@
-"""A run of `sparkpool bench`, to be simulated: what was sent when (--json), and what became of drafts (--record)."""
+"""A run of `sparkpool bench`: its JSON file (--json) and its record of drafts (--record), to be simulated."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from compare.simulator.acceptance import Recorded
 from compare.simulator.workload import Arrival, Workload
 from engine.errors import ConfigError
 
 
-def workload_of(run: Path) -> Workload:
-    """The requests of a run's JSON file that ended OK, at the times when they were sent. Raises ConfigError that names
-    the file and what is wrong."""
+@contextmanager
+def bench_run(file: Path) -> Iterator[Any]:
+    """Read a run's JSON file. What goes wrong with its content inside becomes a ConfigError that names the file."""
     try:
-        content = json.loads(run.read_text())
-        tier = str(content["config"].get("service_tier") or "")
+        yield json.loads(file.read_text())
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ConfigError(f"{file}: is no JSON of `sparkpool bench --json` ({error!r})") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def workload_of(file: Path) -> Workload:
+    """Return the requests of a run that ended OK, at the times when they were sent."""
+    with bench_run(file) as run:
+        tier = str(run["config"].get("service_tier") or "")
         arrivals = [
             Arrival(
                 at=float(one["sent"]),
@@ -22,19 +34,17 @@ def workload_of(run: Path) -> Workload:
                 output_tokens=sum(int(tokens) for _, tokens in one["messages"]),
                 tier=tier,
             )
-            for one in content["requests"]
+            for one in run["requests"]
             if one["status"] == "OK"
         ]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{run}: is no JSON of `sparkpool bench` ({type(error).__name__}: {error})") from None
-    if not arrivals:
-        raise ConfigError(f"{run}: no request ended OK")
+        if not arrivals:
+            raise ValueError("no request ended OK")
     start = min(arrival.at for arrival in arrivals)
     return Workload(tuple(replace(arrival, at=arrival.at - start) for arrival in arrivals))
 
 
 def acceptance_of(folder: Path) -> Recorded:
-    """Of all replicas' files in a folder that `sparkpool bench --record` wrote."""
+    """Return what all replicas' files in a folder that `sparkpool bench --record` wrote say of drafts."""
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise ConfigError(f"{folder}: holds no records (*.jsonl)")

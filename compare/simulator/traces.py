@@ -35,7 +35,7 @@ Reader = Callable[[str], Arrival]
 
 
 class Malformed(Exception):
-    """What is wrong with a line."""
+    """A line of a trace is malformed."""
 
 
 def read(file: Path) -> Workload:
@@ -57,7 +57,7 @@ def read(file: Path) -> Workload:
 
 
 def write(workload: Workload, file: Path) -> None:
-    """In our own format. It has room for one shared stretch of a prompt: raises ConfigError where there are more."""
+    """Write a workload in our own format. A line can name one shared prefix: raise ConfigError if there are more."""
     if _suffix(file) != JSON_LINES:
         raise ConfigError(f"{file}: a workload is written as .jsonl or .jsonl.gz")
     for number, arrival in enumerate(workload, start=1):

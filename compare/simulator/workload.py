@@ -1,4 +1,5 @@
-"""What a simulator is asked to serve: when prompts arrive, how long they and their answers are, and what they share."""
+"""Workloads of a simulation: when prompts arrive, how long they and their answers are, and which prefixes they
+share."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from hashlib import blake2b
 from typing import Self
 
 OWN_IDS = 1 << 62
-"""Tokens of nobody else count up from here; those of named stretches begin at most at half of it."""
+"""Tokens that no other request shares count up from here; those of named stretches begin at most at half of it."""
 LONGEST_PROMPT = 1 << 24
 
 
@@ -23,7 +24,7 @@ class PromptSegment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """One request. Whoever reads or makes it sees to it that `shared` fits into the prompt; every count is above 0."""
+    """One request. `shared` fits into the prompt, and every count is above 0: those who make it check this."""
 
     at: float
     """Seconds from the start."""
@@ -58,7 +59,7 @@ class Workload:
 
     @property
     def seconds(self) -> float:
-        """From the start to the last arrival."""
+        """Return the seconds from the start to the last arrival."""
         return self.arrivals[-1].at
 
     @property
@@ -76,7 +77,8 @@ class Workload:
 
     @cached_property
     def repeated(self) -> float:
-        """Of all prompt tokens, the part that an earlier prompt began with as well: what a cache without end saves."""
+        """Return the share of all prompt tokens that an earlier prompt began with as well: what an unlimited cache
+        saves."""
         longest: dict[tuple[int, str], int] = {}
         after: dict[tuple[int, PromptSegment], int] = {}
         known = 0
@@ -115,5 +117,4 @@ def tokens_of(arrival: Arrival, index: int) -> tuple[int, ...]:
 
 
 def _place(name: str) -> int:
-    """Where the ids of a name begin."""
     return int.from_bytes(blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()) >> 3

@@ -1,4 +1,4 @@
-"""From which share of fast traffic a contender pays.
+"""The share of fast traffic from which a contender pays.
 
 Of all traffic a share is premium: its users get at least so many tokens per second. The rest is served where that is
 cheapest, in both cases alike, so it does not count. Premium traffic is served by what there is without the contender,
@@ -16,7 +16,7 @@ from engine.errors import ConfigError
 
 @dataclass(frozen=True)
 class ServingOption:
-    """One way to serve premium traffic: replicas of so many tokens per second and dollars per second each."""
+    """A way to serve premium traffic: by replicas of this throughput (tokens per second) and cost."""
 
     throughput: float
     dollars_per_second: float
@@ -46,7 +46,7 @@ def break_even(against: ServingOption | None, contender: ServingOption | None, t
 
 
 def at(study: Study, rivals: Rivals) -> float | None:
-    """With the size of the contender's replica that pays first."""
+    """Return that share for the size of the contender's replica that pays first."""
     against = ServingOption.of(study.best(rivals.against, rivals.user_rate))
     ways = study.ways(rivals.contender, rivals.user_rate)
     shares = [break_even(against, ServingOption.of(way), study.scenario.traffic) for way in ways]

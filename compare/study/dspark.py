@@ -7,7 +7,7 @@
    L + 1, and its fixed part is longer by that. Its work is that of the verified tokens in L layers and of whole blocks
    in 3 layers.
 3. How often each draft survives is published; how sure the drafter is of each is not. Its confidence in the draft at
-   place j is taken as beta distributed, Beta(k p_j, k (1 - p_j)), independently: p_j is the published acceptance, and
+   position j is beta distributed, Beta(k p_j, k (1 - p_j)), independently: p_j is the published acceptance, and
    k is such that confidences tell drafts that survive from others as well as published (area under the curve, AUC).
 4. Of all drafts those with the highest survival are verified, as many as make tokens per second most (DSpark,
    algorithm 1, searched to its end as in production).
@@ -35,7 +35,7 @@ PUBLISHED_AUC = (0.81, 0.90)
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """So many requests under way on a GPU, and the tokens per second that it gives them together."""
+    """A point of a curve: requests under way on a GPU, and its throughput in tokens per second."""
 
     concurrency: float
     throughput: float
@@ -50,7 +50,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Drafting:
-    """What a drafter's blocks are worth. `accepted_length`: tokens of a step with 1, 2, ... drafts verified; `auc`: how
+    """The gain of a drafter's blocks. `accepted_length`: tokens of a step with 1, 2, ... drafts verified; `auc`: how
     well its confidences tell which drafts survive; `layers`: its own, each over the whole block."""
 
     accepted_length: tuple[float, ...] = PUBLISHED_DSPARK
@@ -73,7 +73,7 @@ class Drafting:
 
     @cached_property
     def acceptance(self) -> tuple[float, ...]:
-        """Of the draft at each place, if all before it survived."""
+        """Return the acceptance of the draft at each position, if all before it survived."""
         survival = np.diff([1.0, *self.accepted_length])
         return tuple(survival / np.array([1.0, *survival[:-1]]))
 
@@ -89,7 +89,8 @@ class Drafting:
 
     @cached_property
     def survival(self) -> "np.ndarray":
-        """Of all drafts of DRAWS requests, the most certain first; their means by place are the published ones."""
+        """Return the survival of all drafts of DRAWS requests, the most certain first; their means by position are the
+        published ones."""
         low, high = 0.01, 100.0  # more sure of everything, and less
         while high / low > 1.0001:
             middle = math.sqrt(low * high)
@@ -97,7 +98,7 @@ class Drafting:
         return np.sort(self._drawn(low), axis=None)[::-1]
 
     def _drawn(self, sharpness: float) -> "np.ndarray":
-        """[place, request]"""
+        """Return [position, request]."""
         random = np.random.default_rng(0)
         chances = [
             random.beta(p * sharpness, (1 - p) * sharpness, DRAWS) if p < 1 else np.ones(DRAWS) for p in self.acceptance
@@ -108,7 +109,7 @@ class Drafting:
 
 
 def _auc(survival: "np.ndarray") -> float:
-    """In the mean over places: the chance that a draft that survives was thought likelier than one that does not, where
+    """Return, in the mean over positions, the chance that a surviving draft was thought likelier than another, where
     each survives as likely as was thought."""
     areas = []
     for chances in np.sort(survival, axis=1):
@@ -151,7 +152,8 @@ class StepCurve:
 def predicted(
     points: Sequence[CurvePoint], layers: int, drafting: Drafting, mtp_accepted_length: float = PUBLISHED_MTP
 ) -> list[CurvePoint]:
-    """With DSpark, at the concurrencies of `points`, which were measured with MTP-1 on a target of so many layers."""
+    """Predict the points with DSpark at the concurrencies of `points`, which were measured with MTP-1 on a target of
+    `layers` layers."""
     curve = StepCurve(points, layers, mtp_accepted_length)
     verified = np.arange(len(drafting.gains)) / DRAWS
     more_fixed = curve.fixed * (drafting.layers - 1) / (layers + 1)

@@ -1,4 +1,4 @@
-"""What machines draw and cost."""
+"""Power and cost of devices."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Economics:
         return numbers.get("chip_power")
 
     def _dollars(self, numbers: Numbers) -> float:
-        """What analysts say that owning one costs; where nobody has said, its price and its energy."""
+        """Return the published cost of owning one; where there is none, that of its price and its energy."""
         if numbers.has("cost"):
             return numbers.get("cost")
         return numbers.get("price") * self.capital + numbers.get("power") * self.energy

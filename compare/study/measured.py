@@ -1,11 +1,11 @@
 """Runs of `sparkpool bench`, ours or of any endpoint, as systems beside the modelled ones."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compare.simulator.replay import bench_run
 from compare.study.economics import Economics
 from compare.study.scenario import MeasuredSection, Scenario, WorkloadSection
 from compare.study.setups import DeviceUnits
@@ -14,14 +14,14 @@ from engine.errors import ConfigError
 from hardware.device import Device, Numbers
 from policy.percentile import percentile
 
-OFF = 0.10
-"""By how much a file's mean prompt and answer may differ from the scenario's."""
+MAX_DEVIATION = 0.10
+"""The largest difference of a file's mean prompt or answer from the scenario's, as a share of that."""
 SCALED = "time x "  # in the name of an emulated device (local/emulate.py)
 
 
 @dataclass(frozen=True)
 class BenchRun:
-    """One file. Latencies in seconds, by percentile."""
+    """The figures of one file of `sparkpool bench`. Latencies are in seconds, by percentile."""
 
     concurrency: float
     throughput: float
@@ -29,12 +29,12 @@ class BenchRun:
     ttft: Mapping[str, float]
     end_to_end: Mapping[str, float]
     emulated: str
-    """Whose pace it kept, if that of an emulated device."""
+    """The emulated device whose pace it kept; empty if none."""
 
 
 @dataclass(frozen=True)
 class MeasuredSystem:
-    """Of one system. `watts` and `dollars_per_second`: of all its units; None if nothing is known of them."""
+    """A system that was measured. `watts` and `dollars_per_second` are those of all its units; None if unknown."""
 
     name: str
     runs: Sequence[BenchRun]
@@ -45,13 +45,14 @@ class MeasuredSystem:
 
     @property
     def emulated(self) -> str:
-        """The device, if one was emulated."""
+        """The emulated devices; empty if there were none."""
         return ", ".join(sorted({run.emulated for run in self.runs} - {""}))
 
 
 def read(scenario: Scenario) -> dict[str, MeasuredSystem]:
-    """Every measured system of a scenario. Raises ConfigError, naming the file and what is wrong, for one that cannot
-    be read, in which requests failed, that had another workload than the scenario's, or that is no comparison."""
+    """Return every measured system of a scenario. Raise ConfigError, which names the file and what is wrong, for one
+    that cannot be read, in which requests failed, that had another workload than the scenario's, or whose emulated
+    device was too slow for a comparison."""
     economics = Economics.of(scenario)
     return {name: _measured(name, section, scenario, economics) for name, section in scenario.measured.items()}
 
@@ -72,50 +73,42 @@ def _measured(name: str, section: MeasuredSection, scenario: Scenario, economics
 
 
 def run_of(file: Path, workload: WorkloadSection) -> BenchRun:
-    try:
-        content = json.loads(file.read_text())
-        summary = content["summary"]
-        _check(file, content, workload)
-        first = [next(at for at, tokens in one["messages"] if tokens) - one["sent"] for one in content["requests"]]
+    with bench_run(file) as run:
+        summary, requests = run["summary"], run["requests"]
+        devices = (summary.get("emulated") or {"devices": []})["devices"]
+        _check(summary, devices, workload)
+        first = [next(at for at, tokens in one["messages"] if tokens) - one["sent"] for one in requests]
         return BenchRun(
-            concurrency=_concurrency(content),
+            concurrency=_concurrency(run),
             throughput=float(summary["output_tokens_per_second"]),
             user_rate=1 / float(summary["latency"]["tpot"]["mean"]),
             ttft=_percentiles(first),
-            end_to_end=_percentiles([one["ended"] - one["sent"] for one in content["requests"]]),
-            emulated=", ".join((summary.get("emulated") or {"devices": []})["devices"]),
+            end_to_end=_percentiles([one["ended"] - one["sent"] for one in requests]),
+            emulated=", ".join(devices),
         )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: {error}") from None
-    except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise ConfigError(f"{file}: is not what `sparkpool bench --json` writes: {error!r}") from None
 
 
-def _check(file: Path, content: Any, workload: WorkloadSection) -> None:
-    summary, requests = content["summary"], content["requests"]
+def _check(summary: Any, devices: Sequence[str], workload: WorkloadSection) -> None:
+    """Raise ValueError for a run that cannot be compared with the scenario's systems."""
     if not summary["completed"]:
-        raise ConfigError(f"{file}: no request was completed")
+        raise ValueError("no request was completed")
     if summary["completed"] < summary["requests"]:
         lost = summary["requests"] - summary["completed"]
-        raise ConfigError(f"{file}: {lost} of {summary['requests']} requests failed: it says nothing of the rest")
-    emulated = summary.get("emulated")
-    if emulated is not None and not emulated["comparable"]:
-        raise ConfigError(f"{file}: overruns: the emulated device could not keep its pace, so this is no comparison")
-    if scaled := [device for device in (emulated or {"devices": []})["devices"] if SCALED in device]:
-        raise ConfigError(f"{file}: {scaled[0]}: its seconds are no seconds of the device; emulate in real time")
-    found = {
-        "input_tokens": sum(one["prompt_tokens"] for one in requests) / len(requests),
-        "output_tokens": sum(tokens for one in requests for _, tokens in one["messages"]) / len(requests),
-    }
-    for key, mean in found.items():
-        wanted = getattr(workload, key)
-        if abs(mean / wanted - 1) > OFF:
-            raise ConfigError(f"{file}: {mean:.0f} {key} in the mean, workload.{key} is {wanted}: another workload")
+        raise ValueError(f"{lost} of {summary['requests']} requests failed: it says nothing of the rest")
+    if devices and not summary["emulated"]["comparable"]:
+        raise ValueError("overruns: the emulated device could not keep its pace, so this is no comparison")
+    if scaled := [device for device in devices if SCALED in device]:
+        raise ValueError(f"{scaled[0]}: its seconds are no seconds of the device; emulate in real time")
+    for key, name in (("input_tokens", "mean_prompt_tokens"), ("output_tokens", "mean_output_tokens")):
+        mean, expected = float(summary[name]), getattr(workload, key)
+        if abs(mean / expected - 1) > MAX_DEVIATION:
+            raise ValueError(f"{mean:.0f} {key} in the mean, workload.{key} is {expected}: another workload")
 
 
-def _concurrency(content: Any) -> float:
-    """As asked for; of an open loop, requests under way in the mean (Little's law)."""
-    asked, summary = content["config"].get("concurrency"), content["summary"]
+def _concurrency(run: Any) -> float:
+    """Return the concurrency that was asked for; of an open loop, the mean number of requests under way (Little's
+    law)."""
+    asked, summary = run["config"].get("concurrency"), run["summary"]
     if asked is not None:
         return float(asked)
     return float(summary["requests_per_second"]) * float(summary["latency"]["e2e"]["mean"])

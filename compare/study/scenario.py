@@ -1,4 +1,4 @@
-"""What is compared, under which load and which assumptions: the file that `sparkpool compare` reads."""
+"""The file that `sparkpool compare` reads: systems, their load, and assumptions."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from hardware.placement import AttentionCut
 Above = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Range = Annotated[float, Field(gt=0)] | tuple[Above, Above]
-"""A number, or the least and the most that it may be where nobody knows."""
+"""A number; or, where it is not known, its lowest and highest value."""
 LOSSES = ("compute", "memory", "network", "layer_us", "step_us")
 
 
@@ -38,17 +38,17 @@ class WorkloadSection(Section):
 
     @property
     def context(self) -> int:
-        """Tokens that a request has in cache, in the mean over its answer."""
+        """Return the tokens that a request has in cache, in the mean over its answer."""
         return self.input_tokens + self.output_tokens // 2
 
     @property
     def new_tokens(self) -> int:
-        """Of a prompt, those that are computed; the last one always is."""
+        """Return the tokens of a prompt that are computed; the last one always is."""
         return max(1, round(self.input_tokens * (1 - self.cached_share)))
 
 
 class AcceptanceSection(Section):
-    """What drafts are worth."""
+    """The gain of drafts."""
 
     mtp: Annotated[float, Field(ge=1, le=2)] = PUBLISHED_MTP
     """Tokens of a step with one draft of the model's own next-token layer."""
@@ -71,7 +71,7 @@ class AcceptanceSection(Section):
 
 
 class LossesSection(Section):
-    """What steps get of a device's figures (hardware/roofline.py: Losses)."""
+    """The shares of a device's figures that steps get (hardware/roofline.py: Losses)."""
 
     compute: Share | tuple[Share, Share] = 1.0
     memory: Share | tuple[Share, Share] = 1.0
@@ -85,19 +85,19 @@ class LossesSection(Section):
 
 
 class DeviceSection(Section):
-    """What is taken for granted of a device wherever it is used."""
+    """Assumptions on a device, wherever it is used."""
 
     losses: LossesSection | str
     """In numbers, or the name of a fit (compare/published/calibration.py)."""
     why: str = ""
     """Why a fit of another device or model holds here."""
     assumed: dict[str, Above] = Field(default_factory=dict)
-    """Of its figures that nobody has published, and of its losses that are ranges: the value, in the unit there.
+    """Values of its unpublished figures, and of its losses that are ranges, each in the figure's unit.
     Without one it is the geometric middle of the range, and results are given over the whole range."""
 
 
 class Machines(Section):
-    """What one replica consists of."""
+    """The devices of one replica."""
 
     device: str
     """One of hardware/devices/, or a YAML file."""
@@ -177,14 +177,14 @@ class Scenario(Section):
     decide_at: Annotated[tuple[Above, ...], Field(min_length=1)] = (100,)
     """The interactivities that there is a verdict for."""
     traffic: Above = 1e6
-    """Output tokens per second of all users together: how much there is to serve."""
+    """Output tokens per second of all users together: the whole demand."""
     gpu_layers: Above = 1.0
-    """Times the time that a layer takes on GPUs besides its work: below one is an engine with fewer launches and less
-    waiting than the one that losses were fitted on."""
+    """A factor on each layer's fixed time on GPUs: below one stands for an engine with fewer launches and less waiting
+    than the one that losses were fitted on."""
     utilisation: Share = 0.8
     """Of the prefill pool's capacity, what is planned to be used. Its queues grow without end towards 1."""
     power: Literal["all-in", "chip"] = "all-in"
-    """Whose watts: with everything around a unit, or the chip's alone. Never mixed."""
+    """Which power counts: a unit's with everything around it, or the chip's alone. The two are never mixed."""
     energy: Above = 0.12
     """$ of a kWh, with the site's share. Only where a device's cost is not published and follows from its price."""
     capital: Range = (35.0, 70.0)

@@ -21,7 +21,7 @@ TAPPED = 3  # layers whose hidden states a DSpark drafter reads (its checkpoints
 
 @dataclass(frozen=True)
 class DeviceUnits:
-    """So many units of a device."""
+    """A number of units of a device."""
 
     numbers: Numbers
     units: float
@@ -43,7 +43,7 @@ class Setup:
 
     @property
     def parts(self) -> tuple[DeviceUnits, ...]:
-        """Of a decode replica."""
+        """Return the devices of a decode replica."""
         return (self.decode,) if self.helper is None else (self.decode, self.helper)
 
 
@@ -60,8 +60,8 @@ class BuiltSystems:
 
     @cached_property
     def setups(self) -> Mapping[str, list[Setup]]:
-        """Of each system, without sizes that have no room for one request. Raises ConfigError for a device that nobody
-        knows and a model that does not fit."""
+        """Return each system's choices, without sizes that have no room for one request. Raise ConfigError for an
+        unknown device and a model that does not fit."""
         found: dict[str, list[Setup]] = {}
         for name, system in self.scenario.systems.items():
             try:
@@ -72,7 +72,7 @@ class BuiltSystems:
 
     @property
     def unknown(self) -> dict[tuple[str, str], Figure]:
-        """By device and figure: what results rest on and nobody has said."""
+        """Return, by device and name, the unpublished figures that results depend on."""
         known = {device: section.assumed for device, section in self.scenario.devices.items()}
         return {
             (device, name): figure
@@ -142,7 +142,7 @@ class BuiltSystems:
         return DraftShape.dspark(self.model, len(acceptance.dspark), acceptance.layers)
 
     def _roofline(self, machines: Machines, units: int | None, drafter: DraftShape | None) -> Roofline:
-        """Of a device that has the whole model."""
+        """Return the step times of devices that hold the whole model."""
         numbers, model = self.of(machines.device), _stored(self.model, machines)
         if units is None:
             place = fewest(model, numbers, machines.attention, machines.stages)

@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 
 from compare.fast import FastSystem, simulate_fast
-from compare.fast_replicas import Decoding, Prefilling
+from compare.fast_replicas import FastDecodePool, FastPrefillPool
 from compare.simulator.acceptance import Rates
 from compare.simulator.outcome import SimulationResult
 from compare.simulator.workload import Arrival, PromptSegment, Workload
@@ -37,18 +37,19 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What users of a system saw at one load. Seconds; times by percentile."""
+    """Latencies of a system at one load, in seconds by percentile."""
 
     requests: int
     user_rate: float
     ttft: dict[str, float]
     end_to_end: dict[str, float]
     steady_rate: float
-    """Tokens per second of each user that steady state says."""
+    """Tokens per second of each user in the steady-state model."""
 
 
 def wanted(study: Study) -> list[tuple[str, int]]:
-    """Systems and loads. Those without a prefill pool are not among them: the fast simulator has none that mixes."""
+    """Return the systems and loads to simulate: only systems with a prefill pool, since the fast simulator does not mix
+    prompts into decode steps."""
     found = []
     for name, setups in study.built.setups.items():
         most = setups[0].max_requests
@@ -58,8 +59,8 @@ def wanted(study: Study) -> list[tuple[str, int]]:
 
 
 def served(study: Study, folder: Path) -> Iterator[tuple[str, int, LoadResult]]:
-    """Of all that is wanted, one after the other. What is in `folder` already is not computed again: a file is named by
-    everything that it depends on."""
+    """Yield the results of all systems and loads. Those in `folder` are not computed again: the name of a file is a
+    hash of everything that it depends on."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, load in wanted(study):
         file = folder / f"{_key(study, name, load)}.json"
@@ -99,13 +100,13 @@ def _system(study: Study, point: OperatingPoint, decode: int, prefill: int) -> F
     assert setup.prefill is not None and setup.prefill_part is not None
     context = scenario.workload.input_tokens
     return FastSystem(
-        prefill=Prefilling(
+        prefill=FastPrefillPool(
             replicas=prefill,
             times=setup.prefill,
             chunk_tokens=CHUNK,
             cached_tokens=2 * context,
         ),
-        decode=Decoding(
+        decode=FastDecodePool(
             replicas=decode,
             times=setup.times,
             max_requests=setup.max_requests,
@@ -138,9 +139,9 @@ def _rates(study: Study, drafts: str) -> Rates:
 
 
 def _workload(study: Study, requests: int, under_way: int) -> Workload:
-    """For a closed loop, in which times are an order and no more. It begins with as many as shall be under way,
-    somewhere in their answers. Those have no prompt, so that prefill does not begin with all of them; and they end one
-    after the other, so that those who come after them do not come together."""
+    """Return a workload for a closed loop, in which only the order of times counts. It begins with `under_way`
+    requests, somewhere in their answers. Those have no prompt, so that prefill does not begin with all of them; and
+    they end one after the other, so that those who come after them do not come together."""
     section: WorkloadSection = study.scenario.workload
     known = section.input_tokens - section.new_tokens
     shared = (PromptSegment("known", known),) if known else ()

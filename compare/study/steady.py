@@ -68,7 +68,7 @@ class Steady:
         return cls(setup, scenario.workload, drafting, scenario.acceptance.mtp, scenario.utilisation)
 
     def at(self, requests: int) -> OperatingPoint:
-        """With so many requests under way in a replica."""
+        """Return the operating point with that many requests under way in a replica."""
         assert 1 <= requests <= self.setup.max_requests
         seconds, tokens, verified = self._best_step(requests)
         rate = requests * tokens / seconds / self.workload.output_tokens
@@ -76,7 +76,8 @@ class Steady:
         return OperatingPoint(self.setup, requests, seconds, tokens, verified, replicas, self.workload.output_tokens)
 
     def most(self, user_rate: float, limit: int) -> OperatingPoint | None:
-        """With as many requests as still get so many tokens per second each; None if not even one does."""
+        """Return the point with the most requests that still get `user_rate` tokens per second each; None if one alone
+        does not."""
         low, high = 1, min(limit, self.setup.max_requests)
         best = self.at(1)
         if best.user_rate < user_rate:
@@ -92,7 +93,7 @@ class Steady:
 
     @cached_property
     def prefill_seconds(self) -> float:
-        """Of one prompt: its steps, each of at most CHUNK tokens."""
+        """Return the prefill time of one prompt, in steps of at most CHUNK tokens."""
         prefill = self.setup.prefill
         assert prefill is not None
         new, before = self.workload.new_tokens, self.workload.input_tokens - self.workload.new_tokens
@@ -115,7 +116,8 @@ class Steady:
         return [(block * i / GRID, self.drafting.gained(block * i / GRID)) for i in range(GRID + 1)]
 
     def _best_step(self, requests: int) -> tuple[float, float, float]:
-        """Of the numbers of drafts to verify, every COARSE-th, then those around the best: there is one summit."""
+        """Return the best step: try every COARSE-th number of drafts to verify, then those around the best, as there is
+        one maximum."""
         worth = self._worth
         coarse = range(0, len(worth), COARSE)
         steps = {i: self._step(requests, *worth[i]) for i in coarse}

@@ -1,4 +1,4 @@
-"""A scenario's systems side by side: the best that each can do at some speed, and at what cost."""
+"""The systems of a scenario: the best that each can do at some speed, and its cost."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ STEEP = 4.0
 
 @dataclass(frozen=True)
 class Best:
-    """A point, and what it comes to."""
+    """An operating point, with its power and cost."""
 
     point: OperatingPoint
     watts: float
@@ -89,7 +89,7 @@ class Study:
 
     @cached_property
     def rests_on(self) -> dict[tuple[str, str], Figure]:
-        """By device and figure: what the systems' times, power and cost rest on and nobody has said."""
+        """Return, by device and name, the unpublished figures that the systems' times, power and cost depend on."""
         for one in (steady for choices in self.steady.values() for steady in choices):
             self.valued(one.at(1))
         return self.built.unknown
@@ -106,7 +106,8 @@ class Study:
         return min(self.ways(name, user_rate), key=_worth, default=None)
 
     def ways(self, name: str, user_rate: float) -> tuple[Best, ...]:
-        """Of each size of replica that is fast enough, with as many requests as still are."""
+        """Return an operating point of each size of replica that is fast enough, with the most requests that still
+        are."""
         key = (self._rests(name), user_rate)
         if key not in self.known:
             found = [one.most(user_rate, self.most) for one in self.steady[name]]
@@ -130,8 +131,8 @@ class Study:
         return {}
 
     def strained(self, name: str, user_rate: float, measure: "Measure") -> float:
-        """What the measure is at some speed. Where the system is too slow for that: what it is at its fastest, times
-        how much too slow that is (to a high power), so that of two such cases the better one can be told."""
+        """Return the measure at some speed. Where the system is too slow for that, return the measure at its fastest,
+        times how much too slow that is (to a high power), so that two such cases can be compared."""
         best = self.best(name, user_rate)
         if best is not None:
             return measure(best)
@@ -139,7 +140,7 @@ class Study:
         return measure(self.valued(fastest)) * math.pow(user_rate / fastest.user_rate, STEEP)
 
     def curve(self, name: str) -> list[Best]:
-        """From the fastest for one user to the most for all, by even steps of speed."""
+        """Return points from the highest speed of one user to the highest throughput, in even steps of speed."""
         fast = max(one.at(1).user_rate for one in self.steady[name])
         slow = min(one.at(min(self.most, one.setup.max_requests)).user_rate for one in self.steady[name])
         rates = np.geomspace(fast * (1 - 1e-9), max(slow, fast / 100), CURVE) if fast > slow else [fast * (1 - 1e-9)]
@@ -162,14 +163,14 @@ Measure = Callable[[Best], float]
 
 
 def dollars(best: Best) -> float:
-    """Of a million tokens. Raises ConfigError if the cost of a device is not known at all."""
+    """Return the dollars of a million tokens. Raise ConfigError if the cost of a device is unknown."""
     if best.per_million is None:
         raise ConfigError(f"{best.point.setup.name}: neither cost nor price is known of one of its devices")
     return best.per_million
 
 
 def joules(best: Best) -> float:
-    """Of a token."""
+    """Return the joules of a token."""
     return best.watts / best.point.throughput
 
 

@@ -1,5 +1,5 @@
-"""What a study rests on: what nobody has published, and what a user may have otherwise. Each at its least and its most,
-alone and together."""
+"""Inputs that are uncertain: figures that are not published, and uses that differ. Each is tried at its lowest and at
+its highest value, alone and together."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,8 +38,8 @@ class Unknown:
 
 
 def unknowns(study: Study, *systems: str) -> list[Unknown]:
-    """What is not public and these systems rest on: figures and losses of devices that are ranges, and what capital
-    costs. Where losses are fitted, a hop is in the fitted time of a layer, whatever it is."""
+    """Return what these systems depend on and is not public: figures and losses of devices that are ranges, and the
+    cost of capital. Where losses are fitted, the fitted time of a layer includes a hop, whatever that takes."""
     found = []
     parts = [study.scenario.systems[system] for system in systems]
     devices = {part.device for one in parts for part in (one.decode, one.prefill, one.helper) if part is not None}
@@ -66,7 +66,7 @@ def unknowns(study: Study, *systems: str) -> list[Unknown]:
 
 
 def uses(scenario: Scenario) -> list[Unknown]:
-    """What another user may have otherwise."""
+    """Return what may differ for another user."""
     workload = scenario.workload
     return [
         Unknown(
@@ -83,7 +83,7 @@ def uses(scenario: Scenario) -> list[Unknown]:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a result is with one thing unknown at its least and most, all others in the middle."""
+    """A result with one unknown at its lowest and at its highest, all others in the middle."""
 
     unknown: Unknown
     low: float

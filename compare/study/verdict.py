@@ -1,4 +1,4 @@
-"""Whether a contender pays: wherever the unknown lies, or not decidable from public figures."""
+"""The verdict whether a contender pays: whatever the unknown figures are, or undecidable from public figures."""
 
 import enum
 import math
@@ -106,7 +106,7 @@ def _reached(study: Study, name: str, user_rate: float) -> float | None:
 
 
 def _strained(rivals: Rivals) -> StudyValue:
-    """As `ratio`, but never 0 or infinite: it says which end of an unknown is the better one where a system is too slow
+    """Return a ratio that is never 0 or infinite: it tells which end of an unknown is better where a system is too slow
     at both."""
 
     def result(study: Study) -> float:

@@ -1,8 +1,8 @@
-"""Pages: where the keys and values of tokens live, by position.
+"""Pages store the keys and values of tokens, addressed by position.
 
-layout.py  what one page holds, byte by byte       pool.py   who holds which page (no storage)
-store.py   the bytes, and a slab for each layer    table.py  one request's pages, and `Pages`, which joins all
-line.py    who gets pages next, and who gives them up
+layout.py  the bytes of one page                   pool.py   the holders of each page (no storage)
+store.py   the bytes, and a slab for each layer    table.py  one request's pages, and `Pages`, which joins all parts
+prefix.py  the names of full pages                 page_queue.py  the order in which requests get pages or give them up
 """
 
 from engine.pages.layout import CacheLayout, Entry, PageGroup

@@ -1,4 +1,4 @@
-"""What one page holds. A page is one record of bytes:
+"""The layout of a page, which is one record of bytes:
 
     record = [ target part: slab | slab | ... ][ drafter part: slab | ... ]
 
@@ -26,7 +26,7 @@ def round_up(value: int, multiple: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One cached tensor of one layer: `shape` per token. `window` None keeps the whole context."""
+    """One cached tensor of one layer, with its `shape` per token. If `window` is None, the whole context is kept."""
 
     layer: int
     name: str
@@ -57,7 +57,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class PageGroup:
-    """The entries that share one page table. `offsets` are bytes from the start of a record."""
+    """The entries that share one page table. `offsets` are in bytes from the start of a record."""
 
     name: str
     window: int | None
@@ -83,18 +83,18 @@ class PageGroup:
         return cls(first.group, first.window, page_tokens, tuple(ordered), offsets, target_bytes, end)
 
     def num_pages(self, num_tokens: int) -> int:
-        """Logical pages of a context of `num_tokens`."""
+        """Return the logical pages of a context of `num_tokens`."""
         return -(-num_tokens // self.page_tokens)
 
     def peak_pages(self, num_tokens: int, step_tokens: int) -> int:
-        """Pages that a request of at most `num_tokens` ever holds at once, in steps of `step_tokens`."""
+        """Return the most pages that a request of `num_tokens` holds at once, in steps of `step_tokens`."""
         pages = self.num_pages(num_tokens)
         if self.window is None:
             return pages
         return min(pages, self.num_pages(self.window + step_tokens) + 2)
 
     def first_live_page(self, committed: int) -> int:
-        """The first logical page that a token at or after position `committed` can still see."""
+        """Return the first logical page that a token at or after position `committed` can still see."""
         if self.window is None:
             return 0
         return max(0, committed - self.window) // self.page_tokens
@@ -102,7 +102,7 @@ class PageGroup:
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """All page groups of a model (and its drafter). Drives allocation, views, descriptors and fingerprints."""
+    """All page groups of a model (and its drafter). Allocation, views, descriptors and fingerprints follow from it."""
 
     page_tokens: int
     groups: dict[str, PageGroup] = field(hash=False)
@@ -119,7 +119,7 @@ class CacheLayout:
         return {entry.key: group for group in self.groups.values() for entry in group.entries}
 
     def fingerprint(self, part: Part) -> str:
-        """A digest of everything that decides where a byte of `part` lies."""
+        """Return a digest of everything that decides the position of a byte of `part`."""
         lines = [f"page_tokens={self.page_tokens} alignment={ALIGNMENT}"]
         for name, group in self.groups.items():
             lines += [f"{name} {group.offsets[e.key]} {e}" for e in group.entries if e.part == part]

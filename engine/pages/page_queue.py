@@ -1,7 +1,7 @@
-"""The line of all requests over the pages of one replica: who gets pages next, and who gives up its own.
+"""The queue of requests for the pages of one replica: which one gets pages next, and which one gives them up first.
 
-Requests stand in the order of precedence. Where two engines share pages, each knows its own requests alone, and neither
-can tell who is first or last of all: so they join the line as tenants.
+Requests are ordered by precedence. Two engines that share pages each know only their own requests; the queue compares
+the first and the last of both.
 """
 
 from collections.abc import Iterator
@@ -11,54 +11,56 @@ Precedence = tuple[int, float]
 
 
 class PageUser(Protocol):
-    """Requests that hold pages or wait for some, as far as others have to know of them."""
+    """An engine whose requests hold pages or wait for them."""
 
     @property
     def holding(self) -> int:
-        """How many have pages."""
+        """The number of requests that hold pages."""
         ...
 
     @property
     def first_waiting(self) -> Precedence | None:
-        """The first of those that have none yet."""
+        """The first precedence of the requests that wait for pages."""
         ...
 
     @property
     def last_holding(self) -> Precedence | None:
-        """The last of those that could give up their pages at once."""
+        """The last precedence of the requests that could give up their pages at once."""
         ...
 
     def evict_last(self) -> None:
-        """That one gives up all of its pages."""
+        """Take all pages from the request of `last_holding`."""
         ...
 
 
 class PageQueue:
-    """All tenants of one replica's pages."""
+    """The users of one replica's pages."""
 
     def __init__(self) -> None:
-        self._tenants: list[PageUser] = []
+        self._users: list[PageUser] = []
 
-    def join(self, tenant: PageUser) -> None:
-        self._tenants.append(tenant)
+    def join(self, user: PageUser) -> None:
+        self._users.append(user)
 
     @property
     def holding(self) -> int:
-        """Requests that have pages."""
-        return sum(tenant.holding for tenant in self._tenants)
+        """The number of requests that hold pages."""
+        return sum(user.holding for user in self._users)
 
     def is_next(self, precedence: Precedence) -> bool:
-        """Whether nobody who waits for pages stands before one of this precedence."""
-        waiting = (tenant.first_waiting for tenant in self._tenants)
+        """Return whether no request that waits for pages comes before this precedence."""
+        waiting = (user.first_waiting for user in self._users)
         return all(first is None or precedence <= first for first in waiting)
 
     def last(self) -> PageUser:
-        """The tenant whose request has to leave first when pages run out; of equals, that of who joined last.
-        Somebody must be holding."""
+        """Return the user whose request gives up its pages first; of equals, the user that joined last.
+
+        At least one request must be able to give up its pages.
+        """
         return max(self._evictable(), key=lambda pair: pair[0])[1]
 
     def _evictable(self) -> Iterator[tuple[Precedence, PageUser]]:
-        for tenant in reversed(self._tenants):
-            last = tenant.last_holding
+        for user in reversed(self._users):
+            last = user.last_holding
             if last is not None:
-                yield last, tenant
+                yield last, user

@@ -1,10 +1,10 @@
-"""The names of full pages: by its name a page is found again by another request that begins with the same tokens.
+"""The names of full pages, by which another request that begins with the same tokens finds them.
 
 A page's content depends on all tokens up to its end, so its name covers them all, and the tenant's salt:
 
     digest(page 0) = H(H(salt), tokens of page 0)      digest(page i) = H(digest(page i-1), tokens of page i)
 
-Names are equal only if digests *and* the page's own tokens are equal, so that nobody has to trust a hash alone.
+Names are equal only if digests *and* the page's own tokens are equal, so a hash collision does no harm.
 """
 
 from array import array
@@ -17,7 +17,7 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True)
 class PageName:
-    """What a full page holds."""
+    """The content of a full page: a digest of all tokens up to its end, and its own tokens."""
 
     digest: bytes
     tokens: tuple[int, ...]
@@ -35,7 +35,7 @@ class PrefixNames:
         self._names: list[PageName] = []
 
     def of(self, tokens: Sequence[int], num_tokens: int) -> list[PageName]:
-        """The names of the pages that the first `num_tokens` of `tokens` fill. Tokens once named must not change."""
+        """Return the names of the pages that the first `num_tokens` of `tokens` fill. Named tokens must not change."""
         size = self._page_tokens
         for start in range(len(self._names) * size, num_tokens - size + 1, size):
             own = tuple(tokens[start : start + size])

@@ -1,4 +1,4 @@
-"""The bytes of all pages, and each layer's strided view into them.
+"""The bytes of all pages, and each layer's strided view of them.
 
 T = tokens, R = rows (requests), P = pages of a row, K = P * page_tokens keys of a row
 """
@@ -24,7 +24,7 @@ class Slab:
 
     @property
     def num_pages(self) -> int:
-        """The scratch page included."""
+        """The number of pages, the scratch page included."""
         return self.pages_2d.shape[0]
 
     def write(self, page_T: Tensor, offset_T: Tensor, values: Tensor) -> None:
@@ -32,20 +32,19 @@ class Slab:
         self.rows[page_T, offset_T] = values
 
     def gather(self, pages_RP: Tensor) -> Tensor:
-        """A copy of whole pages: [R, K, *shape]. (`rows[pages]` would be five times slower on a CPU.)"""
+        """Return a copy of whole pages: [R, K, *shape]. (`rows[pages]` would be five times slower on a CPU.)"""
         num_rows, _ = pages_RP.shape
         return self.pages_2d.index_select(0, pages_RP.flatten()).view(num_rows, -1, *self._shape)
 
 
 def _zeros(num_pages: int, page_bytes: int, device: torch.device) -> Tensor:
-    """`uint8[num_pages, page_bytes]`."""
     if device.type != "cpu":
         return torch.zeros(num_pages, page_bytes, dtype=torch.uint8, device=device)
     return mapped(num_pages * page_bytes).view(num_pages, page_bytes)
 
 
 class PageStore:
-    """`uint8[num_pages + 1, page_bytes]` for each group. Zeroed: masked keys must be finite, or 0 * NaN spreads."""
+    """`uint8[num_pages + 1, page_bytes]` for each group, zeroed: masked keys must be finite, or 0 * NaN spreads."""
 
     def __init__(self, layout: CacheLayout, num_pages: dict[str, int], device: torch.device) -> None:
         self.layout = layout

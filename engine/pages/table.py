@@ -1,11 +1,11 @@
-"""One request's pages, and `Pages`: layout, store and pools of one replica in one hand.
+"""One request's pages, and `Pages`, which joins layout, store and pools of one replica.
 
 A request's pages in one group:
 
     logical pages:   0 .. first_page-1 | first_page .. first_page+len(page_ids)-1
                      passed (window)   | page_ids
 
-Pages come as the tokens do (`extend`) and may run out: then somebody has to give some back.
+Pages are taken as tokens are added (`extend`). If they run out, another request has to give some back.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,12 +30,12 @@ class PageTable:
 
     @property
     def end_page(self) -> int:
-        """The first logical page that has no page yet."""
+        """The first logical page that has not been taken."""
         return self.first_page + len(self.page_ids)
 
     @property
     def num_slots(self) -> int:
-        """Positions below this have a page (or had one, before the window passed)."""
+        """The number of positions that have a page (or had one, before the window passed)."""
         return self.end_page * self.group.page_tokens
 
     @property
@@ -43,7 +43,7 @@ class PageTable:
         return PageSpan(first_page=self.first_page, page_ids=tuple(self.page_ids))
 
     def missing(self, num_tokens: int) -> int:
-        """Pages to be added before every position below `num_tokens` has one."""
+        """Return how many pages are missing until every position below `num_tokens` has one."""
         return max(0, self.group.num_pages(num_tokens) - self.end_page)
 
     def pass_window(self, committed: int) -> list[int]:
@@ -57,7 +57,7 @@ class PageTable:
 
 @dataclass
 class Tables:
-    """One request's page tables, one for each group, held under one name."""
+    """One request's page tables, one for each group, with one holder name."""
 
     holder: str
     groups: dict[str, PageTable]
@@ -70,8 +70,8 @@ class Tables:
 
 
 class Pages:
-    """The pages of one replica, and the `line` of those who want them. `sharing`: whether requests with the same prefix
-    share them."""
+    """The pages of one replica, and the `queue` of requests for them. With `sharing`, requests share the pages of a
+    common prefix."""
 
     def __init__(self, layout: CacheLayout, store: PageStore, sharing: bool = True) -> None:
         self.layout = layout
@@ -83,8 +83,8 @@ class Pages:
         self._flush: Callable[[], None] | None = None
 
     def defer_writes(self, flush: Callable[[], None]) -> None:
-        """Register `flush`, which writes entries that a caller has put off. It is called once, before any page goes to
-        another holder or is cleared."""
+        """Register `flush`, which writes entries that a caller has deferred. It is called once, before any page goes
+        to another holder or is cleared."""
         self._flush = flush
 
     def _flush_writes(self) -> None:
@@ -92,27 +92,28 @@ class Pages:
             flush, self._flush = self._flush, None
             flush()
 
-    def demand(self, num_tokens: int, step_tokens: int) -> dict[str, int]:
-        """Pages of each group that a request of at most `num_tokens` ever holds at once, in steps of `step_tokens`."""
+    def peak_pages(self, num_tokens: int, step_tokens: int) -> dict[str, int]:
+        """Return the most pages of each group that a request of `num_tokens` holds at once, in steps of
+        `step_tokens`."""
         return {n: g.peak_pages(num_tokens, step_tokens) for n, g in self.layout.groups.items()}
 
-    def shortfall(self, demand: dict[str, int]) -> str | None:
-        """Why `demand` could never be met, even by empty pools; None if it could."""
-        for name, pages in demand.items():
+    def shortfall(self, needed: dict[str, int]) -> str | None:
+        """Return why even empty pools would not have the pages `needed`; None if they would."""
+        for name, pages in needed.items():
             total = self.pools[name].num_pages
             if pages > total:
                 return f"needs {pages} pages of group {name}; this replica has {total} in all"
         return None
 
     def open(self, holder: str, salt: str = "") -> Tables:
-        """Tables without pages."""
+        """Return tables without pages."""
         groups = {name: PageTable(group, 0, []) for name, group in self.layout.groups.items()}
         return Tables(holder, groups, PrefixNames(self.layout.page_tokens, salt))
 
     def reuse(self, tables: Tables, tokens: Sequence[int]) -> int:
-        """Let empty tables begin with pages that are here already; returns how many of `tokens` those hold.
+        """Let empty tables begin with cached pages, and return how many of `tokens` these hold.
 
-        The longest prefix that every group has: all its pages, or those that a window at its end still sees.
+        This is the longest prefix of which every group has all pages, or all that a window at its end still sees.
         """
         names = tables.names.of(tokens, len(tokens)) if self._sharing else []
         count = self._num_known(names)
@@ -125,11 +126,11 @@ class Pages:
         tables.num_published = count
         return count * self.layout.page_tokens
 
-    def match_or_allocate(self, tables: Tables, tokens: Sequence[int], num_tokens: int, most: int) -> int | None:
-        """Make empty tables the image of a peer's that hold `num_tokens` of `tokens`: the same logical pages, each
-        the very page if it is here already, else a new one for the peer's to be read into.
+    def match_or_allocate(self, tables: Tables, tokens: Sequence[int], num_tokens: int, max_tokens: int) -> int | None:
+        """Fill empty tables with the logical pages that a peer has for `num_tokens` of `tokens`: cached pages where
+        there are any, else new ones for the peer's to be read into.
 
-        Returns how many tokens are here, or None, and nothing changed, if there is no room for `most` tokens.
+        Returns how many tokens are cached, or None, with nothing changed, if there is no room for `max_tokens`.
         """
         names = tables.names.of(tokens, num_tokens) if self._sharing else []
         found: dict[str, list[int | None]] = {}
@@ -138,8 +139,10 @@ class Pages:
             found[name] = [self.pools[name].find(n) for n in names[table.first_page :]]
             table.page_ids = [page for page in found[name] if page is not None]
             self.pools[name].share(table.page_ids, tables.holder)
-        if not self.has_room(self.missing(tables, most)):
+        if not self.has_room(self.missing(tables, max_tokens)):
             self.release(tables)
+            for table in tables.groups.values():
+                table.first_page, table.page_ids = 0, []
             return None
         self._flush_writes()
         for name, table in tables.groups.items():
@@ -149,7 +152,7 @@ class Pages:
         return max(len(pages) - pages.count(None) for pages in found.values()) * self.layout.page_tokens
 
     def own_last_page(self, tables: Tables) -> bool:
-        """Replace the last page, which others may read, by a copy that may be written. False if there is no room."""
+        """Replace the last page, which others may read, by a copy to write to. Return False if there is no room."""
         if any(pool.num_available < 1 for pool in self.pools.values()):
             return False
         self._flush_writes()
@@ -161,16 +164,16 @@ class Pages:
         tables.num_published -= 1
         return True
 
-    def has_room(self, demand: dict[str, int]) -> bool:
-        """Whether so many pages of each group could be taken now."""
-        return all(self.pools[name].num_available >= count for name, count in demand.items())
+    def has_room(self, needed: dict[str, int]) -> bool:
+        """Return whether the pages `needed` of each group could be taken now."""
+        return all(self.pools[name].num_available >= count for name, count in needed.items())
 
     def missing(self, tables: Tables, num_tokens: int) -> dict[str, int]:
-        """Pages that `extend` would take."""
+        """Return the pages of each group that `extend` would take."""
         return {name: table.missing(num_tokens) for name, table in tables.groups.items()}
 
     def extend(self, tables: Tables, num_tokens: int) -> bool:
-        """Give every position below `num_tokens` a page; False, and nothing changed, if there are too few."""
+        """Take pages for all positions below `num_tokens`. Return False, with nothing changed, if there are too few."""
         missing = self.missing(tables, num_tokens)
         if not self.has_room(missing):
             return False
@@ -186,7 +189,7 @@ class Pages:
             self.pools[name].give_back(reversed(table.pass_window(committed)), tables.holder)
 
     def publish(self, tables: Tables, tokens: Sequence[int], num_tokens: int) -> None:
-        """Let others find the pages that the first `num_tokens` of `tokens` fill: nobody writes them any more."""
+        """Let others find the pages that the first `num_tokens` of `tokens` fill. They are not written any more."""
         if not self._sharing:
             return
         names: list[PageName] = tables.names.of(tokens, num_tokens)
@@ -197,13 +200,15 @@ class Pages:
         tables.num_published = max(tables.num_published, len(names))
 
     def release(self, tables: Tables) -> None:
-        """Everything the request held, given back; of a prefix, the end is forgotten first."""
+        """Give back all pages of a request, last page first, so that a prefix is evicted from its end."""
         for name, table in tables.groups.items():
             self.pools[name].give_back(reversed(table.page_ids), tables.holder)
 
     def clear(self, tables: Tables, published: bool) -> None:
-        """Zero what is the request's alone, its `published` pages too (nobody finds them any more) or not: what may
-        not be finite must not stay for the next holder, where 0 * NaN is NaN."""
+        """Zero the pages that the request alone holds, and unpublish them; without `published`, leave published pages.
+
+        Values that may not be finite must not stay for the next holder, where 0 * NaN is NaN.
+        """
         self._flush_writes()
         for name, table in tables.groups.items():
             pool = self.pools[name]
@@ -212,8 +217,8 @@ class Pages:
             self.store.records[name][own] = 0
 
     def quarantine(self, tables: Tables) -> None:
-        """As `release`, but bytes may still arrive in the request's own pages: they stay out of use until
-        `release_quarantine(holder)`, which clears them."""
+        """Give back all pages of a request, but keep its own out of use until `release_quarantine(holder)` clears
+        them, as bytes may still arrive in them."""
         own: dict[str, list[int]] = {}
         for name, table in tables.groups.items():
             pool = self.pools[name]
@@ -228,7 +233,7 @@ class Pages:
             self.pools[name].release_quarantine(page_ids)
 
     def forget_cached(self) -> None:
-        """Nothing is found by its prefix any more, except what a request holds."""
+        """Free every cached page. Pages that a request holds are still found by their prefix."""
         for pool in self.pools.values():
             pool.forget_cached()
 
@@ -240,13 +245,13 @@ class Pages:
             pool.assert_consistent()
 
     def assert_idle(self) -> None:
-        """Consistent, and nobody holds a page: nothing was leaked."""
+        """Assert that the pages are consistent and have no holder: nothing was leaked."""
         self.assert_consistent()
         for name, pool in self.pools.items():
             assert pool.num_available == pool.num_pages, f"group {name} leaks pages: {pool.counts()}"
 
     def _num_known(self, names: list[PageName]) -> int:
-        """How many of the pages `names` a request could begin with."""
+        """Return how many of the pages `names` a request could begin with."""
 
         def lacks(group: str, page: int) -> bool:
             return self.pools[group].find(names[page]) is None
@@ -254,7 +259,7 @@ class Pages:
         full = [name for name, group in self.layout.groups.items() if group.window is None]
         windows = [(name, group) for name, group in self.layout.groups.items() if group.window is not None]
         count = next((page for page in range(len(names)) if any(lacks(name, page) for name in full)), len(names))
-        while count:  # a page that a window lacks is needed by every prefix that ends behind it
+        while count:  # every prefix that ends after a page that a window lacks needs this page
             end = count * self.layout.page_tokens
             seen = ((name, page) for name, group in windows for page in range(group.first_live_page(end), count))
             missing = next((page for name, page in seen if lacks(name, page)), None)

@@ -12,8 +12,8 @@ from cluster.answers import answers
 from cluster.client import generate_request
 from cluster.gateway import Gateway
 from cluster.proto import sparkpool_pb2 as pb
+from engine.config import GatewayConfig
 from engine.errors import BadRequest
-from engine.front import GatewayConfig
 from engine.types import Ended, FinishReason, Request, Sampling, StopRules
 from policy.request_state import RequestState
 from tests.cluster.conftest import Service, text, tokens

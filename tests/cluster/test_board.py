@@ -60,7 +60,7 @@ def test_requests_spread_over_replicas_before_these_have_said_so() -> None:
 
 def test_what_was_sent_counts_once_when_the_replica_says_it_too() -> None:
     async def scenario() -> None:
-        room = Room(replica("a", **PACE), queued_seconds=1.5)
+        room = Room(replica("a", **PACE), max_queued_seconds=1.5)
         await room.later(0.0)
         with room.board.prefilling(request(100)):
             room.board.admit(request(10, first=500))  # 1 s of work waits

@@ -16,8 +16,8 @@ import cluster.front
 from cluster.client import Client, generate_request
 from cluster.front import HAPROXY_PORTS, environment, free_ports, switches
 from cluster.proto import sparkpool_pb2 as pb
+from engine.config import GatewayConfig
 from engine.errors import ConfigError
-from engine.front import GatewayConfig
 from tests.cluster.conftest import WAYS, Deploy, Service, small, text, tokens
 from tests.cluster.test_cli import ROOT, sparkpool, wait_for
 

@@ -9,6 +9,7 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import RequestCancelledError
 
 from cluster.gateway import FrontCounters, Gateway
+from engine.config import GatewayConfig
 from engine.errors import (
     BadRequest,
     Cancelled,
@@ -18,7 +19,6 @@ from engine.errors import (
     Preempted,
     Unavailable,
 )
-from engine.front import GatewayConfig
 from engine.types import Ended, FinishReason, Request, Sampling, StopRules
 from policy.journey import RETRY_SECONDS
 from policy.request_state import RequestState

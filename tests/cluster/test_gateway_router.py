@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from cluster.gateway import FrontCounters, Gateway
+from engine.config import GatewayConfig
 from engine.errors import Overloaded, Unavailable
-from engine.front import GatewayConfig
 from engine.types import Request
 from policy.load import FrontLoad
 from policy.request_state import RequestState

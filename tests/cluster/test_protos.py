@@ -9,9 +9,9 @@ import pytest
 
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.protos import answers_of, joined, replica_of, reply_of, request_of
+from engine.config import GatewayConfig
 from engine.errors import BadRequest, UnknownModel
 from engine.facts import Acceptance, PageCounts, ReplicaStats
-from engine.front import GatewayConfig
 from engine.text import Text
 from engine.types import (
     NO_LIMIT,

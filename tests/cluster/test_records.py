@@ -16,7 +16,7 @@ from engine.config import SHIPPED_DRAFTER, Config
 from engine.errors import ConfigError
 from tests.cluster.conftest import Deploy, Service
 from tests.cluster.test_cli import sparkpool
-from tests.compare.machines import kit, system
+from tests.compare.machines import simulated_pool, system
 
 SECTION = {"threads": 1, "cache_bytes": "32MiB"}
 
@@ -55,7 +55,9 @@ def test_a_run_is_fetched_and_simulated(service: Service, tmp_path: Path) -> Non
     workload, acceptance = workload_of(run), acceptance_of(folder)
     assert len(workload) == 12 and {one.output_tokens for one in workload} == {40}
     assert acceptance.block_length == 3 and 0 < acceptance.survival("")[0] < 1
-    simulated = simulate(system(decode={"planner": "fixed", "fixed_drafts": 3}, kits=kit((0.5,) * 3)), workload)
+    simulated = simulate(
+        system(decode={"planner": "fixed", "fixed_drafts": 3}, simulated=simulated_pool((0.5,) * 3)), workload
+    )
     assert len(simulated.done) == 12
 
 

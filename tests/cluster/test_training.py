@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from cluster.training import train_with_ray
 from engine.errors import ConfigError
 from tests.cluster.conftest import Deploy
-from tests.train.test_drafter_run import change, config_file
+from tests.train.drafter.test_run import change, config_file
 from train.drafter.config import TrainConfig
 from train.drafter.run import DrafterRun, metrics
 

@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compare.replica import Kit
+from compare.replica import SimulatedPool
 from compare.simulator.acceptance import Rates
 from compare.system import System
-from compare.virtual import layout_of
+from compare.virtual import cache_layout
 from engine.config import Config
 from hardware.link import Link
 from hardware.model import Model
 
 FLASH = Model.of("deepseek-v4-flash")
-LAYOUT = layout_of(FLASH, 64)
+LAYOUT = cache_layout(FLASH, 64)
 FLASH_BYTES = LAYOUT.groups["full"].entries[0].row_bytes
 
 
@@ -56,10 +56,10 @@ class Steady:
 GPU = Linear()
 
 
-def kit(
+def simulated_pool(
     rates: tuple[float, ...] = (), link: Link | None = None, pages: int = 20_000, times: Any = GPU, **others: Any
-) -> Kit:
-    return Kit(
+) -> SimulatedPool:
+    return SimulatedPool(
         layout=LAYOUT,
         num_pages=dict.fromkeys(LAYOUT.groups, pages),
         prefill_times=times,
@@ -73,7 +73,7 @@ def kit(
 def system(
     prefill: Mapping[str, Any] | None = None,
     decode: Mapping[str, Any] | None = None,
-    kits: Kit | Mapping[str, Kit] | None = None,
+    simulated: SimulatedPool | Mapping[str, SimulatedPool] | None = None,
     pools: Mapping[str, Mapping[str, Any]] | None = None,
     rest: Mapping[str, Any] | None = None,
     **options: Any,
@@ -87,7 +87,7 @@ def system(
             **(rest or {}),
         }
     )
-    kits = kits or kit()
-    if isinstance(kits, Kit):
-        kits = dict.fromkeys(("prefill", *decode_pools), kits)
-    return System(config=config, kits=kits, **options)
+    simulated = simulated or simulated_pool()
+    if isinstance(simulated, SimulatedPool):
+        simulated = dict.fromkeys(("prefill", *decode_pools), simulated)
+    return System(config=config, pools=simulated, **options)

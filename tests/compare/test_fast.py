@@ -3,14 +3,14 @@
 import pytest
 
 from compare.fast import FastSystem, simulate_fast
-from compare.fast_replicas import Decoding, Prefilling
+from compare.fast_replicas import FastDecodePool, FastPrefillPool
 from compare.simulate import simulate
 from compare.simulator.acceptance import Rates
 from compare.simulator.mixes import FixedSize, generate
 from compare.simulator.outcome import End, SimulationResult
 from compare.simulator.workload import Arrival, PromptSegment, Workload
 from hardware.link import Link
-from tests.compare.machines import FLASH_BYTES, GPU, Steady, kit, system
+from tests.compare.machines import FLASH_BYTES, GPU, Steady, simulated_pool, system
 
 LINK = Link(50e9, 1e-4)
 
@@ -24,8 +24,8 @@ def fast(
     cached_tokens: int = 0,
 ) -> FastSystem:
     return FastSystem(
-        prefill=Prefilling(replicas=prefill, times=GPU, chunk_tokens=512, cached_tokens=cached_tokens),
-        decode=Decoding(
+        prefill=FastPrefillPool(replicas=prefill, times=GPU, chunk_tokens=512, cached_tokens=cached_tokens),
+        decode=FastDecodePool(
             replicas=decode,
             times=GPU,
             max_requests=seats,
@@ -48,7 +48,7 @@ def test_it_agrees_with_the_exact_one(rate: float, rates: tuple[float, ...], fix
     workload = generate(FixedSize(300, 120), rate=rate, seed=4, requests=400)
     planner = "fixed" if fixed is not None or not rates else "causal"
     config = {"planner": planner, "fixed_drafts": fixed or 0, "max_requests": 64}
-    exact = simulate(system(decode=config, kits=kit(rates, LINK)), workload, seed=1)
+    exact = simulate(system(decode=config, simulated=simulated_pool(rates, LINK)), workload, seed=1)
 
     quick = simulate_fast(fast(rates=rates, fixed=fixed), workload, seed=1)
 
@@ -60,7 +60,9 @@ def test_it_agrees_with_the_exact_one(rate: float, rates: tuple[float, ...], fix
 def test_replicas_share_the_load_as_routing_has_it() -> None:
     workload = generate(FixedSize(300, 120), rate=40.0, seed=4, requests=600)
     config = {"planner": "fixed", "fixed_drafts": 0, "max_requests": 64, "replicas": 3}
-    exact = simulate(system(prefill={"replicas": 2}, decode=config, kits=kit((), LINK)), workload, seed=1)
+    exact = simulate(
+        system(prefill={"replicas": 2}, decode=config, simulated=simulated_pool((), LINK)), workload, seed=1
+    )
 
     quick = simulate_fast(fast(prefill=2, decode=3), workload, seed=1)
 

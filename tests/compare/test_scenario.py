@@ -135,6 +135,7 @@ def run_of(**changed: Any) -> dict[str, Any]:
     """What `sparkpool bench --json` writes, of two requests."""
     one = {"status": "OK", "sent": 0.0, "ended": 2.1, "prompt_tokens": 1000, "messages": [[0.1, 1], [2.0, 199]]}
     summary = {"requests": 2, "completed": 2, "output_tokens_per_second": 190.0, "requests_per_second": 1.0}
+    summary |= {"mean_prompt_tokens": 1000.0, "mean_output_tokens": 200.0}
     latency = {"tpot": {"mean": 0.0095}, "e2e": {"mean": 2.1}}
     content = {"config": {"concurrency": 2}, "summary": {**summary, "latency": latency, "emulated": None}}
     return {**content, "requests": [one, one], **changed}
@@ -144,8 +145,8 @@ def run_of(**changed: Any) -> dict[str, Any]:
     ("run", "said"),
     [
         ("not json", "run.json"),
-        ({"summary": {}}, "is not what `sparkpool bench --json` writes"),
-        (run_of(requests=[{**run_of()["requests"][0], "prompt_tokens": 64}]), "another workload"),
+        ({"summary": {}}, "is no JSON of `sparkpool bench --json`"),
+        (run_of(summary={**run_of()["summary"], "mean_prompt_tokens": 64.0}), "another workload"),
         (run_of(summary={**run_of()["summary"], "completed": 1}), "1 of 2 requests failed"),
         (run_of(summary={**run_of()["summary"], "completed": 0}), "no request was completed"),
         (

@@ -11,11 +11,14 @@ import compare.scaling
 import compare.simulated_gateway
 import decode.decoder
 import decode.plan
+import local.assemble
+import local.build
 import local.colocated
 import policy.board
 import policy.journey
 import policy.scale
 import prefill.prefiller
+from compare.replica import SimulatedPool
 from compare.simulate import simulate
 from compare.simulator.acceptance import Rates, Recorded
 from compare.simulator.mixes import FixedSize, generate
@@ -25,7 +28,7 @@ from engine.errors import ConfigError, EngineFailure, HandoffLost, SparkpoolErro
 from engine.types import Request
 from hardware.link import Link
 from policy.journey import RETRY_SECONDS
-from tests.compare.machines import FLASH_BYTES, GPU, Linear, Steady, kit, system
+from tests.compare.machines import FLASH_BYTES, GPU, Linear, Steady, simulated_pool, system
 
 SMALL = {"max_requests": 8, "max_waiting": 1000}
 
@@ -35,10 +38,11 @@ def burst(count: int = 60, tokens: int = 200, answer: int = 40) -> Workload:
 
 
 def test_the_code_that_runs_is_the_clusters_own() -> None:
-    assert compare.replica.Decoder is decode.decoder.Decoder
-    assert compare.replica.Prefiller is prefill.prefiller.Prefiller
-    assert compare.replica.ColocatedEngine is local.colocated.ColocatedEngine
-    assert compare.replica.planner_of is decode.plan.planner_of
+    assert compare.replica.assemble is local.build.assemble is local.assemble.assemble
+    assert local.assemble.Decoder is decode.decoder.Decoder
+    assert local.assemble.Prefiller is prefill.prefiller.Prefiller
+    assert local.assemble.ColocatedEngine is local.colocated.ColocatedEngine
+    assert local.assemble.planner_of is decode.plan.planner_of
     assert compare.simulated_gateway.Board is policy.board.Board
     assert compare.scaling.decide is policy.scale.decide
     assert compare.simulated_gateway.advance is policy.journey.advance
@@ -57,8 +61,8 @@ def test_one_request_alone() -> None:
 
 def test_an_endless_link_costs_nothing() -> None:
     alone = Workload((Arrival(at=0.0, input_tokens=5000, output_tokens=2),))
-    slow = simulate(system(kits=kit(link=Link(1e8, 0.5))), alone).served[0]
-    fast = simulate(system(kits=kit(link=Link(1e18, 0.0))), alone).served[0]
+    slow = simulate(system(simulated=simulated_pool(link=Link(1e8, 0.5))), alone).served[0]
+    fast = simulate(system(simulated=simulated_pool(link=Link(1e18, 0.0))), alone).served[0]
 
     assert slow.ended - fast.ended > 0.5
     assert fast.ended - fast.first < GPU.verify_seconds(1, 1, 5000) + 3e-3
@@ -80,7 +84,7 @@ def test_nothing_is_lost(
     replica checks its own at the end)."""
     config = {**SMALL, "planner": planner, "fixed_drafts": 2, "local_chunk_tokens": 64 * local_chunks}
     workload = generate(FixedSize(tokens, answer), rate=30.0, seed=count, requests=count)
-    run = simulate(system(decode=config, kits=kit(rates, pages=60)), workload)
+    run = simulate(system(decode=config, simulated=simulated_pool(rates, pages=60)), workload)
 
     assert len(run.served) == count
     assert all(one.end == End.DONE and one.tokens == answer for one in run.served)
@@ -91,14 +95,14 @@ def test_nothing_is_lost(
 
 
 def test_few_pages_preempt_and_every_answer_is_whole() -> None:
-    run = simulate(system(decode=SMALL, kits=kit(pages=12)), burst(12, tokens=100, answer=200))
+    run = simulate(system(decode=SMALL, simulated=simulated_pool(pages=12)), burst(12, tokens=100, answer=200))
 
     assert sum(one.preemptions for one in run.served) > 0
     assert all(one.end == End.DONE and one.tokens == 200 for one in run.served)
 
 
 def test_what_waits_too_long_is_refused() -> None:
-    rest = {"gateway": {"queued_seconds": 0.2}}
+    rest = {"gateway": {"max_queued_seconds": 0.2}}
     run = simulate(system(decode=SMALL, rest=rest), generate(FixedSize(2000, 5), rate=200.0, seed=1, requests=200))
 
     assert 0 < len(run.of(End.REFUSED)) < 200
@@ -109,14 +113,14 @@ def test_what_waits_too_long_is_refused() -> None:
 @pytest.mark.parametrize(
     ("slower", "faster"),
     [
-        (kit(link=Link(1e8, 1e-3)), kit(link=Link(1e11, 1e-3))),
-        (kit(pages=40), kit(pages=4000)),
-        (kit(times=Linear(step=1e-2)), kit(times=Linear(step=5e-3))),
+        (simulated_pool(link=Link(1e8, 1e-3)), simulated_pool(link=Link(1e11, 1e-3))),
+        (simulated_pool(pages=40), simulated_pool(pages=4000)),
+        (simulated_pool(times=Linear(step=1e-2)), simulated_pool(times=Linear(step=5e-3))),
     ],
     ids=["link", "memory", "steps"],
 )
-def test_a_better_machine_is_never_slower(slower: object, faster: object) -> None:
-    results = [simulate(system(decode=SMALL, kits=kits), burst()) for kits in (slower, faster)]  # type: ignore[arg-type]
+def test_a_better_machine_is_never_slower(slower: SimulatedPool, faster: SimulatedPool) -> None:
+    results = [simulate(system(decode=SMALL, simulated=simulated), burst()) for simulated in (slower, faster)]
 
     assert results[1].throughput >= results[0].throughput
 
@@ -124,8 +128,8 @@ def test_a_better_machine_is_never_slower(slower: object, faster: object) -> Non
 def test_drafts_that_survive_make_fewer_steps() -> None:
     config = {**SMALL, "planner": "fixed", "fixed_drafts": 3}
     plain = simulate(system(decode=SMALL), burst(8, answer=400))
-    drafted = simulate(system(decode=config, kits=kit((1.0, 1.0, 1.0))), burst(8, answer=400))
-    vain = simulate(system(decode=config, kits=kit((0.0, 0.0, 0.0))), burst(8, answer=400))
+    drafted = simulate(system(decode=config, simulated=simulated_pool((1.0, 1.0, 1.0))), burst(8, answer=400))
+    vain = simulate(system(decode=config, simulated=simulated_pool((0.0, 0.0, 0.0))), burst(8, answer=400))
 
     assert steps(drafted) == pytest.approx(steps(plain) / 4, rel=0.1)
     assert steps(vain) == pytest.approx(steps(plain), rel=0.05)
@@ -139,7 +143,7 @@ def test_accepted_lengths_come_out_as_they_went_in() -> None:
     """V4-Pro's published ones: 1.79 with one draft, 2.27 with two, 2.49 with three."""
     acceptance = Rates.of_lengths(1.79, 2.27, 2.49)
     config = {**SMALL, "planner": "fixed", "fixed_drafts": 3}
-    run = simulate(system(decode=config, kits=kit(acceptance.by_domain[""])), burst(8, answer=2000))
+    run = simulate(system(decode=config, simulated=simulated_pool(acceptance.by_domain[""])), burst(8, answer=2000))
     machine = next(one for one in run.machines if one.pool == "default")
 
     per_request_step = machine.verified / 3
@@ -196,11 +200,11 @@ def breaks(monkeypatch: pytest.MonkeyPatch, losses: int, error: type[SparkpoolEr
 
 
 def test_domains_differ_in_what_survives() -> None:
-    kits = kit((0.5,), link=Link(1e12))
-    kits = type(kits)(**{**vars(kits), "acceptance": Rates({"code": (0.95,), "": (0.05,)})})
+    simulated = simulated_pool((0.5,), link=Link(1e12))
+    simulated = type(simulated)(**{**vars(simulated), "acceptance": Rates({"code": (0.95,), "": (0.05,)})})
     config = {**SMALL, "planner": "fixed", "fixed_drafts": 1}
     turns = [Arrival(at=0.0, input_tokens=64, output_tokens=200, domain=name) for name in ("code", "chat")]
-    run = simulate(system(decode=config, kits=kits), Workload(tuple(turns)))
+    run = simulate(system(decode=config, simulated=simulated), Workload(tuple(turns)))
 
     code, chat = run.served
     assert code.tpot < 0.7 * chat.tpot
@@ -217,9 +221,13 @@ def test_prefixes_are_found_where_they_were_sent() -> None:
 
 
 def test_tiers_choose_pools_and_each_has_its_pace() -> None:
-    kits = {"prefill": kit(), "gpu": kit(times=Steady(0.02)), "lpx": kit(times=Steady(0.001))}
+    simulated = {
+        "prefill": simulated_pool(),
+        "gpu": simulated_pool(times=Steady(0.02)),
+        "lpx": simulated_pool(times=Steady(0.001)),
+    }
     rest = {"gateway": {"tiers": {"interactive": "lpx"}}}
-    both = system(pools={"gpu": SMALL, "lpx": SMALL}, kits=kits, rest=rest)
+    both = system(pools={"gpu": SMALL, "lpx": SMALL}, simulated=simulated, rest=rest)
     turns = [
         Arrival(at=0.1 * n, input_tokens=64, output_tokens=50, tier="interactive" if n % 2 else "") for n in range(8)
     ]
@@ -240,7 +248,14 @@ def test_scaling_follows_the_load() -> None:
     times = Linear(request=4e-4)
     both = Workload((*quiet, *moved))
     run = simulate(
-        system(prefill=scale, decode={**SMALL, **scale}, rest=rest, kits=kit(times=times), start_seconds=2.0), both
+        system(
+            prefill=scale,
+            decode={**SMALL, **scale},
+            rest=rest,
+            simulated=simulated_pool(times=times),
+            start_seconds=2.0,
+        ),
+        both,
     )
 
     assert len(run.done) == len(both)
@@ -253,14 +268,18 @@ def test_the_seed_decides_and_nothing_else() -> None:
     workload = generate(FixedSize(200, 40), rate=20.0, seed=4, requests=40)
 
     def run(seed: int) -> SimulationResult:
-        return simulate(system(decode={**SMALL, "planner": "lagged"}, kits=kit((0.7, 0.6))), workload, seed=seed)
+        return simulate(
+            system(decode={**SMALL, "planner": "lagged"}, simulated=simulated_pool((0.7, 0.6))), workload, seed=seed
+        )
 
     assert run(1) == run(1)
     assert run(1).served != run(2).served
 
 
 def test_closed_loop_keeps_so_many_under_way() -> None:
-    run = simulate(system(decode=SMALL, kits=kit(times=Steady(0.01))), burst(31), concurrency=3)  # often two at once
+    run = simulate(
+        system(decode=SMALL, simulated=simulated_pool(times=Steady(0.01))), burst(31), concurrency=3
+    )  # often two at once
 
     assert len(run.done) == 31
     for one in run.served:
@@ -268,8 +287,8 @@ def test_closed_loop_keeps_so_many_under_way() -> None:
 
 
 def test_pools_need_kits_and_tiers_need_pools() -> None:
-    with pytest.raises(ConfigError, match="need kits"):
-        system(kits={"prefill": kit()})
+    with pytest.raises(ConfigError, match="the simulated ones are prefill"):
+        system(simulated={"prefill": simulated_pool()})
     with pytest.raises(ConfigError, match=r"gateway\.tiers\.fast: there is no decode pool 'lpx'"):
         system(rest={"gateway": {"tiers": {"fast": "lpx"}}})
 

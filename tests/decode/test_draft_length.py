@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decode.draft_length import Calibration
+from decode.draft_length import OnlineCalibration
 
 BLOCK = 3
 
@@ -15,11 +15,11 @@ def chances(*values: float) -> torch.Tensor:
 
 
 def test_at_first_confidences_are_believed() -> None:
-    assert Calibration(BLOCK).applied(chances(0.9, 0.5, 0.2)).tolist() == [[0.9, 0.5, 0.2]]
+    assert OnlineCalibration(BLOCK).applied(chances(0.9, 0.5, 0.2)).tolist() == [[0.9, 0.5, 0.2]]
 
 
 def test_what_survives_half_as_often_as_was_said_counts_half() -> None:
-    calibration, said = Calibration(BLOCK), chances(0.8, 0.4, 0.4)
+    calibration, said = OnlineCalibration(BLOCK), chances(0.8, 0.4, 0.4)
     for step in range(400):
         calibration.observe(said, [BLOCK], [[1, 0, 0, 0, 1][step % 5]])  # 0.4 at the first place, never at others
 
@@ -30,7 +30,7 @@ def test_what_survives_half_as_often_as_was_said_counts_half() -> None:
 
 
 def test_what_was_not_verified_says_nothing() -> None:
-    calibration, said = Calibration(BLOCK), chances(0.8, 0.7, 0.6)
+    calibration, said = OnlineCalibration(BLOCK), chances(0.8, 0.7, 0.6)
     for _ in range(100):
         calibration.observe(said, [1], [0])
 
@@ -41,7 +41,7 @@ def test_what_was_not_verified_says_nothing() -> None:
 
 
 def test_trust_comes_back() -> None:
-    calibration, said = Calibration(BLOCK), chances(0.9, 0.9, 0.9)
+    calibration, said = OnlineCalibration(BLOCK), chances(0.9, 0.9, 0.9)
     for accepted in [0] * 200 + [BLOCK] * 400:
         calibration.observe(said, [BLOCK], [accepted])
 
@@ -54,7 +54,7 @@ def test_trust_comes_back() -> None:
 )
 def test_survival_stays_survival(steps: list[tuple[int, int]], confidence: list[float]) -> None:
     """Between 0 and 1, and never rising along a request."""
-    calibration = Calibration(BLOCK)
+    calibration = OnlineCalibration(BLOCK)
     survival_RK = chances(*confidence).cumprod(dim=1)
     for length, accepted in steps:
         calibration.observe(survival_RK, [length], [min(length, accepted)])

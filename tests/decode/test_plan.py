@@ -5,11 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decode.batch import StepLoad
 from decode.draft_length import DraftLengthController
-from decode.objective import Outcome, StepLoad, StepSeconds, survival, theta, top
-from decode.plan import Causal, Fixed, Lagged
+from decode.objective import StepSeconds, expected_throughput, survival, top
+from decode.plan import CausalPlanner, FixedPlanner, LaggedPlanner
 from engine.drafters import DraftBlock
 from engine.steptime import Curve, ProfiledTimes
+from tests.decode.steps import step_result
 
 BLOCK = 4
 
@@ -24,8 +26,8 @@ def block(confidence: list[list[float]]) -> DraftBlock:
     return DraftBlock(torch.zeros(rows.shape, dtype=torch.int64), None, rows)
 
 
-def demand(count: int, most: int = BLOCK) -> StepLoad:
-    return StepLoad([f"r{i}" for i in range(count)], [most] * count, 64)
+def load(count: int, max_drafts: int = BLOCK) -> StepLoad:
+    return StepLoad([f"r{i}" for i in range(count)], [max_drafts] * count, 64)
 
 
 def algorithm_1(confidence: list[list[float]], seconds: ProfiledTimes) -> list[int]:
@@ -58,7 +60,7 @@ confidences = st.lists(
 def test_causal_is_algorithm_1(confidence: list[list[float]], per_token: float) -> None:
     seconds = times(per_token=per_token)
 
-    planned = Causal(seconds, BLOCK).plan(block(confidence), demand(len(confidence)))
+    planned = CausalPlanner(seconds, BLOCK).plan(block(confidence), load(len(confidence)))
 
     expected = algorithm_1([[float(torch.tensor(c)) for c in row] for row in confidence], seconds)
     assert planned == expected
@@ -67,21 +69,25 @@ def test_causal_is_algorithm_1(confidence: list[list[float]], per_token: float) 
 @given(
     confidences, st.lists(st.integers(0, BLOCK), min_size=5, max_size=5), st.sampled_from(["causal", "lagged", "fixed"])
 )
-def test_nobody_gets_more_than_it_can_use(confidence: list[list[float]], most: list[int], kind: str) -> None:
-    planner = {"causal": Causal(times(), BLOCK), "lagged": Lagged(times(), BLOCK), "fixed": Fixed(3)}[kind]
-    wanted = StepLoad([str(i) for i in range(len(confidence))], most[: len(confidence)], 64)
+def test_nobody_gets_more_than_it_can_use(confidence: list[list[float]], limits: list[int], kind: str) -> None:
+    planner = {
+        "causal": CausalPlanner(times(), BLOCK),
+        "lagged": LaggedPlanner(times(), BLOCK),
+        "fixed": FixedPlanner(3),
+    }[kind]
+    wanted = StepLoad([str(i) for i in range(len(confidence))], limits[: len(confidence)], 64)
 
     for _ in range(4):
         planned = planner.plan(block(confidence), wanted)
 
-        assert all(0 <= n <= limit for n, limit in zip(planned, wanted.most, strict=True))
+        assert all(0 <= n <= limit for n, limit in zip(planned, wanted.max_drafts, strict=True))
 
 
 @given(confidences)
 def test_verifying_is_dearer_never_more(confidence: list[list[float]]) -> None:
     """A dearer token never makes the plan longer; a free one takes everything that can survive."""
     plans = [
-        sum(Causal(times(per_token=p), BLOCK).plan(block(confidence), demand(len(confidence))))
+        sum(CausalPlanner(times(per_token=p), BLOCK).plan(block(confidence), load(len(confidence))))
         for p in (0.0, 0.1, 0.5, 5.0)
     ]
 
@@ -98,11 +104,10 @@ def test_of_equals_the_earlier_draft_and_then_the_earlier_request_goes_first() -
 
 
 def test_the_lagged_budget_comes_from_two_steps_ago_and_its_order_from_now() -> None:
-    planner = Lagged(times(per_token=0.5), BLOCK)
+    planner = LaggedPlanner(times(per_token=0.5), BLOCK)
     good, bad = [0.95] * BLOCK, [0.01] * BLOCK
     plans = [
-        planner.plan(block(rows), demand(2))
-        for rows in ([good, good], [bad, bad], [bad, good], [bad, bad], [good, bad])
+        planner.plan(block(rows), load(2)) for rows in ([good, good], [bad, bad], [bad, good], [bad, bad], [good, bad])
     ]
 
     assert sum(plans[0]) == sum(plans[1]) == 2 * BLOCK, "nobody is known yet: everything is verified"
@@ -112,7 +117,7 @@ def test_the_lagged_budget_comes_from_two_steps_ago_and_its_order_from_now() -> 
 
 
 def test_a_new_request_does_not_inherit_anothers_confidence() -> None:
-    planner = Lagged(times(per_token=0.5), BLOCK)
+    planner = LaggedPlanner(times(per_token=0.5), BLOCK)
     for _ in range(2):
         planner.plan(block([[0.99] * BLOCK, [0.01] * BLOCK]), StepLoad(["sure", "unsure"], [BLOCK] * 2, 64))
 
@@ -130,24 +135,26 @@ def test_survival_is_the_product_so_far() -> None:
 def test_theta_is_tokens_per_second() -> None:
     seconds = StepSeconds(times(base=1.0, per_token=1.0, draft=0.5), 2)
 
-    worth = theta(torch.tensor([[0.8, 0.4]], dtype=torch.float64), seconds, demand(1))
+    throughput = expected_throughput(torch.tensor([[0.8, 0.4]], dtype=torch.float64), seconds, load(1))
 
-    assert worth.tolist() == pytest.approx([1 / 2.5, 1.8 / 3.5, 2.2 / 4.5])
+    assert throughput.tolist() == pytest.approx([1 / 2.5, 1.8 / 3.5, 2.2 / 4.5])
 
 
-def drafted_steps(planner: Causal | Lagged, confidence: float, steps: int, requests: int = 1) -> list[int]:
+def drafted_steps(
+    planner: CausalPlanner | LaggedPlanner, confidence: float, steps: int, requests: int = 1
+) -> list[int]:
     """Which of so many steps drafted, if drafts look like that."""
     drafted = []
     for step in range(steps):
-        if most := planner.drafts(demand(requests)):
-            planner.plan(block([[confidence] * most] * requests), demand(requests))
+        if most := planner.drafts(load(requests)):
+            planner.plan(block([[confidence] * most] * requests), load(requests))
             drafted.append(step)
     return drafted
 
 
-@pytest.mark.parametrize("kind", [Causal, Lagged])
+@pytest.mark.parametrize("kind", [CausalPlanner, LaggedPlanner])
 def test_drafting_that_pays_goes_on_and_drafting_that_does_not_is_tried_ever_more_rarely(
-    kind: type[Causal | Lagged],
+    kind: type[CausalPlanner | LaggedPlanner],
 ) -> None:
     """A step takes 1 + 0.2 per token, drafting 1 more: a draft that survives half the time is not worth it."""
     seconds = times(draft=1.0)
@@ -157,7 +164,7 @@ def test_drafting_that_pays_goes_on_and_drafting_that_does_not_is_tried_ever_mor
 
 
 def test_drafting_begins_again_when_drafts_get_better() -> None:
-    planner = Causal(times(draft=1.0), BLOCK)
+    planner = CausalPlanner(times(draft=1.0), BLOCK)
     drafted_steps(planner, 0.3, 60)
 
     later = drafted_steps(planner, 0.99, 400)
@@ -169,10 +176,10 @@ def test_drafting_begins_again_when_drafts_get_better() -> None:
 @given(confidences, st.floats(0.01, 3.0))
 def test_what_pays_is_what_theta_says_of_the_drafts_to_be_expected(confidence: list[list[float]], draft: float) -> None:
     seconds, requests = times(draft=draft), len(confidence)
-    outlook = DraftLengthController(StepSeconds(seconds, BLOCK))
-    outlook.saw(survival(block(confidence), [BLOCK] * requests))
+    controller = DraftLengthController(StepSeconds(seconds, BLOCK))
+    controller.observe(survival(block(confidence), [BLOCK] * requests))
 
-    pays = outlook.drafts(demand(requests)) > 0
+    pays = controller.drafts(load(requests)) > 0
 
     mean = [sum(float(torch.tensor(row[: j + 1]).prod()) for row in confidence) / requests for j in range(BLOCK)]
     without = requests / seconds.verify_seconds(requests, requests, 64)
@@ -184,14 +191,14 @@ def test_what_pays_is_what_theta_says_of_the_drafts_to_be_expected(confidence: l
         assert pays == (best > without)
 
 
-@pytest.mark.parametrize("kind", [Causal, Lagged])
-def test_one_draft_more_is_made_than_is_worth_verifying(kind: type[Causal | Lagged]) -> None:
+@pytest.mark.parametrize("kind", [CausalPlanner, LaggedPlanner])
+def test_one_draft_more_is_made_than_is_worth_verifying(kind: type[CausalPlanner | LaggedPlanner]) -> None:
     """Drafts that survive nine times of ten, then hardly ever, then always again."""
     planner = kind(times(per_token=0.3, draft=0.01), BLOCK)
     made = []
     for second in [0.1] * 12 + [0.95] * 40:
-        most = planner.drafts(demand(1))
-        planner.plan(block([[0.9, second, 0.95, 0.95][:most]]), demand(1))
+        most = planner.drafts(load(1))
+        planner.plan(block([[0.9, second, 0.95, 0.95][:most]]), load(1))
         made.append(most)
 
     assert made[0] == BLOCK, "nothing is known yet"
@@ -200,41 +207,41 @@ def test_one_draft_more_is_made_than_is_worth_verifying(kind: type[Causal | Lagg
 
 
 def test_nothing_is_drafted_for_requests_that_can_use_nothing() -> None:
-    for planner in (Causal(times(), BLOCK), Lagged(times(), BLOCK), Fixed(3)):
-        assert not planner.drafts(demand(2, most=0))
-        assert planner.drafts(demand(2, most=1))
-    assert not Fixed(0).drafts(demand(2))
+    for planner in (CausalPlanner(times(), BLOCK), LaggedPlanner(times(), BLOCK), FixedPlanner(3)):
+        assert not planner.drafts(load(2, max_drafts=0))
+        assert planner.drafts(load(2, max_drafts=1))
+    assert not FixedPlanner(0).drafts(load(2))
 
 
 @given(st.floats(0.3, 3.0), st.floats(0.3, 3.0))
 def test_the_table_is_corrected_by_what_steps_take(drafting: float, plain: float) -> None:
-    seconds, wanted = StepSeconds(times(), BLOCK), demand(3)
-    table, without = seconds.drafting(3, wanted).clone(), seconds.without(3, wanted)
+    seconds, wanted = StepSeconds(times(), BLOCK), load(3)
+    table, without = seconds.drafting(3, wanted).clone(), seconds.plain(3, wanted)
     for _ in range(100):
-        seconds.observe(wanted, Outcome([2, 1, 0], [0, 0, 0], True, drafting * float(table[3])))
-        seconds.observe(wanted, Outcome([0, 0, 0], [0, 0, 0], False, plain * without))
+        seconds.observe(step_result(wanted, [2, 1, 0], [0, 0, 0], drafting * float(table[3])))
+        seconds.observe(step_result(wanted, [0, 0, 0], [0, 0, 0], plain * without, drafted=False))
 
     assert seconds.drafting(3, wanted).tolist() == pytest.approx((drafting * table).tolist(), rel=0.01)
-    assert seconds.without(3, wanted) == pytest.approx(plain * without, rel=0.01)
+    assert seconds.plain(3, wanted) == pytest.approx(plain * without, rel=0.01)
 
 
 def test_one_step_that_was_held_up_says_little() -> None:
-    seconds, wanted = StepSeconds(times(), BLOCK), demand(1)
+    seconds, wanted = StepSeconds(times(), BLOCK), load(1)
     for took in (1.2, 1.2, 500.0):  # 1.2 is the table's
-        seconds.observe(wanted, Outcome([0], [0], False, took))
+        seconds.observe(step_result(wanted, [0], [0], took, drafted=False))
 
-    assert seconds.without(1, wanted) == pytest.approx(1.3 * 1.2)
+    assert seconds.plain(1, wanted) == pytest.approx(1.3 * 1.2)
 
 
 def test_drafting_that_the_table_promised_too_much_of_is_given_up() -> None:
     """By the table it pays well; in fact steps that draft take three times as long."""
-    planner, wanted = Causal(times(draft=0.05), BLOCK), demand(1)
+    planner, wanted = CausalPlanner(times(draft=0.05), BLOCK), load(1)
     made = []
     for _ in range(60):
         most = planner.drafts(wanted)
         lengths = planner.plan(block([[0.7] * most]), wanted) if most else [0]
         took = 3 * (0.05 + 1.2 + 0.2 * lengths[0]) if most else 1.2
-        planner.observe(wanted, Outcome(lengths, lengths, most > 0, took))
+        planner.observe(step_result(wanted, lengths, lengths, took, drafted=most > 0))
         made.append(most)
 
     assert made[0] > 0
@@ -245,9 +252,9 @@ def test_what_a_step_takes_besides_makes_drafting_worth_more() -> None:
     """Drafts save steps, and with them all that comes with a step."""
     seconds = times(base=1.0, per_token=0.2, draft=1.0)
 
-    def pays(besides: float) -> bool:
-        outlook = DraftLengthController(StepSeconds(seconds, BLOCK))
-        outlook.saw(survival(block([[0.5] * BLOCK]), [BLOCK]))
-        return outlook.drafts(StepLoad(["r"], [BLOCK], 64, besides)) > 0
+    def pays(overhead: float) -> bool:
+        controller = DraftLengthController(StepSeconds(seconds, BLOCK))
+        controller.observe(survival(block([[0.5] * BLOCK]), [BLOCK]))
+        return controller.drafts(StepLoad(["r"], [BLOCK], 64, overhead)) > 0
 
-    assert [pays(besides) for besides in (0.0, 0.1, 5.0, 0.0)] == [False, False, True, False]
+    assert [pays(overhead) for overhead in (0.0, 0.1, 5.0, 0.0)] == [False, False, True, False]

@@ -2,11 +2,13 @@
 
 import pytest
 
-from decode.objective import Outcome, StepLoad, StepSeconds
-from decode.plan import Fixed
+from decode.batch import StepLoad
+from decode.objective import StepSeconds
+from decode.plan import FixedPlanner
 from decode.rate_forecast import RateForecast
 from engine.facts import Survival, expected_rate
 from engine.steptime import Curve, ProfiledTimes
+from tests.decode.steps import step_result
 
 DRAFT, BASE, TOKEN = 0.5, 1.0, 0.1
 
@@ -39,26 +41,26 @@ def test_nothing_is_drafted_where_drafts_are_not_worth_their_time() -> None:
 
 
 def test_rates_follow_what_becomes_of_drafts_and_what_steps_take() -> None:
-    planner = Fixed(2, StepSeconds(times(), 4))
-    prospects = RateForecast(planner, max_requests=6)
-    assert sorted(prospects.rates()) == [1, 2, 4, 6]
-    assert prospects.rates()[1] == pytest.approx(1 / (BASE + TOKEN)), "no draft has been seen yet"
+    planner = FixedPlanner(2, StepSeconds(times(), 4))
+    forecast = RateForecast(planner, max_requests=6)
+    assert sorted(forecast.rates()) == [1, 2, 4, 6]
+    assert forecast.rates()[1] == pytest.approx(1 / (BASE + TOKEN)), "no draft has been seen yet"
 
-    demand = StepLoad(["a", "b"], [2, 2], 100)
+    load = StepLoad(["a", "b"], [2, 2], 100)
     as_the_table_says = DRAFT + BASE + 6 * TOKEN
     for _ in range(100):  # of two drafts of each, all first ones are accepted and half of the second ones
-        outcome = Outcome([2, 2], [2, 1], True, 2 * as_the_table_says)
-        planner.observe(demand, outcome)
-        prospects.observe(demand, outcome)
+        result = step_result(load, [2, 2], [2, 1], 2 * as_the_table_says)
+        planner.observe(result)
+        forecast.observe(result)
 
     assert list(planner.survival.at) == pytest.approx([1.0, 0.5], abs=1e-3)
-    assert prospects.accepted_length == pytest.approx(2.5)
-    assert prospects.budget == pytest.approx(4)
-    assert prospects.rates()[2] == pytest.approx(2.5 / (2 * as_the_table_says), rel=1e-3)
-    assert prospects.rates()[6] < prospects.rates()[2]
+    assert forecast.accepted_length == pytest.approx(2.5)
+    assert forecast.budget == pytest.approx(4)
+    assert forecast.rates()[2] == pytest.approx(2.5 / (2 * as_the_table_says), rel=1e-3)
+    assert forecast.rates()[6] < forecast.rates()[2]
 
 
 def test_what_was_not_measured_is_not_said() -> None:
-    prospects = RateForecast(Fixed(0), max_requests=4)
+    forecast = RateForecast(FixedPlanner(0), max_requests=4)
 
-    assert (prospects.rates(), prospects.marginal_rate()) == ({}, 0.0)
+    assert (forecast.rates(), forecast.marginal_rate()) == ({}, 0.0)

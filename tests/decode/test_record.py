@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from decode import record
-from decode.objective import StepLoad
+from decode.batch import StepLoad
 from decode.record import FileRecorder, Header, NoRecorder, StepRecord, read
-from decode.schedule import Step, StepTimestamps
+from decode.step_result import StepResult, StepTimestamps
 from engine.drafters import DraftBlock
 from engine.errors import ConfigError
 from engine.types import SampledToken
@@ -36,22 +36,22 @@ HEADER = Header(
 )
 
 
-def step(began: float = 1.0, confidence: list[list[float]] | None = None) -> Step:
+def step(began: float = 1.0, confidence: list[list[float]] | None = None) -> StepResult:
     """Two requests with two drafts each, of which the second can use one."""
-    batch: Any = SimpleNamespace(
-        demand=lambda: StepLoad(["a", "b"], [2, 1], 20), sequences=[SimpleNamespace(num_cached=n) for n in (10, 30)]
-    )
+    batch: Any = SimpleNamespace(sequences=[SimpleNamespace(num_cached=n) for n in (10, 30)])
+    load = StepLoad(["a", "b"], [2, 1], 20)
     known = None if confidence is None else torch.tensor(confidence)
     block = DraftBlock(torch.zeros(2, 2, dtype=torch.int64), None, known)
-    drawn = [[SampledToken(1, 0.0), SampledToken(2, 0.0)], [SampledToken(3, 0.0)]]
-    return Step(batch, block, [2, 1], drawn, StepTimestamps(began, began + 0.25, began + 0.5, began + 1.5))
+    tokens = [[SampledToken(1, 0.0), SampledToken(2, 0.0)], [SampledToken(3, 0.0)]]
+    timestamps = StepTimestamps(began, began + 0.25, began + 0.5, began + 1.5)
+    return StepResult(batch, load, block, [2, 1], tokens, timestamps)
 
 
 def test_a_step_is_read_back_as_it_was_recorded(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "a.jsonl"
     recorder = FileRecorder(file, HEADER)
-    recorder.record(step(1.0, [[0.9, 0.5], [0.1234567, 1.0]]))
-    recorder.record(step(2.5))
+    recorder.observe(step(1.0, [[0.9, 0.5], [0.1234567, 1.0]]))
+    recorder.observe(step(2.5))
     recorder.close()
 
     header, steps = read(file)
@@ -77,7 +77,7 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     recorder = FileRecorder(file, HEADER)
     for began in (1.0, 2.0, 3.0):
-        recorder.record(step(began))
+        recorder.observe(step(began))
     recorder.close()
     whole = file.read_bytes()
 
@@ -105,7 +105,7 @@ def test_another_file_is_refused_by_line(tmp_path: Path, content: str, complaint
 def test_a_disk_that_stands_still_costs_records_and_says_how_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "MOST_WAITING", 3)
+    monkeypatch.setattr(record, "MAX_WAITING", 3)
     monkeypatch.setattr(record, "WRITE_SECONDS", 0.001)
     recorder: Any = FileRecorder(tmp_path / "a.jsonl", HEADER)
     moves, stuck = threading.Event(), threading.Event()
@@ -117,16 +117,16 @@ def test_a_disk_that_stands_still_costs_records_and_says_how_many(
         flush()
 
     recorder._output = SlowFile(recorder._output, flush_in_the_end)
-    recorder.record(step(0.0))
+    recorder.observe(step(0.0))
     assert stuck.wait(30)
     recorder._waiting.queue.clear()
     for began in range(1, 9):
-        recorder.record(step(began))
+        recorder.observe(step(began))
     moves.set()
     while recorder._waiting.qsize():
         pass
-    recorder.record(step(9.0))
-    recorder.record(step(10.0))
+    recorder.observe(step(9.0))
+    recorder.observe(step(10.0))
     recorder.close()
 
     _, steps = read(tmp_path / "a.jsonl")
@@ -146,7 +146,7 @@ class SlowFile:
 def test_what_waits_is_written_without_being_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "WRITE_SECONDS", 0.001)
     recorder = FileRecorder(tmp_path / "a.jsonl", HEADER)
-    recorder.record(step())
+    recorder.observe(step())
     until = threading.Event()
     for _ in range(1000):
         if (tmp_path / "a.jsonl").read_text().count("\n") == 2:

@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from decode.objective import Outcome, StepLoad, StepSeconds, theta, top
-from decode.plan import Causal, Fixed, Lagged, Planner
+from decode.batch import StepLoad
+from decode.objective import StepSeconds, expected_throughput, top
+from decode.plan import CausalPlanner, FixedPlanner, LaggedPlanner, Planner
 from decode.verify import Exact, Synthetic
 from engine.drafters import DraftBlock
 from engine.drafters.dspark import drafted
 from engine.logits_processors import Draw, LogitsProcessors
 from engine.sampling import NO_TOKEN, SamplingBatch, sample
 from engine.types import Request, Sampling, StopRules
+from tests.decode.steps import step_result
 from tests.formulas import processed
 from tests.statistics import FAMILY_LEVEL, chi_square_p
 
@@ -39,9 +41,9 @@ class Seconds:
 
 STEEP = Seconds((0.0, 1.0, 1.25, 1.7, 2.4))
 PLANNERS: dict[str, Callable[[], Planner]] = {
-    "fixed": lambda: Fixed(2),
-    "causal": lambda: Causal(STEEP, BLOCK),
-    "lagged": lambda: Lagged(STEEP, BLOCK),
+    "fixed": lambda: FixedPlanner(2),
+    "causal": lambda: CausalPlanner(STEEP, BLOCK),
+    "lagged": lambda: LaggedPlanner(STEEP, BLOCK),
 }
 OPTIONS = {
     "nothing": FREE,
@@ -99,7 +101,7 @@ class Game:
                 rows.append(history[-1])
         logits_processors = LogitsProcessors.of(draws, (), CPU)
         accepted = Exact()(self.target_VV[rows], block, lengths, SamplingBatch.of(places, CPU), logits_processors)
-        return [[draw.token for draw in drawn] for drawn in accepted.drawn()]
+        return [[draw.token for draw in drawn] for drawn in accepted.to_host()]
 
     def play(self, requests: list[Request], make: Callable[[], Planner]) -> list[list[int]]:
         """StepRunner until every request has said SAID tokens; each request is a batch of its own to its planner."""
@@ -110,17 +112,17 @@ class Game:
             block = self.block(now, had)
             confidence = block.confidence_RK
             assert confidence is not None
-            demand, lengths, asked = StepLoad(["r"], [BLOCK], 0), [0] * len(running), set()
+            load, lengths, asked = StepLoad(["r"], [BLOCK], 0), [0] * len(running), set()
             for i, r in enumerate(running):
-                if planners[r].drafts(demand):
+                if planners[r].drafts(load):
                     own = DraftBlock(block.token_RK[i : i + 1], None, confidence[i : i + 1])
-                    (lengths[i],) = planners[r].plan(own, demand)
+                    (lengths[i],) = planners[r].plan(own, load)
                     asked.add(r)
             for r, length, tokens in zip(running, lengths, self.verify(now, had, block, lengths), strict=True):
                 said[r] += tokens
                 if r in asked:
-                    took = Outcome([length], [len(tokens) - 1], drafted=True, seconds=STEEP.of_tokens[1 + length])
-                    planners[r].observe(demand, took)
+                    took = STEEP.of_tokens[1 + length]
+                    planners[r].observe(step_result(load, [length], [len(tokens) - 1], took))
         return [tokens[:SAID] for tokens in said]
 
     def expected(self, request: Request) -> Tensor:
@@ -159,7 +161,7 @@ def test_three_tokens_together_have_the_targets_distribution(planner: str, propo
 @pytest.mark.parametrize("planner", PLANNERS)
 def test_coupled_requests_say_what_the_target_alone_would(planner: str, option: Sampling) -> None:
     requests = requests_of(option, 200)
-    alone = Game("certain").play(requests, lambda: Fixed(0))
+    alone = Game("certain").play(requests, lambda: FixedPlanner(0))
 
     for proposal in PROPOSALS:
         assert Game(proposal).play(requests, PLANNERS[planner]) == alone
@@ -184,21 +186,22 @@ class Appendix:
         lengths = [by_first[int(t)] for t in first]
         places = [(s, 1 + n) for s, length in zip(rows, lengths, strict=True) for n in range(length + 1)]
         options = SamplingBatch.of(places, CPU)
-        accepted = Exact()(self.TARGET.expand(len(places), 2), block, lengths, options, None).drawn()
+        accepted = Exact()(self.TARGET.expand(len(places), 2), block, lengths, options, None).to_host()
         return sum(drawn[0].token == 0 for drawn in accepted) / count
 
 
 def causal(block: DraftBlock) -> int:
-    return Causal(Appendix.TIMES, 2).plan(block, StepLoad(["r"], [2], 0))[0]
+    return CausalPlanner(Appendix.TIMES, 2).plan(block, StepLoad(["r"], [2], 0))[0]
 
 
 def retrospective(block: DraftBlock) -> int:
     """The global search that the paper warns of: how many are verified depends on what was drafted."""
     assert block.confidence_RK is not None
     survival_RK = block.confidence_RK.double().cumprod(dim=1)
-    return top(survival_RK, int(theta(survival_RK, StepSeconds(Appendix.TIMES, 2), StepLoad(["r"], [2], 0)).argmax()))[
-        0
-    ]
+    return top(
+        survival_RK,
+        int(expected_throughput(survival_RK, StepSeconds(Appendix.TIMES, 2), StepLoad(["r"], [2], 0)).argmax()),
+    )[0]
 
 
 def test_stopping_at_the_first_fall_is_lossless_and_a_global_search_is_not() -> None:
@@ -215,9 +218,9 @@ def test_nan_ends_a_request_only_where_it_would_have_spoken() -> None:
     block = DraftBlock(torch.tensor([[2, 2], [3, 3]]))
     options = SamplingBatch.of([(Sampling(), n) for n in range(4)], CPU)
 
-    sick = Exact()(logits, block, [1, 1], options, None).drawn()
+    sick = Exact()(logits, block, [1, 1], options, None).to_host()
     logits[1], logits[3] = logits[0], float("nan")
-    well = Exact()(logits, block, [1, 1], options, None).drawn()
+    well = Exact()(logits, block, [1, 1], options, None).to_host()
 
     assert [[draw.token for draw in drawn] for drawn in sick] == [[2, NO_TOKEN], [2]]
     assert [[draw.token for draw in drawn] for drawn in well] == [[2, 2], [2]], "after a draft that was refused"
@@ -232,7 +235,7 @@ def test_no_drafts_are_the_plain_draw() -> None:
 
     accepted = Exact()(logits, DraftBlock(torch.empty(6, 0, dtype=torch.int64)), [0] * 6, options, None)
 
-    assert [drawn for (drawn,) in accepted.drawn()] == sample(logits, options).drawn()
+    assert [drawn for (drawn,) in accepted.to_host()] == sample(logits, options).drawn()
 
 
 def synthetic(
@@ -245,7 +248,7 @@ def synthetic(
     logits, options = torch.randn(len(rows), VOCAB), SamplingBatch.of(rows, CPU)
     accepted = Synthetic(rates)(logits, block, lengths, options, None)
     own = [draw.token for draw in sample(logits, options).drawn()]
-    return [[draw.token for draw in drawn] for drawn in accepted.drawn()], block.token_RK, own
+    return [[draw.token for draw in drawn] for drawn in accepted.to_host()], block.token_RK, own
 
 
 def test_synthetic_acceptance_has_the_given_rate_at_each_place_of_those_that_got_there() -> None:

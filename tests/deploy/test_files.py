@@ -11,8 +11,7 @@ from cluster.app import deploy_config
 from cluster.cluster_file import START_COMMANDS, ClusterFile
 from cluster.deploy_check import needs
 from cluster.front import switches
-from engine.config import Config
-from engine.front import GatewayConfig
+from engine.config import Config, GatewayConfig
 from tests.deploy.lab import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -62,7 +61,7 @@ def test_every_replica_of_a_cluster_finds_a_node_and_its_pool_a_resource(name: s
     assert nodes is not None
     for key, section in config.sections.items():
         assert section.resources == {key.split(".")[0]: 1}, "nothing else keeps a pool off the others' nodes"
-        assert all(nodes.place(key, needs(section)) for _ in range(section.most_replicas))
+        assert all(nodes.place(key, needs(section)) for _ in range(section.max_replicas))
     assert {node.type.name for node in nodes.nodes if node.pools} == {"prefill", "decode"}
 
 

@@ -122,4 +122,4 @@ def test_a_request_that_names_no_pool_goes_to_the_first(tmp_path: Path) -> None:
 def test_scaling_pools_count_with_the_most_they_may_have(tmp_path: Path) -> None:
     config = Config.load(written(tmp_path, "decode: {a: {autoscaling_config: {max_replicas: 5}}, b: {replicas: 2}}"))
 
-    assert config.most_replicas == 1 + 5 + 2
+    assert config.max_replicas == 1 + 5 + 2

@@ -17,10 +17,9 @@ class MixedPair(Pair):
 
     def __init__(self, config: Config, *arguments: Any, **named: Any) -> None:
         super().__init__(config, *arguments, **named)
-        self.colocated: ColocatedEngine = self.builder.colocated(
-            new_agent_name("decode"), self._join, self.text, self.clock
-        )
-        self.decoder = self.colocated
+        engine = self.builder.decode_engine(new_agent_name("decode"), self._join, self.text, clock=self.clock)
+        assert isinstance(engine, ColocatedEngine)
+        self.decoder = self.colocated = engine
         self.served: set[str] = set()
         self.handoffs: dict[str, Handoff] = {}
 

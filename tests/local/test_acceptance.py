@@ -146,10 +146,10 @@ def test_times_are_those_of_drafting_planning_and_verifying(qwen3: Path) -> None
 
         return slowly
 
-    decoder._rounds.drafter.propose = slow(decoder._rounds.drafter.propose, 0.5)
+    decoder._runner.drafter.propose = slow(decoder._runner.drafter.propose, 0.5)
     decoder._planner.plan = slow(decoder._planner.plan, 0.25)
-    decoder._rounds.backend.forward = slow(decoder._rounds.backend.forward, 2.0)
-    decoder._rounds.drafter.absorb = slow(decoder._rounds.drafter.absorb, 1.0)
+    decoder._runner.backend.forward = slow(decoder._runner.backend.forward, 2.0)
+    decoder._runner.drafter.absorb = slow(decoder._runner.drafter.absorb, 1.0)
     pair.generate([one])
 
     stats = pair.decoder.stats()
@@ -171,7 +171,7 @@ def test_of_a_step_the_models_time_and_the_engines_own_are_told_apart(qwen3: Pat
 
         return slowly
 
-    decoder._rounds.backend.forward = slow(decoder._rounds.backend.forward)
+    decoder._runner.backend.forward = slow(decoder._runner.backend.forward)
     prefiller._backend.forward = slow(prefiller._backend.forward)
     decoder._schedule.commit = slow(decoder._schedule.commit)
     pair.generate([one])
@@ -271,7 +271,7 @@ def test_what_steps_take_besides_is_the_time_between_them_while_somebody_waits(q
             clock.advance(seconds)
 
     answer_in_steps_of(0.5, "r")
-    assert decoder._overhead_seconds == pytest.approx(0.5, rel=0.05)
+    assert decoder._timer.overhead_seconds == pytest.approx(0.5, rel=0.05)
     clock.advance(1000.0)
     answer_in_steps_of(0.5, "later")
-    assert decoder._overhead_seconds == pytest.approx(0.5, rel=0.05)
+    assert decoder._timer.overhead_seconds == pytest.approx(0.5, rel=0.05)

@@ -11,7 +11,7 @@ from engine.errors import ConfigError
 from engine.pages import CacheLayout, Entry
 from engine.steptime import ProfiledTimes
 from local import Builder, Pair
-from local.build import num_pages
+from local.page_budget import num_pages
 from tests.drafters import save_random_drafter
 from tests.local.conftest import MakeRig
 from tests.local.rig import config
@@ -44,7 +44,7 @@ def test_a_window_group_never_gets_more_than_all_requests_can_hold() -> None:
 
 
 def test_a_share_of_free_memory_is_taken_when_no_bytes_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("local.build.free_memory", lambda device: 10_000_000)
+    monkeypatch.setattr("local.page_budget.free_memory", lambda device: 10_000_000)
 
     taken = num_pages(LAYOUT, DecodeConfig(cache_fraction=0.25), CPU, 1)
 
@@ -52,7 +52,7 @@ def test_a_share_of_free_memory_is_taken_when_no_bytes_are_given(monkeypatch: py
 
 
 def test_more_pages_than_memory_is_refused_in_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("local.build.free_memory", lambda device: 2**30)
+    monkeypatch.setattr("local.page_budget.free_memory", lambda device: 2**30)
 
     with pytest.raises(ConfigError, match=r"cache_bytes: 2\.00 GiB of pages, 1\.00 GiB free on cpu"):
         num_pages(LAYOUT, DecodeConfig(cache_bytes=2 * 2**30), CPU, 1)
@@ -127,7 +127,7 @@ def profiler(qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pr
 def test_step_times_are_measured_once_for_the_same_thing(profiler: Profiler) -> None:
     first = profiler.build()
 
-    assert profiler.build(planner="lagged", read_seconds=9.0) == first
+    assert profiler.build(planner="lagged", read_timeout_seconds=9.0) == first
     assert profiler.measured == 1
     assert {"target.weights", "drafter.weights", "device", "dtype", "threads", "max_requests"} <= first.key.keys()
 

@@ -40,7 +40,7 @@ def test_renewals_keep_a_handoff_alive_far_beyond_its_term(make_rig: MakeRig) ->
 def test_a_lease_that_nobody_renews_expires_and_the_request_is_lost_on_both_sides(make_rig: MakeRig) -> None:
     rig = waiting(make_rig)
     rig.wire.cut(rig.decoder.stats().agent)  # decode can ask, but no answer reaches it
-    rig.decoder._inbox._say = lambda *_: False  # and then it cannot even ask
+    rig.decoder._inbox._notify = lambda *_: False  # and then it cannot even ask
 
     rig.wait(LEASE + 2)
 
@@ -274,7 +274,7 @@ def test_a_decode_pool_too_small_for_all_serves_all_in_order(make_rig: MakeRig) 
     rig.run()
 
     assert [len(rig.tokens(name)) for name in names] == [30 if name == "r3" else 20 for name in names]
-    assert [*rig.decoder._arrivals] == []
+    assert rig.decoder._accounts._running == {}
     second = [event.request_id for event in rig.events if not isinstance(event, Ended) and is_second(rig, event)]
     assert second == names, "what came first was decoded first"
     assert rig.decoder.stats().failed == 0

@@ -8,7 +8,7 @@ import torch
 from engine.facts import Counters
 from engine.pages import CacheLayout, Entry, Pages, PageStore
 from engine.types import Request, Sampling, StopRules
-from prefill.schedule import Prompt, PromptSchedule
+from prefill.schedule import Prompt, PromptChunk, PromptSchedule, WaitingPrompt
 
 PAGE_TOKENS, WINDOW = 16, 112
 FULL = Entry(layer=0, name="k", shape=(1,), dtype=torch.float32)
@@ -21,25 +21,39 @@ def schedule(num_pages: int = 50, max_requests: int = 10, keeps_rows: bool = Fal
     return PromptSchedule(pages, 40, max_requests, Counters(), keeps_rows)
 
 
-def prompt(name: str, tokens: int, last: int = 1, arrived: float = 0.0) -> Prompt:
+def prompt(name: str, tokens: int, last: int = 1, arrived: float = 0.0) -> WaitingPrompt:
     said = (*(1,) * (tokens - 1), last)
     request = Request(id=name, prompt=said, sampling=Sampling(), stop=StopRules(max_tokens=1))
-    return Prompt(request, arrived)
+    return WaitingPrompt(request, arrived)
 
 
-def queue(prompts: PromptSchedule, coming: list[Prompt]) -> None:
+def queue(prompts: PromptSchedule, coming: list[WaitingPrompt]) -> None:
     for one in coming:
         prompts.add(one)
 
 
+def advance(prompts: PromptSchedule, now: float) -> list[PromptChunk]:
+    """The chunks of the next step, which is then computed."""
+    chunks = prompts.next(now)
+    tokens = [chunk.num_tokens for chunk in chunks]
+    for chunk, count in zip(chunks, tokens, strict=True):
+        chunk.prompt.computed += count
+        if chunk.prompt.remaining == 0:
+            prompts.finish(chunk.prompt)
+    return chunks
+
+
 def step(prompts: PromptSchedule, now: float = 5.0) -> dict[str, int]:
     """Tokens of each prompt in the next step, which is then computed."""
-    chunks = prompts.next(now)
-    for chunk in chunks:
-        chunk.prompt.computed = chunk.end
-        if chunk.prompt.remaining == 0:
-            prompts.running.remove(chunk.prompt)
-    return {chunk.prompt.request.id: chunk.num_tokens for chunk in chunks}
+    return {chunk.prompt.request.id: chunk.num_tokens for chunk in advance(prompts, now)}
+
+
+def compute(prompts: PromptSchedule, name: str, now: float = 5.0) -> Prompt:
+    """Step until a prompt is computed, which takes part in every step until then. It keeps its pages."""
+    while True:
+        (prompt,) = [chunk.prompt for chunk in advance(prompts, now) if chunk.prompt.request.id == name]
+        if not prompt.remaining:
+            return prompt
 
 
 def test_one_budget_is_shared_in_the_order_of_arrival() -> None:
@@ -69,13 +83,12 @@ def test_no_more_prompts_run_at_once_than_were_configured() -> None:
 def test_a_prompt_that_does_not_fit_yet_is_not_overtaken() -> None:
     """A small prompt could pass it; but then a steady stream of small ones would keep it out for ever."""
     prompts = schedule(num_pages=4)
-    first, large, small = prompt("first", 30), prompt("large", 60), prompt("small", 5)
-    queue(prompts, [first, large, small])
+    queue(prompts, [prompt("first", 30), prompt("large", 60), prompt("small", 5)])
 
-    assert step(prompts) == {"first": 30}
+    (computed,) = [chunk.prompt for chunk in advance(prompts, now=5.0)]
+    assert (computed.request.id, computed.computed) == ("first", 30)
     assert step(prompts) == {}
-    assert first.tables is not None
-    prompts._pages.release(first.tables)
+    prompts._pages.release(computed.tables)
     assert step(prompts) == {"large": 40}
 
 
@@ -97,7 +110,7 @@ def test_a_prompt_is_found_wherever_it_is() -> None:
     for name in ("runs", "waits"):
         removed = prompts.remove(name)
         assert removed is not None
-        assert removed.request.id == name
+        assert removed.id == name
     assert prompts.remove("runs") is None
 
 
@@ -121,10 +134,8 @@ def test_the_last_in_line_starts_again_when_window_pages_that_it_shares_come_bac
     assert step(prompts) == {"young": 16}
     prompts.add(old)
 
-    for one in (old, young):
-        while one.remaining:
-            assert one.request.id in step(prompts, now=9.0)
-        prompts._pages.release(one.tables)
+    for name in ("old", "young"):
+        prompts._pages.release(compute(prompts, name, now=9.0).tables)
 
     assert (prompts._counters.preempted, prompts._counters.prompt_tokens) == (1, 300 + 300 + 300)
     assert (old.started, young.started) == (9.0, 5.0)
@@ -136,10 +147,9 @@ def test_a_prompt_waits_for_window_pages_that_a_lease_holds() -> None:
     prompts = few_window_pages()
     lease = prompts._pages.open("lease")
     assert prompts._pages.reuse(lease, (1,) * 128) == 128
-    one = prompt("a", 300, last=2)
-    prompts.add(one)
+    prompts.add(prompt("a", 300, last=2))
     while step(prompts):
-        assert one.remaining
+        assert prompts.running[0].remaining
 
     prompts._pages.release(lease)
 
@@ -159,11 +169,7 @@ def test_a_known_prompt_starts_from_nothing_when_its_last_page_cannot_be_copied(
     assert step(prompts) == {}
     pages.release(tables)
 
-    while one.remaining:
-        assert step(prompts)
-
-    assert one.tables is not None
-    pages.release(one.tables)
+    pages.release(compute(prompts, "a").tables)
     pages.assert_idle()
 
 

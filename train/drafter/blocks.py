@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AutoConfig
 
 from engine.drafters.config import DrafterConfig
 from engine.drafters.dspark import DSparkModel
+from train.drafter.config import JsonObject
 from train.drafter.target import FrozenTarget
 
 BLOCK_ATTENTION = "packed_blocks"
@@ -68,7 +69,7 @@ def packed_blocks(
     attention_mask: None,
     scaling: float,
     packs: list[Pack],
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Return the attention of block rows to the context's keys, which come first, and their own block: [B, S, H, E].
 
@@ -116,12 +117,12 @@ class ContextEntries:
         key_BGTD = attention.k_norm(key_BTGD).transpose(1, 2)
         return cls(model.apply_rotary_pos_emb(key_BGTD, key_BGTD, *rope)[1], value_BTGD.transpose(1, 2))
 
-    def update(self, first: Tensor, second: Tensor, layer: int, **_: Any) -> tuple[Tensor, Tensor]:
+    def update(self, first: Tensor, second: Tensor, layer: int, **_: object) -> tuple[Tensor, Tensor]:
         """Append a block's entries (transformers' cache protocol)."""
         return torch.cat([self.first, first], dim=2), torch.cat([self.second, second], dim=2)
 
 
-def new_drafter(raw: dict[str, Any], config: DrafterConfig, std: float) -> DSparkModel:
+def new_drafter(raw: JsonObject, config: DrafterConfig, std: float) -> DSparkModel:
     """Return an untrained drafter: matrices normal, norms one, a Markov head that adds zero."""
     backbone = AutoConfig.for_model(config.model_type, **{key: raw[key] for key in raw if key != "model_type"})
     backbone._attn_implementation = BLOCK_ATTENTION

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from engine.errors import ConfigError
 from engine.section import Positive, Section
 
+JsonObject = dict[str, Any]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0)]
 
@@ -49,7 +50,7 @@ class DrafterSection(Section):
     """The kind of Markov head."""
     confidence_head: bool = True
     """Whether the drafter predicts how likely each draft is to be accepted."""
-    backbone: dict[str, Any] = Field(default_factory=dict)
+    backbone: JsonObject = Field(default_factory=dict)
     """Keys of config.json that replace those taken from the target."""
     copies: bool = False
     """Write copies of the target's embedding and head into the drafter's file, as published ones have them."""

@@ -1,72 +1,58 @@
 """Plots of an evaluation, if matplotlib is installed."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from train.drafter.confidence import ReliabilityBin
 from train.drafter.evaluation import DrafterResult
 
+Points = Iterable[tuple[float, float]]
+UNIT = (0.0, 1.0)
 
-def draw_evaluation(results: Sequence[DrafterResult], folder: Path) -> list[Path]:
+
+def draw_evaluation(results: Sequence[DrafterResult], folder: Path) -> bool:
     """Plot acceptance by position, thresholds and reliability; the last two only for a drafter with confidences.
 
-    Returns the files; none without matplotlib.
+    Returns False, and writes no file, without matplotlib.
     """
     named = [(f"{result.domain}, {result.setting}", result.figures) for result in results]
-    files = [folder / name for name in ("acceptance.png", "thresholds.png", "reliability.png")]
-    if not has_matplotlib():
-        return []
-    with _picture(files[0], "Acceptance", "position in the block", "accepted, if those before it were") as plot:
-        for name, figures in named:
-            plot.plot(range(1, len(figures.acceptance) + 1), figures.acceptance, marker="o", markersize=4, label=name)
-        plot.set_ylim(0, 1)
-    if not all(figures.sweep for _, figures in named):
-        return files[:1]
-    with _picture(files[1], "Verifying only likely drafts", "verified per round", "tokens per round") as plot:
-        for name, figures in named:
-            plot.plot(*_columns([(s.verified, s.tokens) for s in figures.sweep]), marker="o", markersize=4, label=name)
-    reliability_diagram(files[2], "Survival of drafts", [(name, figures.reliability) for name, figures in named])
-    return files
+    acceptance = [(name, enumerate(figures.acceptance, start=1)) for name, figures in named]
+    labels = ("position in the block", "accepted, if those before it were")
+    drawn = _plot(folder / "acceptance.png", "Acceptance", labels, acceptance, ylim=UNIT)
+    if all(figures.sweep for _, figures in named):
+        sweeps = [(name, [(s.verified, s.tokens) for s in figures.sweep]) for name, figures in named]
+        labels = ("drafts verified per round", "tokens per round")
+        _plot(folder / "thresholds.png", "Verifying only likely drafts", labels, sweeps)
+        reliability_diagram(folder / "reliability.png", [(name, figures.reliability) for name, figures in named])
+    return drawn
 
 
-def reliability_diagram(file: Path, title: str, curves: Sequence[tuple[str, Sequence[ReliabilityBin]]]) -> bool:
+def reliability_diagram(file: Path, curves: Sequence[tuple[str, Sequence[ReliabilityBin]]]) -> bool:
     """Plot observed against predicted survival. Returns False, and writes no file, without matplotlib."""
-    if not has_matplotlib():
+    points = [(name, [(b.predicted, b.observed) for b in bins if b.drafts]) for name, bins in curves]
+    labels = ("predicted", "observed")
+    return _plot(file, "Survival of drafts", labels, [("calibrated", [(0, 0), (1, 1)]), *points], xlim=UNIT, ylim=UNIT)
+
+
+def _plot(
+    file: Path,
+    title: str,
+    labels: tuple[str, str],
+    curves: Sequence[tuple[str, Points]],
+    **limits: tuple[float, float],
+) -> bool:
+    if find_spec("matplotlib") is None:
         return False
-    with _picture(file, title, "predicted", "observed") as plot:
-        plot.plot((0, 1), (0, 1), color="grey", linewidth=1)
-        for name, bins in curves:
-            plot.plot(
-                *_columns([(b.predicted, b.observed) for b in bins if b.drafts]), marker="o", markersize=4, label=name
-            )
-        plot.set(xlim=(0, 1), ylim=(0, 1))
-    return True
-
-
-def has_matplotlib() -> bool:
-    """Tell whether matplotlib is installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-@contextmanager
-def _picture(file: Path, title: str, across: str, up: str) -> Iterator[Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     plot = figure.subplots()
-    yield plot
-    plot.set(title=title, xlabel=across, ylabel=up)
+    for name, points in curves:
+        plot.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+    plot.set(title=title, xlabel=labels[0], ylabel=labels[1], **limits)
     plot.grid(alpha=0.3)
     plot.legend(fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
-
-
-def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
+    return True

@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 from threading import Event
-from typing import Any
 
 import torch
 
 from engine.errors import ConfigError
 from engine.files import replaced
-from train.drafter.config import TrainConfig
+from train.drafter.config import JsonObject, TrainConfig
 from train.drafter.features import CachedFeatures, Features, OnlineFeatures
 from train.drafter.identity import require_same
 from train.drafter.progress import ProgressReport, no_progress
@@ -77,7 +76,7 @@ class DrafterRun:
         return trainer
 
     @property
-    def _raw(self) -> dict[str, Any]:
+    def _raw(self) -> JsonObject:
         return drafter_config(self.config.target.path, self.config.drafter, self.config.training.anchors)
 
     def _text(self, target: FrozenTarget) -> Sequences:
@@ -108,7 +107,7 @@ class DrafterRun:
         if self.workers.is_first:
             self.workers.wait()
 
-    def _identity(self, trainer: DrafterTrainer) -> dict[str, Any]:
+    def _identity(self, trainer: DrafterTrainer) -> dict[str, object]:
         """Return what must be the same for a checkpoint to be continued from."""
         training = self.config.training.model_dump(mode="json", exclude={"checkpoint_steps", "device"})
         return {
@@ -119,7 +118,7 @@ class DrafterRun:
             "features": self.config.features.model_dump(),
         }
 
-    def _facts(self, trainer: DrafterTrainer) -> dict[str, Any]:
+    def _facts(self, trainer: DrafterTrainer) -> dict[str, object]:
         """Return the record of the training that is stored beside the weights."""
         config, last = self.config, metrics(self.config.work)[-LAST_STEPS:]
         return {

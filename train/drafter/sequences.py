@@ -80,14 +80,9 @@ class Writer:
     def written(self, report: Callable[[int, int], None]) -> Sequences:
         """Return all sequences; call `report(done, total)` after each part. Raises ConfigError."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = self.section.model_dump(mode="json", exclude={"plain"})
+        own = {"target": self.model.fingerprint, "text": self.section.model_dump(mode="json", exclude={"plain"})}
         remedy = "name another folder, or delete text*.* there to have it written again"
-        claim(
-            self.folder / "text.json",
-            {"target": self.model.fingerprint, "text": text},
-            "this text was written",
-            remedy,
-        )
+        claim(self.folder / "text.json", own, "this text was written", remedy)
         tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
         count, pair = self.section.sequences, None
         corpus = None

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -15,7 +14,7 @@ from engine.drafters.config import DrafterConfig
 from engine.drafters.dspark import DSparkModel
 from engine.errors import ConfigError
 from engine.files import replaced
-from train.drafter.config import DrafterSection
+from train.drafter.config import DrafterSection, JsonObject
 from train.drafter.target import FrozenTarget
 
 FORMS = {"mla": ("DeepseekV3DSparkModel", "deepseek_v3"), "gqa": ("Qwen3DSparkModel", "qwen3")}
@@ -23,7 +22,7 @@ MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers")
 NOT_INHERITED = (*MTP_KEYS, "quantization_config", "auto_map", "sliding_window", "max_window_layers")
 
 
-def drafter_config(target: Path, section: DrafterSection, anchors: int) -> dict[str, Any]:
+def drafter_config(target: Path, section: DrafterSection, anchors: int) -> JsonObject:
     """Copy the target's config.json and add DSpark's own keys. Raises ConfigError that names the key."""
     theirs = json.loads((target / "config.json").read_text())
     form = section.form or ("mla" if "kv_lora_rank" in theirs else "gqa")
@@ -51,16 +50,19 @@ def drafter_config(target: Path, section: DrafterSection, anchors: int) -> dict[
     inherited = {key: value for key, value in theirs.items() if key not in NOT_INHERITED}
     raw = {**inherited, **own, **section.backbone}
     try:
-        DrafterConfig.model_validate({**raw, "architecture": architecture, "model_type": model_type})
+        parse_config(raw)
         AutoConfig.for_model(model_type, **{key: value for key, value in raw.items() if key != "model_type"})
     except (ValidationError, ValueError) as error:
         raise ConfigError(f"drafter: does not fit {target}: {error}") from None
     return raw
 
 
-def export_drafter(
-    model: DSparkModel, raw: dict[str, Any], folder: Path, copies_of: FrozenTarget | None = None
-) -> None:
+def parse_config(raw: JsonObject) -> DrafterConfig:
+    """Return the engine's view of a drafter's config.json. Raises ValidationError."""
+    return DrafterConfig.model_validate({**raw, "architecture": raw["architectures"][0]})
+
+
+def export_drafter(model: DSparkModel, raw: JsonObject, folder: Path, copies_of: FrozenTarget | None = None) -> None:
     """Write config.json and bfloat16 weights; with copies of a target's embedding and head, if one is given.
 
     A calibration in the folder was fitted for other weights and is removed.

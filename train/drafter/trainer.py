@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from engine.drafters.config import DrafterConfig
 from engine.drafters.dspark import DSparkModel
 from train.drafter.blocks import Blocks, draft, new_drafter
-from train.drafter.config import TrainingSection
+from train.drafter.config import JsonObject, TrainingSection
 from train.drafter.features import Features
 from train.drafter.loss import DraftLosses, Labels, LossWeights, Vocabulary, losses
 from train.drafter.sequences import Sequences
+from train.drafter.shape import parse_config
 from train.drafter.target import FrozenTarget
 from train.drafter.workers import Workers
 from train.optimizers import Muon, ParameterGroup, ScheduledOptimizers
@@ -91,7 +91,7 @@ class DrafterTrainer:
     def __init__(
         self,
         section: TrainingSection,
-        raw: dict[str, Any],
+        raw: JsonObject,
         target: FrozenTarget,
         text: Sequences,
         features: Features,
@@ -101,10 +101,7 @@ class DrafterTrainer:
         self.section, self.target, self.text, self.features, self.workers = section, target, text, features, workers
         self.steps, self.seconds, self.tokens = 0, 0.0, 0
         torch.manual_seed(section.seed)
-        config = DrafterConfig.model_validate(
-            {**raw, "architecture": raw["architectures"][0], "model_type": raw["model_type"]}
-        )
-        self.model = new_drafter(raw, config, INITIAL_STD).to(section.device)
+        self.model = new_drafter(raw, parse_config(raw), INITIAL_STD).to(section.device)
         self.optimizers = optimizers(self.model, section)
 
     def train(self) -> Iterator[Figures]:
@@ -166,7 +163,7 @@ class DrafterTrainer:
             LossWeights(weights.cross_entropy, weights.l1, weights.confidence, weights.labels == "distribution"),
         )
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> JsonObject:
         """Return all that a resumed run needs."""
         return {
             "model": self.model.state_dict(),
@@ -174,7 +171,7 @@ class DrafterTrainer:
             "progress": {"steps": self.steps, "seconds": self.seconds, "tokens": self.tokens},
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: JsonObject) -> None:
         """Continue from the `state()` of an earlier run."""
         self.model.load_state_dict(state["model"])
         self.optimizers.restore(state["optimizers"])

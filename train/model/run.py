@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from transformers import AutoTokenizer, DeepseekV3Config
@@ -13,7 +12,7 @@ from train.corpus import HELD_OUT_ONE_IN, Corpus
 from train.model.card import card
 from train.model.evaluation import evaluate
 from train.model.export import export
-from train.model.trainer import Recipe, Trainer, parameter_counts
+from train.model.trainer import Recipe, Trainer
 from train.provenance import provenance
 from train.tokenizer import train_tokenizer
 
@@ -51,17 +50,18 @@ class ModelRun:
             trainer.train(report)
         export(trainer.model, trainer.mtp, tokenizer, self.out)
         console.print(f"measuring {self.out}")
-        results = facts(trainer, corpus) | evaluate(self.out, corpus, batches.texts[0].tokens)
+        measured = evaluate(self.out, corpus, batches.texts[0].tokens)
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+        RESULTS.write_text(json.dumps(facts(trainer, corpus) | measured, indent=2, ensure_ascii=False) + "\n")
         (self.out / "README.md").write_text(card(json.loads(RESULTS.read_text())))
-        held_out = results["held_out"]
+        held_out = measured["held_out"]
         console.print(f"held-out loss {held_out['loss']:.3f}, bigram {held_out['bigram_loss']:.3f}")
 
 
-def facts(trainer: Trainer, corpus: Corpus) -> dict[str, Any]:
+def facts(trainer: Trainer, corpus: Corpus) -> dict[str, object]:
     """Return what was trained, on what, on which machine and with which versions."""
-    parameters = dict(parameter_counts(trainer))
+    modules = {"main model": trainer.model, "MTP layer": trainer.mtp}
+    parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
     progress, batches = trainer.progress, trainer.batches
     return {
         **provenance("torch", "transformers", "tokenizers", "safetensors", "numpy"),

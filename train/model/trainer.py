@@ -6,7 +6,7 @@ B rows, T tokens, D hidden size, V vocabulary.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -241,9 +241,3 @@ class Trainer:
         self.optimizers.restore(state["optimizers"])
         self.progress = TrainingProgress(**state["progress"])
         self.batches.restore(state["batches"])
-
-
-def parameter_counts(trainer: Trainer) -> Iterator[tuple[str, int]]:
-    """Yield the name and the number of parameters of the main model and of the MTP layer."""
-    yield "main model", sum(parameter.numel() for parameter in trainer.model.parameters())
-    yield "MTP layer", sum(parameter.numel() for parameter in trainer.mtp.parameters())

@@ -140,9 +140,9 @@ def test_an_image_needs_room_for_more_than_it_holds() -> None:
     pages = some_pages(full=4)
     before = available(pages)
 
-    assert pages.match_or_allocate(pages.open("a"), [1] * 12, num_tokens=12, most=17) is None
+    assert pages.match_or_allocate(pages.open("a"), [1] * 12, num_tokens=12, max_tokens=17) is None
     assert available(pages) == before
-    assert pages.match_or_allocate(pages.open("b"), [1] * 12, num_tokens=12, most=16) == 0
+    assert pages.match_or_allocate(pages.open("b"), [1] * 12, num_tokens=12, max_tokens=16) == 0
     assert available(pages)[FULL] == 1
 
 
@@ -212,7 +212,7 @@ def test_the_peak_is_enough_for_every_walk(first: int, step: int) -> None:
         pages.trim(tables, end)
 
     assert tables.groups[SLIDING].first_page > 0
-    assert most <= pages.demand(100, STEP)[SLIDING]
+    assert most <= pages.peak_pages(100, STEP)[SLIDING]
 
 
 def test_extending_takes_from_every_group_or_from_none() -> None:

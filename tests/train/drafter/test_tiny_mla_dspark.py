@@ -14,7 +14,7 @@ from bench.docs import shipped_drafter_card
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL
 from engine.drafters.load import load_dspark
 from engine.models import load_model
-from tests.train.test_tiny_mla import HELD_OUT, library_text
+from tests.train.model.test_tiny_mla import HELD_OUT, library_text
 from train.drafter.card import numbers_per_token
 from train.drafter.config import TrainConfig
 from train.drafter.evaluation import Evaluation, Setting
@@ -63,7 +63,7 @@ def test_ablations_differ_in_what_they_say(name: str) -> None:
 
 
 def ablation(name: str) -> Path:
-    return Path(__file__).parents[2] / "train" / "ablations" / f"{name}.yaml"
+    return Path(__file__).parents[3] / "train" / "ablations" / f"{name}.yaml"
 
 
 def test_handoffs_grow_by_a_quarter_at_most() -> None:

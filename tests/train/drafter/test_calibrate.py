@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cluster.cli import app
+from decode.record import read
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL, Config
 from engine.drafters.calibration import FILE
 from engine.drafters.load import load_dspark
@@ -81,14 +82,25 @@ def target() -> LoadedModel:
     return load_model(SHIPPED_MODEL, torch.float32, torch.device("cpu"))
 
 
+def uncalibrated(folder: Path) -> Path:
+    """Copy the shipped drafter without its calibration."""
+    return Path(shutil.copytree(SHIPPED_DRAFTER, folder / "drafter", ignore=shutil.ignore_patterns(FILE)))
+
+
 @pytest.fixture
 def drafter(tmp_path: Path) -> Path:
-    """The shipped one, without its calibration."""
-    return Path(shutil.copytree(SHIPPED_DRAFTER, tmp_path / "drafter", ignore=shutil.ignore_patterns(FILE)))
+    return uncalibrated(tmp_path)
 
 
-def recorded(drafter: Path, folder: Path, **decode: Any) -> Path:
-    """The steps of a few answers."""
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recorded steps of the uncalibrated drafter."""
+    folder = tmp_path_factory.mktemp("recorded")
+    return recorded(uncalibrated(folder), folder / "steps")
+
+
+def recorded(drafter: Path, folder: Path, requests: int = 16, **decode: Any) -> Path:
+    """Record the steps of a few answers."""
     section = {"cache_bytes": "64MiB", "planner": "fixed", "fixed_drafts": 7, "record": folder, **decode}
     content = {"model": {"drafter": drafter}, "prefill": {"cache_bytes": "64MiB"}, "decode": {"default": section}}
     pair = Pair(Config.parse(content))
@@ -97,7 +109,7 @@ def recorded(drafter: Path, folder: Path, **decode: Any) -> Path:
     pair.generate(
         [
             Request(id=str(at), prompt=tuple(text[at : at + 60]), sampling=Sampling(), stop=stop)
-            for at in range(0, 1600, 100)
+            for at in range(0, 100 * requests, 100)
         ]
     )
     pair.decoder.close()
@@ -105,11 +117,11 @@ def recorded(drafter: Path, folder: Path, **decode: Any) -> Path:
 
 
 def test_from_recorded_steps_to_the_confidences_of_the_engine(
-    drafter: Path, target: LoadedModel, tmp_path: Path
+    drafter: Path, target: LoadedModel, steps: Path, tmp_path: Path
 ) -> None:
     assert load_dspark(drafter, target).temperatures is None
 
-    fit = calibrate(recorded(drafter, tmp_path / "steps"), drafter)
+    fit = calibrate(steps, drafter)
 
     assert sum(fit.after.ece) < sum(fit.before.ece)
     assert load_dspark(drafter, target).temperatures == tuple(fit.temperatures)
@@ -117,21 +129,20 @@ def test_from_recorded_steps_to_the_confidences_of_the_engine(
     assert again.temperatures == pytest.approx(fit.temperatures, rel=0.05), "what was in force is taken out first"
 
 
-def test_confidences_are_divided_by_their_temperatures(drafter: Path, target: LoadedModel, tmp_path: Path) -> None:
-    from decode.record import read
-
-    plain = recorded(drafter, tmp_path / "plain")
+def test_confidences_are_divided_by_their_temperatures(
+    drafter: Path, target: LoadedModel, steps: Path, tmp_path: Path
+) -> None:
     weights = load_dspark(drafter, target).fingerprint["weights"]
     temperatures = [0.5, 2.0, 3.0, 1.0, 1.5, 0.7, 4.0]
     content = {"format": "sparkpool-calibration-1", "weights": weights, "temperatures": temperatures}
     (drafter / FILE).write_text(json.dumps(content))
     warm = recorded(drafter, tmp_path / "warm")
 
-    (before,), (after,) = (list(folder.glob("*.jsonl")) for folder in (plain, warm))
-    header, steps = read(after)
+    (before,), (after,) = (list(folder.glob("*.jsonl")) for folder in (steps, warm))
+    header, scaled_steps = read(after)
     assert header.temperatures == temperatures
     compared = 0
-    for one, other in zip(read(before)[1], steps, strict=True):
+    for one, other in zip(read(before)[1], scaled_steps, strict=True):
         assert one.lengths == other.lengths
         for raw, scaled in zip(one.confidence, other.confidence, strict=True):
             for p, q, t in zip(raw, scaled, temperatures, strict=False):
@@ -164,18 +175,16 @@ def test_a_calibration_that_does_not_fit_is_refused(
 def test_what_cannot_be_calibrated_is_named(drafter: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no recorded steps"):
         calibrate(tmp_path, drafter)
-    synthetic = recorded(drafter, tmp_path / "synthetic", synthetic_acceptance=[0.9])
+    synthetic = recorded(drafter, tmp_path / "synthetic", requests=1, synthetic_acceptance=[0.9])
     with pytest.raises(ConfigError, match="synthetic_acceptance"):
         calibrate(synthetic, drafter)
-    none = recorded(drafter, tmp_path / "none", fixed_drafts=0)
+    none = recorded(drafter, tmp_path / "none", requests=1, fixed_drafts=0)
     with pytest.raises(ConfigError, match="no step in it verified a draft"):
         calibrate(none, drafter)
     assert not (drafter / FILE).exists()
 
 
-def test_the_command_prints_each_place_and_says_what_is_wrong(drafter: Path, tmp_path: Path) -> None:
-    steps = recorded(drafter, tmp_path / "steps")
-
+def test_the_command_prints_each_place_and_says_what_is_wrong(drafter: Path, steps: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["calibrate", str(steps), "--drafter", str(drafter)])
     failed = CliRunner().invoke(app, ["calibrate", str(tmp_path), "--drafter", str(drafter)])
 

@@ -31,7 +31,7 @@ PROMPTS = (1, 9, 40)
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
-class Engine:
+class ServingEngine:
     """The engine's target and drafter over pages that hold the context of each prompt."""
 
     def __init__(self, target: Path, drafter: Path, prompts: list[Tensor]) -> None:
@@ -84,7 +84,7 @@ def test_training_forward_equals_the_engine(
     taps = json.loads((tmp_path / "config.json").read_text())["target_layer_ids"]
     frozen = FrozenTarget.load(target, taps, torch.float32, CPU)
     prompts = [torch.arange(length + 1) * 37 % 256 for length in PROMPTS]
-    engine = Engine(target, drafter, prompts)
+    engine = ServingEngine(target, drafter, prompts)
 
     block = engine.dspark.propose(engine.anchors, engine.dspark.block_length)
     hidden_RKD = engine.dspark._block(engine.anchors)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.errors import ConfigError
-from tests.train.test_drafter_trainer import random_text
+from tests.train.drafter.test_trainer import random_text
 from train.drafter import features
 from train.drafter.features import CachedFeatures, OnlineFeatures
 from train.drafter.target import FrozenTarget

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import Result
+from typer.testing import CliRunner
 
+from cluster.cli import app
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL
-from engine.models import load_model
+from engine.models import LoadedModel, load_model
 from engine.types import Request, Sampling, StopRules
-from tests.train.test_drafter_trainer import ROOT, environment
+from train.corpus import Corpus
 from train.drafter.evaluation import Evaluation, Setting
 from train.drafter.prompts import corpus_prompts
 
 PNG = b"\x89PNG"
 
 
-def sparkpool(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cluster.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180)
+def sparkpool(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_corpus() -> Iterator[None]:
+    """Read the corpus once for all tests."""
+    corpus = Corpus.collect()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Corpus, "collect", lambda: corpus)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return load_model(SHIPPED_MODEL, torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -41,7 +56,7 @@ def test_figures_pictures_and_records(prompts: Path, tmp_path: Path) -> None:
         *("--json", tmp_path / "found.json", "--plots", tmp_path / "plots", "--records", tmp_path / "steps"),
     )
 
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "accepted length, every draft verified" in done.stdout
     assert "acceptance by place" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
@@ -60,23 +75,22 @@ def test_figures_pictures_and_records(prompts: Path, tmp_path: Path) -> None:
     shutil.copytree(SHIPPED_DRAFTER, tmp_path / "drafter")
     picture = tmp_path / "reliability.png"
     fitted = sparkpool("calibrate", tmp_path / "steps", "--drafter", tmp_path / "drafter", "--plot", picture)
-    assert fitted.returncode == 0, fitted.stderr
+    assert fitted.exit_code == 0, fitted.stderr
     assert picture.read_bytes().startswith(PNG)
     assert len(json.loads((tmp_path / "drafter/calibration.json").read_text())["temperatures"]) == 7
 
 
 def test_faults_are_named(prompts: Path, tmp_path: Path) -> None:
-    missing = sparkpool("eval", SHIPPED_DRAFTER, "--prompts", tmp_path / "none.jsonl")
-    assert missing.returncode == 1
+    missing = sparkpool("eval", SHIPPED_DRAFTER, "--prompts", tmp_path / "none.jsonl", "--threads", 1)
+    assert missing.exit_code == 1
     assert "none.jsonl: cannot be read" in missing.stderr
-    short = sparkpool("eval", SHIPPED_DRAFTER, "--prompts", prompts, "--max-tokens", 3)
-    assert short.returncode == 1
+    short = sparkpool("eval", SHIPPED_DRAFTER, "--prompts", prompts, "--max-tokens", 3, "--threads", 1)
+    assert short.exit_code == 1
     assert "raise max_tokens" in short.stderr
 
 
-def test_accepted_length_is_tokens_over_rounds_of_the_engine() -> None:
+def test_accepted_length_is_tokens_over_rounds_of_the_engine(model: LoadedModel) -> None:
     """Counted in another way: all tokens of answers that no end token cut, but each one's first, over its chunks."""
-    model = load_model(SHIPPED_MODEL, torch.float32, torch.device("cpu"))
     prompts = corpus_prompts(SHIPPED_MODEL, 4, 64)["source"]
     evaluation = Evaluation(model, SHIPPED_MODEL, SHIPPED_DRAFTER, concurrency=1, max_tokens=64, ignore_eos=True)
     (result,) = evaluation.measured({"source": prompts}, [Setting(0.0)])
@@ -94,8 +108,7 @@ def test_accepted_length_is_tokens_over_rounds_of_the_engine() -> None:
     assert result.figures.accepted_length == pytest.approx(sum(sizes) / len(sizes))
 
 
-def test_mtp_is_measured_too() -> None:
-    model = load_model(SHIPPED_MODEL, torch.float32, torch.device("cpu"))
+def test_mtp_is_measured_too(model: LoadedModel) -> None:
     prompts = corpus_prompts(SHIPPED_MODEL, 4, 64)
     evaluation = Evaluation(model, SHIPPED_MODEL, "mtp", max_tokens=32)
     for result in evaluation.measured(prompts, [Setting(0.0)]):

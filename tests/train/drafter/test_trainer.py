@@ -28,7 +28,7 @@ from train.drafter.trainer import DrafterTrainer, sample_step
 from train.drafter.workers import Workers
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHAPE = DrafterSection(num_layers=1, target_layer_ids=(0, 1), block_size=4, mask_token_id=7, markov_rank=8)
 SECTION = TrainingSection(
     steps=6, sequences=4, anchors=8, warm_up=0.0, dtype="float32", seed=3, rate=0.02, markov_rate=0.01, vector_rate=0.01
@@ -100,7 +100,8 @@ def test_any_target_of_the_engine_gets_a_drafter(family: PretrainedConfig, form:
     shape = SHAPE.model_copy(update={"form": form, "backbone": {"head_dim": 16} if form else {}})
     raw = drafter_config(target, shape, SECTION.anchors)
     loaded, text = FrozenTarget.load(target, SHAPE.target_layer_ids, torch.float32, CPU), random_text()
-    one = DrafterTrainer(SECTION, raw, loaded, text, OnlineFeatures(loaded, text), Workers())
+    section = SECTION.model_copy(update={"steps": 1})
+    one = DrafterTrainer(section, raw, loaded, text, OnlineFeatures(loaded, text), Workers())
     first, *_ = [figures["loss"] for figures in one.train()]
     export_drafter(one.model, raw, tmp_path / "drafter")
 
@@ -190,35 +191,43 @@ def test_drafts_are_compared_with_the_tokens_and_distributions_of_their_places(d
 
 
 WORKER = """
-import json, sys
+import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tests.train.test_drafter_trainer import SECTION, trainer
+from tests.train.drafter.test_trainer import SECTION, trainer
 from train.drafter.workers import joined
 with joined("cpu") as (workers, device):
-    one = trainer(Path(sys.argv[1]), SECTION.model_copy(update={"sequences": int(sys.argv[3])}), workers)
-    found = [figures["loss"] for figures in one.train()]
-    if workers.is_first:
-        torch.save({"losses": found, "model": one.model.state_dict()}, sys.argv[2])
+    for sequences in map(int, sys.argv[3:]):
+        one = trainer(Path(sys.argv[1]), SECTION.model_copy(update={"sequences": sequences}), workers)
+        losses = [figures["loss"] for figures in one.train()]
+        if workers.is_first:
+            torch.save({"losses": losses, "model": one.model.state_dict()}, f"{sys.argv[2]}/{sequences}.pt")
 """
 
 
+@pytest.fixture(scope="module")
+def two_workers(deepseek_v3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two workers learn with 4 sequences in a step, and with one."""
+    folder = tmp_path_factory.mktemp("two_workers")
+    script = folder / "worker.py"
+    script.write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    command += ["--master-port=29531", str(script), str(deepseek_v3), str(folder), "4", "1"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
 @pytest.mark.parametrize("sequences", [4, 1])
-def test_two_workers_lose_what_one_loses(deepseek_v3: Path, tmp_path: Path, sequences: int) -> None:
+def test_two_workers_lose_what_one_loses(deepseek_v3: Path, two_workers: Path, sequences: int) -> None:
     """DraftLosses to 1e-5 and weights to 1e-4: sums over sequences have another order. With one sequence in a step, the
     second worker has nothing to do but keep up."""
     alone = trainer(deepseek_v3, SECTION.model_copy(update={"sequences": sequences}))
     expected = [figures["loss"] for figures in alone.train()]
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    command += ["--master-port=29531", str(script), str(deepseek_v3), str(tmp_path / "found.pt"), str(sequences)]
 
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=180)
+    found = torch.load(two_workers / f"{sequences}.pt", weights_only=True)
 
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = torch.load(tmp_path / "found.pt", weights_only=True)
     assert found["losses"] == pytest.approx(expected, rel=1e-5)
     for name, tensor in alone.model.state_dict().items():
         torch.testing.assert_close(found["model"][name], tensor, atol=1e-4, rtol=1e-4, msg=name)

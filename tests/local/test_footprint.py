@@ -7,18 +7,18 @@ import pytest
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL, Config
 from engine.errors import ConfigError
 from local import Builder
-from local.outlook import Outlook, outlooks
+from local.footprint import ReplicaFootprint, replica_footprints
 
 
-def outlook_of(config: Config, pool: str) -> Outlook:
-    return outlooks(config)[pool]
+def footprint_of(config: Config, pool: str) -> ReplicaFootprint:
+    return replica_footprints(config)[pool]
 
 
 @pytest.mark.parametrize(("family", "drafter"), [("tiny-mla", None), ("tiny-mla", SHIPPED_DRAFTER), ("qwen3", None)])
 def test_layout_and_weights_are_those_of_the_loaded_model(family: str, drafter: Path | None, qwen3: Path) -> None:
     path = qwen3 if family == "qwen3" else SHIPPED_MODEL
     config = Config.parse({"model": {"path": path, "drafter": drafter}, "decode": {"a": {}, "b": {"drafting": False}}})
-    drafting, plain = outlook_of(config, "decode.a"), outlook_of(config, "decode.b")
+    drafting, plain = footprint_of(config, "decode.a"), footprint_of(config, "decode.b")
 
     assert drafting.layout == Builder(config, config.decode["a"]).layout
     assert plain.layout == Builder(config, config.decode["b"]).layout
@@ -26,7 +26,7 @@ def test_layout_and_weights_are_those_of_the_loaded_model(family: str, drafter: 
 
 
 def test_pages_come_after_the_weights() -> None:
-    one = outlook_of(Config.parse({"prefill": {"cache_bytes": "1MiB"}}), "prefill")
+    one = footprint_of(Config.parse({"prefill": {"cache_bytes": "1MiB"}}), "prefill")
     exactly = one.weights_bytes + 2**20
 
     assert one.taken(exactly, "here") == exactly

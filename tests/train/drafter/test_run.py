@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from engine.config import SHIPPED_MODEL
 from engine.errors import ConfigError
 from engine.models import load_model
-from tests.train.test_drafter_trainer import ROOT, environment
+from tests.train.drafter.test_trainer import ROOT, environment
 from train.drafter.config import TrainConfig
 from train.drafter.evaluation import Evaluation, Setting
 from train.drafter.run import DrafterRun, metrics
@@ -57,10 +57,29 @@ def config_file(folder: Path, target: Path, **training: object) -> Path:
 
 
 def change(file: Path, section: str, **keys: object) -> TrainConfig:
+    """Change `file` and load it."""
     content = yaml.safe_load(file.read_text())
     content[section] |= keys
     file.write_text(yaml.safe_dump(content))
     return TrainConfig.load(file)
+
+
+@pytest.fixture(scope="module")
+def finished(deepseek_v3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a finished run, whose output folder held an old calibration when it began."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = TrainConfig.load(config_file(folder, deepseek_v3))
+    config.out.mkdir()
+    (config.out / "calibration.json").write_text("{}")
+    DrafterRun(config).run()
+    return folder / "train.yaml"
+
+
+def changed(finished: Path, section: str, **keys: object) -> TrainConfig:
+    """A later run of the same files with other settings."""
+    copy = finished.with_name("changed.yaml")
+    copy.write_text(finished.read_text())
+    return change(copy, section, **keys)
 
 
 def command(file: Path) -> list[str]:
@@ -72,7 +91,7 @@ def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(deepseek_v3: Path, 
     for folder in folders:
         folder.mkdir()
     whole, killed = (config_file(folder, deepseek_v3, steps=60) for folder in folders)
-    subprocess.run(command(whole), cwd=ROOT, env=environment(), check=True, capture_output=True, timeout=120)
+    DrafterRun(TrainConfig.load(whole)).run()
 
     running = subprocess.Popen(command(killed), cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
     log, deadline = tmp_path / "killed/work/metrics.jsonl", time.monotonic() + 120
@@ -83,7 +102,7 @@ def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(deepseek_v3: Path, 
     running.wait()
     logged = len(metrics(tmp_path / "killed/work"))
     assert not (tmp_path / "killed/drafter").exists(), "it was killed too late"
-    subprocess.run(command(killed), cwd=ROOT, env=environment(), check=True, capture_output=True, timeout=120)
+    DrafterRun(TrainConfig.load(killed)).run()
 
     assert 10 <= logged < 60
     one, other = ((folder / "drafter/model.safetensors").read_bytes() for folder in folders)
@@ -104,13 +123,13 @@ def test_a_stopped_run_says_so_and_goes_on(deepseek_v3: Path, tmp_path: Path) ->
     said = running.communicate(timeout=60)[1]
 
     assert running.returncode == 1
-    assert "of 4000 steps; the same command goes on" in said
+    assert "of 4000 steps; the same command continues" in said
     logged = len(metrics(tmp_path / "work"))
     trainer = DrafterRun(TrainConfig.load(file)).trainer()
     assert trainer.steps == logged
 
 
-def accepted_length(target: Path, drafter: Path, setting: Setting, max_tokens: int = 64) -> float:
+def accepted_length(target: Path, drafter: Path, setting: Setting, max_tokens: int = 32) -> float:
     model = load_model(target, torch.float32, torch.device("cpu"))
     evaluation = Evaluation(model, target, drafter, ignore_eos=True, max_tokens=max_tokens)
     prompts = [tuple((11 * i + j * j) % 250 for j in range(3, 9)) for i in range(16)]
@@ -127,9 +146,9 @@ def trained_and_untrained(config: TrainConfig, target: Path, folder: Path) -> tu
 
 
 def test_a_smoke_trained_drafter_beats_an_untrained_one(tmp_path: Path) -> None:
-    file = config_file(tmp_path, SHIPPED_MODEL, steps=100, dtype="bfloat16")
+    file = config_file(tmp_path, SHIPPED_MODEL, steps=60)
     change(file, "drafter", mask_token_id=1, markov_rank=32)
-    config = change(file, "text", sequences=128, tokens=96)
+    config = change(file, "text", sequences=64, tokens=64)
 
     trained, untrained = trained_and_untrained(config, SHIPPED_MODEL, tmp_path / "untrained")
 
@@ -153,37 +172,34 @@ def test_a_drafter_for_a_small_qwen3_in_the_published_layout(qwen3: Path, tmp_pa
     assert after > before
 
 
-def test_a_checkpoint_of_other_settings_is_not_gone_on_from(deepseek_v3: Path, tmp_path: Path) -> None:
-    file = config_file(tmp_path, deepseek_v3)
-    DrafterRun(TrainConfig.load(file)).run()
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(finished: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.rate was 0\.02 when that run began, now it is 0\.01"):
-        DrafterRun(change(file, "training", rate=0.01)).run()
+        DrafterRun(changed(finished, "training", rate=0.01)).run()
     with pytest.raises(ConfigError, match=r"drafter\.markov_rank was 16"):
-        DrafterRun(change(file, "drafter", markov_rank=8)).run()
+        DrafterRun(changed(finished, "drafter", markov_rank=8)).run()
 
 
-def test_a_checkpoint_cut_in_the_middle_is_named(deepseek_v3: Path, tmp_path: Path) -> None:
-    config = TrainConfig.load(config_file(tmp_path, deepseek_v3))
-    DrafterRun(config).run()
+def test_a_checkpoint_cut_in_the_middle_is_named(finished: Path) -> None:
+    config = TrainConfig.load(finished)
     file = config.work / "checkpoint.pt"
-    file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(ConfigError, match=r"checkpoint\.pt: cannot be read .* delete it to begin again"):
-        DrafterRun(config).run()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:5000])
+    try:
+        with pytest.raises(ConfigError, match=r"checkpoint\.pt: cannot be read .* delete it to begin again"):
+            DrafterRun(config).run()
+    finally:
+        file.write_bytes(whole)
 
 
-def test_a_target_that_changed_is_refused(deepseek_v3: Path, tmp_path: Path) -> None:
-    file = config_file(tmp_path, deepseek_v3)
-    DrafterRun(TrainConfig.load(file)).run()
+def test_a_target_that_changed_is_refused(finished: Path) -> None:
     with pytest.raises(ConfigError, match=r"target\.dtype was 'float32' when this text was written"):
-        DrafterRun(change(file, "target", dtype="bfloat16")).run()
+        DrafterRun(changed(finished, "target", dtype="bfloat16")).run()
 
 
-def test_an_old_calibration_does_not_stay_beside_new_weights(deepseek_v3: Path, tmp_path: Path) -> None:
-    config = TrainConfig.load(config_file(tmp_path, deepseek_v3))
-    config.out.mkdir()
-    (config.out / "calibration.json").write_text("{}")
-    DrafterRun(config).run()
-    assert not (config.out / "calibration.json").exists()
+def test_an_old_calibration_does_not_stay_beside_new_weights(finished: Path) -> None:
+    out = TrainConfig.load(finished).out
+    assert (out / "model.safetensors").exists()
+    assert not (out / "calibration.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from train.model.evaluation import Checkpoint, mtp_agreement, token_losses
 from train.model.mtp import initialise
 from train.tokenizer import chat_text, encode
 
-FOLDER = Path(__file__).parents[2] / "models" / "tiny-mla"
-RESULTS = Path(__file__).parents[2] / "train" / "results" / "tiny-mla.json"
+FOLDER = Path(__file__).parents[3] / "models" / "tiny-mla"
+RESULTS = Path(__file__).parents[3] / "train" / "results" / "tiny-mla.json"
 # A standard library file whose path hashes into the held-out part.
 HELD_OUT = "stdlib/csv.py"
 HELD_OUT_FILES = (HELD_OUT, "stdlib/code.py", "stdlib/importlib/util.py", "stdlib/email/_parseaddr.py")

@@ -1,4 +1,4 @@
-"""What the replicas of a configuration would take, from the small files of its checkpoints: nothing is loaded."""
+"""The memory that the replicas of a configuration would take, from the small files of its checkpoints alone."""
 
 from dataclasses import dataclass
 
@@ -8,21 +8,21 @@ from engine.errors import ConfigError
 from engine.models import entries_of, examine
 from engine.models.preflight import gib
 from engine.pages import CacheLayout
-from local.build import page_budget, page_counts
+from local.page_budget import page_budget, page_counts
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """One replica of a pool: bytes of its weights as loaded, and the layout of its pages."""
+class ReplicaFootprint:
+    """Bytes of a replica's weights once they are loaded, and the layout of its pages."""
 
     weights_bytes: int
     layout: CacheLayout
     section: EngineConfig
 
     def taken(self, free: int, where: str) -> int:
-        """Bytes that it takes of `free` bytes: weights, then pages. Raises ConfigError with the numbers.
+        """Return the bytes that the replica takes of `free` bytes: weights, then pages.
 
-        `where` says whose memory that is.
+        `where` says whose memory that is. Raises ConfigError with the numbers if it is too little.
         """
         if self.weights_bytes > free:
             raise ConfigError(f"{gib(self.weights_bytes)} of weights, {gib(free)} free on {where}")
@@ -31,8 +31,8 @@ class Outlook:
         return self.weights_bytes + budget
 
 
-def outlooks(config: Config) -> dict[str, Outlook]:
-    """A replica of each pool by the section's key: prefill, decode.POOL.
+def replica_footprints(config: Config) -> dict[str, ReplicaFootprint]:
+    """Return the footprint of one replica of each pool by its section's key: prefill, decode.POOL.
 
     Raises CheckpointRefused if the model or its drafter could not be served anywhere.
     """
@@ -40,10 +40,12 @@ def outlooks(config: Config) -> dict[str, Outlook]:
     looked = examine(model.path)
     entries, weights = entries_of(looked, dtype), looked.loaded_bytes(dtype)
     drafter = examine_drafter(model.drafter, looked, dtype) if model.drafter is not None else None
-    found = {}
+    footprints = {}
     for key, section in config.sections.items():
-        drafts = drafter is not None and section.drafting
-        own = [*entries, *(drafter.entries if drafter and drafts else ())]
-        extra = drafter.num_parameters * dtype.itemsize if drafter and drafts else 0
-        found[key] = Outlook(weights + extra, CacheLayout.of(own, model.page_tokens), section)
-    return found
+        if drafter is not None and section.drafting:
+            layout = CacheLayout.of([*entries, *drafter.entries], model.page_tokens)
+            drafter_bytes = drafter.num_parameters * dtype.itemsize
+            footprints[key] = ReplicaFootprint(weights + drafter_bytes, layout, section)
+        else:
+            footprints[key] = ReplicaFootprint(weights, CacheLayout.of(entries, model.page_tokens), section)
+    return footprints
