@@ -14,11 +14,11 @@ import grpc
 from bench.console import bar
 from bench.shape import Report
 from bench.storm import Answer, Question, Replicas, ask_all, compare, leaks, questions
-from cluster.app import running
 from cluster.client import Client
-from cluster.front import free_ports
 from cluster.proto import sparkpool_pb2 as pb
-from cluster.proxy import APPLICATION
+from cluster.serving.app import running
+from cluster.serving.front import free_ports
+from cluster.serving.proxy import APPLICATION
 from engine.config import SHIPPED_DRAFTER, Config
 
 REPLICAS, CONCURRENCY = 3, 64
@@ -84,11 +84,11 @@ def config(grpc_port: int, http_port: int) -> Config:
 
 def recovery_seconds(client: Client, replicas: Replicas) -> float:
     """From killing a replica to all of them answering again."""
-    agents = {replica.agent for replica in whole(client).replicas}
+    agents = {replica.identity.agent for replica in whole(client).replicas}
     began = time.monotonic()
     replicas.kill_one()
     while True:
-        if len(agents & {replica.agent for replica in whole(client).replicas}) == 2 * REPLICAS - 1:
+        if len(agents & {replica.identity.agent for replica in whole(client).replicas}) == 2 * REPLICAS - 1:
             return time.monotonic() - began
 
 

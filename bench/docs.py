@@ -20,9 +20,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from bench.summary import highlights, read_results, summary
-from cluster.gateway import FrontCounters
 from engine.config import SHIPPED_DRAFTER, SHIPPED_MODEL, Config
-from engine.facts import ReplicaStats
+from engine.stats import GatewayCounters, ReplicaStats
 from train.drafter.card import drafter_card
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,64 +36,6 @@ TYPES = {
     ByteSize: "bytes",
     dict: "mapping",
     tuple: "list",
-}
-
-INTERIM = {  # until each statistic has its description at its declaration
-    "role": '"prefill" or "decode".',
-    "replica": "Unique id of the replica in Ray Serve.",
-    "pool": '"prefill", or the name of the decode pool.',
-    "agent": "Name of the transfer agent; a restarted replica has a new one.",
-    "waiting": "Requests that wait for pages or for room in the batch.",
-    "running": "Requests in the batch.",
-    "steps": "Decode steps that gave the request tokens.",
-    "tokens": "Prompt tokens computed (prefill), or tokens generated (decode).",
-    "requests": "Requests taken in.",
-    "failed": "Requests that ended with an error.",
-    "cancelled": "Requests that were cancelled before their end.",
-    "preempted": "Times that a request gave up its pages to one that goes before it.",
-    "prompt_tokens": "Tokens of the prompts taken in.",
-    "prefix_hit_tokens": "Prompt tokens whose pages were in this replica already.",
-    "drafted": "Tokens drafted.",
-    "verified": "Drafts that the target model verified.",
-    "accepted": "Drafts that became part of an answer, besides the one token that every step gives.",
-    "verified_at": "`verified` by position in the draft block, first to last.",
-    "accepted_at": "`accepted` by position in the draft block; over `verified_at`, the acceptance rate.",
-    "handoffs_without_context": "Handoffs without the drafter's part of their pages, to a replica that drafts.",
-    "draft_seconds": "Seconds of drafting.",
-    "plan_seconds": "Seconds of planning how many drafts to verify.",
-    "verify_seconds": "Seconds from the plan until the step's tokens are on the host.",
-    "step_seconds": "Seconds of whole steps that computed something.",
-    "compute_seconds": "Seconds of `step_seconds` in models, waiting included; the rest is the engine's own.",
-    "overruns": "Steps that took longer here than on the device that is emulated.",
-    "synthetic": "Whether drafts were accepted at given rates: then the tokens are not the model's own.",
-    "emulated": "Device whose step times the replica keeps to; empty if it runs at its own pace.",
-    "peak_bytes": "Largest number of bytes that the process has held on its device so far.",
-    "max_requests": "Requests that may be in the batch at once.",
-    "queued_tokens": "Prompt tokens not computed yet, by request priority.",
-    "least_seconds": "Seconds of a prefill step of one token; 0 until measured.",
-    "tokens_per_second": "Prompt tokens per second of full prefill steps; 0 until measured.",
-    "rates": "Tokens per second that each request would get, by the number of running requests.",
-    "accepted_length": "Mean tokens that a step gives a request.",
-    "budget": "Mean drafts verified in a step, over all its requests.",
-    "marginal_rate": "Tokens per second, over all requests, that verifying one more draft in each step would add.",
-    "leases_held": "Leases that run now.",
-    "leases_expired": "Leases that ran out before their pages were released, since the replica started.",
-    "reads": "Reads that ended, one per handoff.",
-    "reads_lost": "Reads that failed or ended after their lease: the request is prefilled again.",
-    "moved_bytes": "Bytes read.",
-    "moved_pages": "Pages read.",
-    "transfer_seconds": "Sum of the seconds of all reads, from posting a read to its end.",
-    "local_prefills": "Requests that this decode replica prefilled itself.",
-    "local_tokens": "Prompt tokens computed in this decode replica itself.",
-    "total": "Pages of the group, without the scratch page.",
-    "free": "Pages that hold nothing.",
-    "held": "Pages of requests that are being served or under a lease.",
-    "quarantined": "Pages of requests that ended while a transfer into them was under way.",
-    "cached": "Pages that no request holds, kept for prefix hits; they are reused when free ones run out.",
-    "ongoing": "Requests being served now.",
-    "refused": "Requests turned away because a queue was full or their deadline could not be met.",
-    "prefills_repeated": "Prompts prefilled again because a replica or a handoff was lost.",
-    "preemptions": "Requests prefilled again because they had given up their pages to another.",
 }
 
 
@@ -201,9 +142,9 @@ class Statistic:
 
 def statistics(declared: type, prefix: str = "") -> Iterator[Statistic]:
     """Yield every field of a dataclass and of the dataclasses in it, with the description at its declaration."""
-    types, helps = get_type_hints(declared), _field_docstrings(declared)
+    types, helps = get_type_hints(declared), field_docstrings(declared)
     for field in dataclasses.fields(declared):
-        help_ = field.metadata.get("help") or helps.get(field.name) or INTERIM.get(field.name, "")
+        help_ = helps.get(field.name, "")
         kind, arguments = types[field.name], get_args(types[field.name])
         if _is_dataclass(kind):
             yield from statistics(kind, f"{prefix}{field.name}.")
@@ -220,10 +161,10 @@ def _is_dataclass(kind: Any) -> TypeGuard[type]:
 def statistics_tables() -> str:
     """Return tables of statistics: those of a replica, group by group, and those of a gateway."""
     parts = []
-    for title, declared in {"Each replica": ReplicaStats, "The gateway that answers": FrontCounters}.items():
+    for title, declared in {"Each replica": ReplicaStats, "The gateway that answers": GatewayCounters}.items():
         parts.append(f"## {title}")
-        groups: dict[str, list[Statistic]] = {}
-        for statistic in sorted(statistics(declared), key=lambda statistic: statistic.group != ""):
+        groups: dict[str, list[Statistic]] = {"": []}  # what is in no group comes first
+        for statistic in statistics(declared):
             groups.setdefault(statistic.group, []).append(statistic)
         for group, members in groups.items():
             parts += [f"### `{group}`"] if group else []
@@ -236,7 +177,7 @@ def _statistic_table(members: list[Statistic]) -> str:
     return "\n".join(["| statistic | description |", "|---|---|", *rows])
 
 
-def _field_docstrings(declared: type) -> dict[str, str]:
+def field_docstrings(declared: type) -> dict[str, str]:
     """Return the string that follows each field in the source of a class or of a class that it inherits from."""
     found: dict[str, str] = {}
     for ancestor in reversed(declared.__mro__[:-1]):

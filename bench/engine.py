@@ -41,8 +41,8 @@ def _measured(at_once: int, options: Options) -> dict[str, Any]:
         before = pair.decoder.stats()
         pair.take(pair.decoder.step())
         after = pair.decoder.stats()
-        models.append(after.compute_seconds - before.compute_seconds)
-        own.append(after.step_seconds - before.step_seconds - models[-1])
+        models.append(after.counters.compute_seconds - before.counters.compute_seconds)
+        own.append(after.counters.step_seconds - before.counters.step_seconds - models[-1])
     return {
         "at_once": at_once,
         "own_ms": 1e3 * median(own[WARM_UP:]),

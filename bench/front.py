@@ -33,10 +33,10 @@ import psutil
 import torch
 
 from bench.shape import Report
-from cluster.app import running
-from cluster.bench.workload import Lengths, random_jobs
-from cluster.front import free_ports, gateway_addresses
-from cluster.proxy import APPLICATION
+from cluster.loadgen.workload import Lengths, random_jobs
+from cluster.serving.app import running
+from cluster.serving.front import free_ports, gateway_addresses
+from cluster.serving.proxy import APPLICATION
 from decode.decoder import Decoder
 from engine.config import Config
 from engine.text import Text

@@ -60,7 +60,7 @@ class PlanningBench:
         with TemporaryDirectory() as folder:
             side = SpeculationSide(name, self._model, self._options, record=Path(folder))
             side(self._prompts[:at_once], WARM_UP_TOKENS)
-            warm = side.pair.decoder.stats().steps
+            warm = side.pair.decoder.stats().counters.steps
             side(self._prompts[at_once : 2 * at_once], self._output_tokens)
             time.sleep(2 * WRITE_SECONDS)
             (file,) = Path(folder).glob("*.jsonl")
@@ -70,10 +70,10 @@ class PlanningBench:
         """Profile the decoding of one request; return the slowest operators."""
         side = SpeculationSide(name, self._model, self._options)
         side(self._prompts[:1], WARM_UP_TOKENS)
-        before = side.pair.decoder.stats().steps
+        before = side.pair.decoder.stats().counters.steps
         with profile(activities=[ProfilerActivity.CPU]) as found:
             side(self._prompts[1:2], self._output_tokens)
-        rounds = side.pair.decoder.stats().steps - before
+        rounds = side.pair.decoder.stats().counters.steps - before
         rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)
         total = sum(row.self_cpu_time_total for row in rows)
         return [

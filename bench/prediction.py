@@ -30,13 +30,13 @@ from rich.console import Console
 
 from bench.shape import Report
 from bench.speculation import FIXED, held_out_prompts
-from cluster.app import running
-from cluster.bench.run import Options
-from cluster.bench.run import run as run_bench
 from cluster.client import Client
-from cluster.front import free_ports
+from cluster.loadgen.run import BenchOptions
+from cluster.loadgen.run import run as run_bench
 from cluster.proto import sparkpool_pb2 as pb
-from cluster.proxy import APPLICATION
+from cluster.serving.app import running
+from cluster.serving.front import free_ports
+from cluster.serving.proxy import APPLICATION
 from compare.replica import SimulatedPool
 from compare.simulate import simulate
 from compare.simulator.acceptance import Rates
@@ -108,10 +108,10 @@ class Prefilling:
     each: float
 
     @classmethod
-    def of(cls, replica: pb.Replica, chunk_tokens: int) -> "Prefilling":
+    def of(cls, queue: pb.PrefillQueue, chunk_tokens: int) -> "Prefilling":
         """The straight line that it says: seconds of one token, and tokens per second of whole chunks."""
-        whole = chunk_tokens / replica.tokens_per_second
-        return cls(replica.least_seconds, (whole - replica.least_seconds) / (chunk_tokens - 1))
+        whole = chunk_tokens / queue.tokens_per_second
+        return cls(queue.min_step_seconds, (whole - queue.min_step_seconds) / (chunk_tokens - 1))
 
     def prefill_seconds(self, prompts: int, tokens: int, context: int) -> float:
         return self.least + self.each * (tokens - 1)
@@ -218,11 +218,11 @@ def profile(
     """Runs of other prompts at other concurrencies than those that are predicted; the first to warm up."""
     measured(address, 1, prompts, folder)
     with Client(address, APPLICATION) as client:
-        prefill = next(one for one in client.stats().replicas if one.role == "prefill")
+        prefill = next(one for one in client.stats().replicas if one.identity.role == "prefill")
         found = {n: measured(address, n, prompts, folder) for n in concurrencies}
-        decode = next(one for one in client.stats().replicas if one.role == "decode")
-    side.prefilling = Prefilling.of(prefill, side.config.prefill.chunk_tokens)
-    survival = [a / v for a, v in zip(decode.accepted_at, decode.verified_at, strict=True) if v]
+        decode = next(one for one in client.stats().replicas if one.identity.role == "decode")
+    side.prefilling = Prefilling.of(prefill.prefill_queue, side.config.prefill.chunk_tokens)
+    survival = [a / v for a, v in zip(decode.counters.accepted_at, decode.counters.verified_at, strict=True) if v]
     before = [1.0, *survival]
     side.rates = tuple(min(1.0, s / b) if b else 0.0 for s, b in zip(survival, before, strict=False))
     side.fit(found)
@@ -233,7 +233,7 @@ def measured(address: str, concurrency: int, prompts: Sequence[Sequence[int]], f
     file = folder / "prompts.jsonl"
     lines = [json.dumps({"prompt": list(prompt), "max_tokens": OUTPUT}) + "\n" for prompt in prompts]
     file.write_text("".join(lines))
-    options = Options(
+    options = BenchOptions(
         address=address,
         application=APPLICATION,
         concurrency=concurrency,

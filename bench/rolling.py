@@ -18,9 +18,9 @@ from ray import serve
 
 from bench.shape import Report
 from bench.storm import Answer, Question, ask_all, questions
-from cluster.app import PREFILL, decode_deployment, deploy_config, running, submit
-from cluster.front import free_ports
-from cluster.proxy import APPLICATION
+from cluster.serving.app import PREFILL, decode_deployment, deploy_config, running, submit
+from cluster.serving.front import free_ports
+from cluster.serving.proxy import APPLICATION
 from engine.config import Config
 
 MOST, LOW = 3, 2

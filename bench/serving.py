@@ -15,8 +15,8 @@ from bench.shape import Options
 from bench.speculation import SIDES
 from engine.config import Config
 from engine.device import peak_bytes
-from engine.facts import ReplicaStats
 from engine.models import LoadedModel
+from engine.stats import Counters
 from engine.types import Request, Sampling, StopRules
 from local import Builder, Pair
 
@@ -126,10 +126,10 @@ class Served:
             torch.cuda.reset_peak_memory_stats(self._device)
         started = time.perf_counter()
         self._begun(prompts, output_tokens)
-        began, before = time.perf_counter(), pair.decoder.stats()
+        began, before = time.perf_counter(), pair.decoder.stats().counters
         while pair.requests:
             self._step()
-        seconds, after = time.perf_counter() - began, pair.decoder.stats()
+        seconds, after = time.perf_counter() - began, pair.decoder.stats().counters
         assert not pair.errors, pair.errors
         tokens = len(prompts) * (output_tokens - 1)  # the first came from prefill
         prefilled = len(prompts) * self._workload.prompt_tokens
@@ -146,7 +146,7 @@ def _held_bytes(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else peak_bytes(device)
 
 
-def _per_step(before: ReplicaStats, after: ReplicaStats) -> dict[str, float]:
+def _per_step(before: Counters, after: Counters) -> dict[str, float]:
     """Means of the steps between. `tau`: tokens of a request in a step. `own_ms`: what is no model's."""
 
     def gained(name: str) -> float:

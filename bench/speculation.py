@@ -134,15 +134,16 @@ class SpeculationSide:
         pair.chunks.clear()
         pair.begin(asked)
         before, started = pair.decoder.stats(), time.perf_counter()
-        started_with = {part: getattr(before, f"{part}_seconds") for part in ("draft", "plan", "verify")}
+        started_with = {part: getattr(before.counters, f"{part}_seconds") for part in ("draft", "plan", "verify")}
         while before.running:
             pair.take(pair.decoder.step())
             after = pair.decoder.stats()
-            gained = (getattr(after, name) - getattr(before, name) for name in ("drafted", "verified", "accepted"))
+            drafts = ("drafted", "verified", "accepted")
+            gained = (getattr(after.counters, name) - getattr(before.counters, name) for name in drafts)
             self.totals.count(before.running, *gained)
             before = after
         seconds = time.perf_counter() - started
-        inside = sum(getattr(after, f"{part}_seconds") - started_with[part] for part in started_with)
+        inside = sum(getattr(after.counters, f"{part}_seconds") - started_with[part] for part in started_with)
         self.totals.overhead_seconds += seconds - inside
         self.answers = [[t for chunk in pair.chunks[request.id] for t in chunk.tokens] for request in asked]
         return seconds

@@ -130,13 +130,12 @@ def leaks(stats: pb.Stats) -> list[str]:
     """What is not as it should be when nothing is under way."""
     found = []
     for replica in stats.replicas:
-        if replica.waiting or replica.running or replica.leases_held:
-            found.append(
-                f"{replica.replica}: {replica.waiting} wait, {replica.running} run, {replica.leases_held} leases"
-            )
+        if replica.waiting or replica.running or replica.leases.held:
+            underway = f"{replica.waiting} wait, {replica.running} run, {replica.leases.held} leases"
+            found.append(f"{replica.identity.replica}: {underway}")
         for group, pages in replica.pages.items():
             if pages.free + pages.cached != pages.total:
-                found.append(f"{replica.replica}: pages of {group}: {pages}".replace("\n", " "))
+                found.append(f"{replica.identity.replica}: pages of {group}: {pages}".replace("\n", " "))
     return found
 
 

@@ -1,4 +1,4 @@
-"""A client in a few lines: what the command line, the demo and the tests call the service with."""
+"""A small gRPC client, for the command line, the demo and the tests."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -10,7 +10,7 @@ from cluster.proto.sparkpool_pb2_grpc import InferenceStub
 
 
 class Client:
-    """A channel to one gateway. `address` is host:port; `application` is needed if the cluster serves several."""
+    """A connection to the service at `address` (host:port). `application` is its name in Ray Serve."""
 
     def __init__(self, address: str, application: str = "sparkpool") -> None:
         self.channel = grpc.insecure_channel(address)
@@ -18,7 +18,7 @@ class Client:
         self._stub: Any = InferenceStub(self.channel)  # type: ignore[no-untyped-call]
 
     def generate(self, request: pb.GenerateRequest, timeout: float | None = None) -> Any:
-        """The call: iterate over its replies, or `cancel()` it. Iterating raises grpc.RpcError."""
+        """Start a call and return it: iterate over its replies, or `cancel()` it. Iterating raises grpc.RpcError."""
         return self._stub.Generate(request, timeout=timeout, metadata=self.metadata)
 
     def generate_once(self, request: pb.GenerateRequest, timeout: float | None = None) -> pb.Answers:
@@ -57,7 +57,7 @@ SAMPLING = frozenset(pb.Sampling.DESCRIPTOR.fields_by_name)
 
 
 def generate_request(prompt: str | list[int], **options: Any) -> pb.GenerateRequest:
-    """A request from keywords: what `Sampling` has goes there (temperature, seed, ...), the rest are its own fields."""
+    """Make a request from keywords: fields of `Sampling` (temperature, seed, ...) and of `GenerateRequest`."""
     options = {key: value for key, value in options.items() if value is not None}
     sampling = {key: options.pop(key) for key in SAMPLING & set(options)}
     source: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"token_ids": pb.TokenIds(ids=prompt)}

@@ -1,5 +1,5 @@
-"""`make demo`: both pools on this machine, the shipped model and its drafter, a few prompts one by one, without
-speculation and with it, and then all at once."""
+"""`make demo`: starts both pools on this machine with the shipped model and its drafter, and sends a few prompts one by
+one, with and without speculative decoding, then all at once."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from cluster.app import running
 from cluster.client import Client, generate_request
-from cluster.front import free_ports
 from cluster.proto import sparkpool_pb2 as pb
-from cluster.tables import replica_table, size
+from cluster.serving.app import running
+from cluster.serving.front import free_ports
+from cluster.tables import by_position, replica_table, size
 from engine.config import SHIPPED_DRAFTER, Config
 
 PROMPTS = [
@@ -27,7 +27,7 @@ OPTIONS = {"temperature": 0.7, "top_p": 0.95, "seed": 1, "max_tokens": 64}
 
 
 @dataclass
-class Answer:
+class DemoAnswer:
     """One streamed answer, timed by the client."""
 
     text: str
@@ -37,7 +37,7 @@ class Answer:
 
     @property
     def tokens_per_second(self) -> float:
-        """After the first token."""
+        """Tokens per second after the first token."""
         return (self.last.usage.completion_tokens - 1) / self.stream_seconds
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     console.print("Stopped; nothing is left running.")
 
 
-def ask(client: Client, prompt: str, console: Console | None = None, **options: object) -> Answer:
+def ask(client: Client, prompt: str, console: Console | None = None, **options: object) -> DemoAnswer:
     """Stream one answer, echoing it if there is a console."""
     sent = time.monotonic()
     first, text = 0.0, ""
@@ -84,10 +84,10 @@ def ask(client: Client, prompt: str, console: Console | None = None, **options: 
             console.print(reply.text, end="", markup=False, soft_wrap=True)
     if console is not None:
         console.print("\n")
-    return Answer(text, first - sent, time.monotonic() - first, reply)
+    return DemoAnswer(text, first - sent, time.monotonic() - first, reply)
 
 
-def row(prompt: str, answer: Answer) -> list[str]:
+def row(prompt: str, answer: DemoAnswer) -> list[str]:
     timings = answer.last.timings
     return [
         prompt.splitlines()[0],
@@ -100,36 +100,35 @@ def row(prompt: str, answer: Answer) -> list[str]:
     ]
 
 
-def with_and_without(drafted: list[Answer], plain: list[Answer]) -> Table:
-    """What speculation did to each answer. With a seed it changes no token."""
-    table = Table(title=f"DSpark, {DRAFTS} drafts in every step, beside the same answers without", title_justify="left")
+def with_and_without(drafted: list[DemoAnswer], plain: list[DemoAnswer]) -> Table:
+    """Return a table of what speculation did to each answer. With a seed it changes no token."""
+    table = Table(title=f"DSpark, {DRAFTS} drafts in every step, compared with no drafts", title_justify="left")
     for column in (
         "prompt",
         "tok/s without",
         "with",
         "accepted length",
-        "verified a step",
-        "accepted by place",
+        "verified per step",
+        "accepted by position",
         "same",
     ):
         table.add_column(column, justify="left" if column == "prompt" else "right")
     for prompt, one, other in zip(PROMPTS, drafted, plain, strict=True):
-        told = one.last.acceptance
-        places = zip(told.accepted_at, told.verified_at, strict=True)
+        drafts = one.last.acceptance
         table.add_row(
             prompt.splitlines()[0],
             f"{other.tokens_per_second:.0f}",
             f"{one.tokens_per_second:.0f}",
-            f"{1 + told.accepted / told.steps:.2f}",
-            f"{told.verified / told.steps:.2f}",
-            " ".join(f"{accepted / verified:.0%}" for accepted, verified in places),
+            f"{1 + drafts.accepted / drafts.steps:.2f}",
+            f"{drafts.verified / drafts.steps:.2f}",
+            by_position(drafts.accepted_at, drafts.verified_at),
             "yes" if one.text == other.text else "NO",
         )
     return table
 
 
-def all_at_once(client: Client, alone: list[Answer]) -> str:
-    """The prompts again, twice each and together: more tokens per second, and with a seed the same answers."""
+def all_at_once(client: Client, alone: list[DemoAnswer]) -> str:
+    """Send each prompt twice, all at once: more tokens per second, and with a seed the same answers."""
     sent = time.monotonic()
     with ThreadPoolExecutor(2 * len(PROMPTS)) as pool:
         answers = list(pool.map(lambda prompt: ask(client, prompt), 2 * PROMPTS))

@@ -1,7 +1,4 @@
-"""`sparkpool generate`: one answer on the terminal, from a service or from both pools in this process.
-
-Imports stay inside the functions: the local way needs neither Ray nor gRPC.
-"""
+"""`sparkpool generate`: prints one answer, from a service or from both pools in this process (without Ray or gRPC)."""
 
 import typer
 
@@ -13,12 +10,12 @@ from engine.types import NO_LIMIT, Request, Sampling, StopRules
 Options = dict[str, float | int | None]  # temperature, top_k, top_p, seed
 
 
-class Failed(Exception):
-    """No answer, or not all of it; the text says why."""
+class GenerateFailed(Exception):
+    """There is no answer, or not all of it; the text says why."""
 
 
 def locally(prompt: str, config: Config, max_tokens: int, max_drafts: int | None, options: Options) -> None:
-    """Print the answer of both pools in this process. Raises Failed."""
+    """Print the answer of a prefill and a decode engine in this process. Raises GenerateFailed."""
     from local import Pair
     from local.build import set_threads
 
@@ -43,7 +40,7 @@ def locally(prompt: str, config: Config, max_tokens: int, max_drafts: int | None
         for chunk in pair.stream(request):
             typer.echo(chunk.text, nl=False)
     except SparkpoolError as error:
-        raise Failed(str(error)) from error
+        raise GenerateFailed(str(error)) from error
     typer.echo()
     if chunk.acceptance is not None and chunk.acceptance.synthetic:
         typer.echo(SYNTHETIC_WARNING, err=True)
@@ -52,7 +49,7 @@ def locally(prompt: str, config: Config, max_tokens: int, max_drafts: int | None
 def remotely(
     prompt: str, address: str, application: str, max_tokens: int, max_drafts: int | None, options: Options
 ) -> None:
-    """Print the answer of a service, then what it took. Raises Failed."""
+    """Print the answer of a service, then its timings. Raises GenerateFailed."""
     import grpc
 
     from cluster.client import Client, generate_request
@@ -66,7 +63,7 @@ def remotely(
             for reply in client.generate(request):
                 typer.echo(reply.text, nl=False)
         except grpc.RpcError as error:
-            raise Failed(f"\n{address}: {error.code().name}: {error.details()}") from error
+            raise GenerateFailed(f"\n{address}: {error.code().name}: {error.details()}") from error
     typer.echo()
     timings, tokens, acceptance = reply.timings, reply.usage.completion_tokens, reply.acceptance
     length = 1 + acceptance.accepted / max(1, acceptance.steps)

@@ -1,7 +1,7 @@
-"""What decode replicas recorded, on its way to whoever asks: `sparkpool bench --record`.
+"""Downloads the steps that decode replicas record (decode/record.py), for `sparkpool bench --record`.
 
-A replica reads its own file (decode/record.py) in parts of whole lines; the gateway asks all of them until it has what
-was there when it began; the client writes a file for each replica, of the steps since it began.
+A replica reads its own file in parts of whole lines; the gateway asks all replicas until it has what their files held
+at the first answer; the client writes one file for each replica, with the steps since it began.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -17,8 +17,8 @@ HEADER_BYTES = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """Of one file: its size and first line, and whole lines from `offset` on."""
+class RecordPart:
+    """A part of one replica's file: the file's size in bytes and first line, and whole lines from `offset` on."""
 
     pool: str
     agent: str
@@ -29,31 +29,28 @@ class Part:
 
     @property
     def end(self) -> int:
-        """Where the next part begins."""
+        """The offset of the next part."""
         return self.offset + len(self.lines)
 
 
-def part_of(file: Path, pool: str, skip: Mapping[str, int], most: int = PART_BYTES) -> Part:
-    """The next whole lines of a file, at most so many bytes. `skip`: bytes that are not wanted, by the file's stem.
-
-    Raises OSError if it cannot be read.
-    """
+def part_of(file: Path, pool: str, skip: Mapping[str, int], max_bytes: int = PART_BYTES) -> RecordPart:
+    """Read the next whole lines of a file. `skip`: bytes to leave out, by the file's stem. Raises OSError."""
     agent = file.stem
     with file.open("rb") as content:
         header = content.readline(HEADER_BYTES)
         offset = max(skip.get(agent, 0), len(header))
         size = content.seek(0, 2)
         content.seek(offset)
-        read = content.read(most)
+        read = content.read(max_bytes)
     lines = read[: read.rfind(b"\n") + 1]
-    return Part(pool=pool, agent=agent, size=size, header=header.decode(), offset=offset, lines=lines)
+    return RecordPart(pool=pool, agent=agent, size=size, header=header.decode(), offset=offset, lines=lines)
 
 
 async def all_parts(
-    ask: Callable[[dict[str, int]], Awaitable[list[Part | None]]], skip: Mapping[str, int], sizes_only: bool
-) -> AsyncIterator[Part]:
-    """Everything that had been written when the first answers came. `ask` asks all replicas that decode; one that
-    records nothing answers None. Raises ConfigError if none does."""
+    ask: Callable[[dict[str, int]], Awaitable[list[RecordPart | None]]], skip: Mapping[str, int], sizes_only: bool
+) -> AsyncIterator[RecordPart]:
+    """Yield everything that had been written when the first answers came. `ask` asks all decode replicas; one that
+    records nothing answers None. Raises ConfigError if none records."""
     first = [part for part in await ask(dict(skip)) if part is not None]
     if not first:
         raise ConfigError("no decode pool records its steps (decode.POOL.record)")
@@ -61,22 +58,22 @@ async def all_parts(
         for part in first:
             yield replace(part, lines=b"")
         return
-    until, had, parts = {part.agent: part.size for part in first}, dict(skip), first
+    ends, done, parts = {part.agent: part.size for part in first}, dict(skip), first
     while parts:
         for part in parts:
             yield part
-            had[part.agent] = part.end
-        again = await ask(had) if any(had[agent] < size for agent, size in until.items()) else []
-        parts = [part for part in again if part is not None and part.lines and had.get(part.agent, 0) < part.size]
-        parts = [part for part in parts if part.offset < until.get(part.agent, 0)]
+            done[part.agent] = part.end
+        again = await ask(done) if any(done[agent] < size for agent, size in ends.items()) else []
+        parts = [part for part in again if part is not None and part.lines and done.get(part.agent, 0) < part.size]
+        parts = [part for part in parts if part.offset < ends.get(part.agent, 0)]
 
 
-def message_of(part: Part) -> pb.Records:
+def message_of(part: RecordPart) -> pb.Records:
     return pb.Records(**asdict(part))
 
 
-class Kept:
-    """A client's copies: one file for each replica, of what was recorded since the beginning."""
+class RecordFiles:
+    """Writes one file for each replica, with the steps recorded since `begin`."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ConfigError if the folder cannot be written to."""
@@ -88,12 +85,12 @@ class Kept:
         self.skip: dict[str, int] = {}
 
     async def begin(self, stub: Any, metadata: Any) -> None:
-        """Note how much there is already."""
+        """Note how long the files are now."""
         call = stub.GetRecords(pb.GetRecordsRequest(sizes_only=True), metadata=metadata)
         self.skip = {part.agent: part.size async for part in call}
 
     async def fetch(self, stub: Any, metadata: Any) -> dict[Path, int]:
-        """Write what has come since: the files, and how many steps each has."""
+        """Write the files, and return the number of steps in each."""
         steps: dict[Path, int] = {}
         async for part in stub.GetRecords(pb.GetRecordsRequest(skip=self.skip), metadata=metadata):
             file = self._folder / f"{Path(part.agent).name}.jsonl"

@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Tables that commands print on the terminal."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -14,68 +14,71 @@ if TYPE_CHECKING:
 
 
 def replica_table(stats: pb.Stats) -> Table:
-    """One row for each replica of both pools."""
+    """Return one row for each replica of every pool."""
     columns = ("waiting", "running", "tokens", "preempted", "prefix hits", "pages free+cached/held/total")
     table = _table("replicas", ("pool", "replica"), (*columns, "leases", "reads (lost)", "moved"))
     for replica in stats.replicas:
+        counters, transfers = replica.counters, replica.transfers
         pages = [f"{name} {p.free}+{p.cached}/{p.held}/{p.total}" for name, p in sorted(replica.pages.items())]
+        prefills = replica.identity.role == "prefill"
         table.add_row(
-            replica.pool,
-            replica.replica,
+            replica.identity.pool,
+            replica.identity.replica,
             str(replica.waiting),
             str(replica.running),
-            str(replica.tokens),
-            str(replica.preempted),
-            f"{replica.prefix_hit_tokens / max(1, replica.prompt_tokens):.0%}",
+            str(counters.tokens),
+            str(counters.preempted),
+            f"{counters.prefix_hit_tokens / max(1, counters.prompt_tokens):.0%}",
             ", ".join(pages),
-            str(replica.leases_held) if replica.role == "prefill" else "-",
-            f"{replica.reads} ({replica.reads_lost})" if replica.role == "decode" else "-",
-            size(replica.moved_bytes) if replica.role == "decode" else "-",
+            str(replica.leases.held) if prefills else "-",
+            "-" if prefills else f"{transfers.reads} ({transfers.reads_lost})",
+            "-" if prefills else size(transfers.moved_bytes),
         )
     return table
 
 
 def speculation_table(stats: pb.Stats) -> Table | None:
-    """One row for each decode replica that has drafted; None if there is none. Means are over its own steps."""
-    replicas = [replica for replica in stats.replicas if replica.drafted]
+    """Return one row for each decode replica that has drafted, or None if none has. Means are over its own steps."""
+    replicas = [replica for replica in stats.replicas if replica.counters.drafted]
     if not replicas:
         return None
-    columns = ("steps", "ms a step: draft+plan+verify", "verified a step", "accepted length")
-    table = _table("speculation", ("pool", "replica"), (*columns, "acceptance by place", "without context"))
+    columns = ("steps", "ms per step: draft+plan+verify", "verified per step", "accepted length")
+    table = _table("speculation", ("pool", "replica"), (*columns, "acceptance by position", "without context"))
     for replica in replicas:
-        seconds = (replica.draft_seconds, replica.plan_seconds, replica.verify_seconds)
+        counters = replica.counters
+        seconds = (counters.draft_seconds, counters.plan_seconds, counters.verify_seconds)
         table.add_row(
-            replica.pool,
-            replica.replica,
-            str(replica.steps),
-            "+".join(f"{value / replica.steps * 1e3:.1f}" for value in seconds),
-            f"{replica.verified / replica.steps:.1f}",
-            f"{accepted_length(replica):.2f}",
-            by_place(replica.accepted_at, replica.verified_at),
-            str(replica.handoffs_without_context),
+            replica.identity.pool,
+            replica.identity.replica,
+            str(counters.steps),
+            "+".join(f"{value / counters.steps * 1e3:.1f}" for value in seconds),
+            f"{counters.verified / counters.steps:.1f}",
+            f"{accepted_length(counters):.2f}",
+            by_position(counters.accepted_at, counters.verified_at),
+            str(counters.handoffs_without_context),
         )
     return table
 
 
-def accepted_length(replica: pb.Replica) -> float:
-    """Tokens that a step gave a request, in the mean. The first token of each request came with its handoff."""
-    stepped = replica.tokens - replica.requests
-    return stepped / max(1, stepped - replica.accepted)
+def accepted_length(counters: pb.Counters) -> float:
+    """Return the mean tokens that a step gave a request. The first token of each request came with its handoff."""
+    stepped = counters.tokens - counters.requests
+    return stepped / max(1, stepped - counters.accepted)
 
 
-def by_place(accepted_at: Iterable[int], verified_at: Iterable[int]) -> str:
-    """The acceptance at each place of a block, first to last."""
+def by_position(accepted_at: Iterable[int], verified_at: Iterable[int]) -> str:
+    """Format the acceptance rate at each position of a draft block, first to last."""
     return " ".join(f"{a / v:.0%}" if v else "-" for a, v in zip(accepted_at, verified_at, strict=True))
 
 
 def warnings(stats: pb.Stats) -> list[str]:
-    """What nobody should overlook."""
-    pools = sorted({replica.pool for replica in stats.replicas if replica.synthetic})
+    """Return warnings to print below the tables: pools whose acceptance is synthetic."""
+    pools = sorted({replica.identity.pool for replica in stats.replicas if replica.identity.synthetic})
     return [f"{SYNTHETIC_WARNING} (pool {', '.join(pools)})"] if pools else []
 
 
 def size(num_bytes: int) -> str:
-    """Bytes in the unit that fits."""
+    """Format bytes in the largest unit that leaves at least 1."""
     value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value /= 1024
@@ -84,16 +87,16 @@ def size(num_bytes: int) -> str:
 
 
 def calibration_table(fit: "CalibrationFit") -> Table:
-    """Each place's temperature, and how well survival was foreseen there before and after."""
-    columns = ("place", "drafts", "temperature", "ECE before", "after", "AUC before", "after")
-    table = _table("confidences by place of the draft", (), columns)
-    places = zip(
+    """Return each position's temperature, and how well survival was predicted there before and after calibration."""
+    columns = ("position", "drafts", "temperature", "ECE before", "after", "AUC before", "after")
+    table = _table("confidences by position in the draft block", (), columns)
+    positions = zip(
         fit.drafts, fit.temperatures, fit.before.ece, fit.after.ece, fit.before.auc, fit.after.auc, strict=True
     )
-    for place, (drafts, temperature, *values) in enumerate(places, start=1):
+    for position, (drafts, temperature, *values) in enumerate(positions, start=1):
         before, after, area_before, area_after = values
         table.add_row(
-            str(place),
+            str(position),
             str(drafts),
             f"{temperature:.2f}",
             f"{before:.1%}",
@@ -105,10 +108,10 @@ def calibration_table(fit: "CalibrationFit") -> Table:
 
 
 def evaluation_table(results: "Sequence[DrafterResult]") -> Table:
-    """One row for each domain and setting. Times are medians of a step of so many requests; the speed-up is that of
-    decoding with every draft verified."""
+    """Return one row for each domain and setting. Times are medians per step of `cost.requests` requests; the speed-up
+    is over decoding without drafts, if every draft is verified."""
     requests = results[0].cost.requests
-    title = f"accepted length, every draft verified; ms of a step of {requests} requests"
+    title = f"accepted length, every draft verified; ms per step of {requests} requests"
     columns = ("rounds", "length", "ECE", "AUC", "draft", "verify", "plain", "speed-up")
     table = _table(title, ("domain", "setting"), columns)
     for result in results:
@@ -129,16 +132,16 @@ def evaluation_table(results: "Sequence[DrafterResult]") -> Table:
 
 
 def places_table(results: "Sequence[DrafterResult]") -> Table:
-    """How often the draft at each place was accepted if those before it were."""
-    places = len(results[0].figures.acceptance)
-    table = _table("acceptance by place", ("domain", "setting"), [str(place + 1) for place in range(places)])
+    """Return how often the draft at each position was accepted if all before it were."""
+    length = len(results[0].figures.acceptance)
+    table = _table("acceptance by position", ("domain", "setting"), [str(number + 1) for number in range(length)])
     for result in results:
         table.add_row(result.domain, result.setting, *(f"{value:.0%}" for value in result.figures.acceptance))
     return table
 
 
 def _table(title: str, names: Sequence[str], figures: Sequence[str]) -> Table:
-    """An empty one: columns of names, to the left, then columns of figures, to the right."""
+    """Return an empty table: columns of names, aligned left, then columns of figures, aligned right."""
     table = Table(title=title)
     for name in names:
         table.add_column(name)

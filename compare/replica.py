@@ -24,8 +24,8 @@ from engine.config import DecodeConfig, PrefillConfig
 from engine.drafters import NoDrafter
 from engine.engine import Engine
 from engine.errors import SparkpoolError
-from engine.facts import ReplicaStats
 from engine.pages import CacheLayout, Pages
+from engine.stats import ReplicaStats
 from engine.steptime import StepTimes
 from engine.types import Ended, Event
 from hardware.link import Link
@@ -90,8 +90,8 @@ def simulated_parts(
 
 
 class Replica:
-    """Runs its engine as the cluster's thread does (cluster/engine_thread.py): calls between steps, steps while the
-    engine has something to do, sleep until its deadline otherwise."""
+    """Runs its engine as the cluster's thread does (cluster/serving/engine_thread.py): calls between steps, steps while
+    the engine has something to do, sleep until its deadline otherwise."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Replica:
 
     def stats(self) -> ReplicaStats:
         self._clock.set(self._timeline.now)
-        return replace(self.engine.stats(), replica=self.name, pool=self.pool)
+        return self.engine.stats().named(self.name, self.pool)
 
     def account(self) -> Machine:
         stats = self.engine.stats()
@@ -136,12 +136,12 @@ class Replica:
             pool=self.pool,
             seconds=self._timeline.now - self._born,
             busy_seconds=self._busy_seconds,
-            steps=stats.steps,
-            tokens=stats.tokens,
-            drafted=stats.drafted,
-            verified=stats.verified,
-            accepted=stats.accepted,
-            moved_bytes=stats.moved_bytes,
+            steps=stats.counters.steps,
+            tokens=stats.counters.tokens,
+            drafted=stats.counters.drafted,
+            verified=stats.counters.verified,
+            accepted=stats.counters.accepted,
+            moved_bytes=stats.transfers.moved_bytes,
         )
 
     def _turn(self, moment: float) -> None:

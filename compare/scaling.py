@@ -1,4 +1,4 @@
-"""Autoscaling in virtual time: policy/scale.py, as cluster/autoscale.py applies it."""
+"""Autoscaling in virtual time: policy/scale.py, as cluster/serving/autoscale.py applies it."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from policy.scale import State, decide
 if TYPE_CHECKING:
     from compare.simulated_gateway import SimulatedGateway
 
-SCALE_SECONDS = 1.0  # the period of cluster/autoscale.py
+SCALE_SECONDS = 1.0  # the period of cluster/serving/autoscale.py
 
 
 class SimulatedAutoscaler:

@@ -1,4 +1,4 @@
-"""The gateway in virtual time: it performs what policy/journey.py decides for requests, as cluster/gateway.py does."""
+"""The gateway in virtual time: as cluster/serving/gateway.py, it performs what policy/journey.py decides."""
 
 import math
 from collections import deque
@@ -39,7 +39,7 @@ from policy.journey import (
 from policy.load import FrontLoad, RecentAnswers
 from policy.request_state import Phase, RequestState
 
-FRESH_SECONDS = 0.25  # as often as cluster/board.py asks
+FRESH_SECONDS = 0.25  # as often as cluster/serving/board.py asks
 LEAVE_SECONDS = 1.0  # how often one that drains is looked at
 
 
@@ -143,7 +143,7 @@ class SimulatedGateway:
 
     def _leave(self, replica: Replica) -> None:
         stats = replica.stats()
-        if stats.waiting or stats.running or stats.leases_held:
+        if stats.waiting or stats.running or stats.leases.held:
             self._timeline.at(self.now + LEAVE_SECONDS, partial(self._leave, replica))
             return
         replica.engine.assert_consistent()

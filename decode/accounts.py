@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from decode.handoff_reads import Incoming
 from decode.step_result import StepResult
-from engine.facts import Acceptance, Counters
+from engine.stats import Acceptance, Counters
 from engine.types import Chunk, DecodeTimings, Ended, Event
 
 NO_TIME = DecodeTimings(wait_seconds=0.0, transfer_seconds=0.0, decode_seconds=0.0, moved_bytes=0, moved_pages=0)

@@ -3,7 +3,6 @@
 It receives its parts and never builds them, asks the clock for `now()` only, and never sleeps.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 from decode.accounts import Accounts
@@ -25,8 +24,8 @@ from engine.config import DecodeConfig
 from engine.device import peak_bytes
 from engine.drafters import row_from
 from engine.errors import DeadlineExceeded, DoesNotFit, Overloaded, Preempted
-from engine.facts import ReplicaStats
 from engine.pages import Pages, Tables
+from engine.stats import Forecast, Identity, ReplicaStats, Transfers
 from engine.text import Text
 from engine.transfer import Transfer
 from engine.types import Chunk, Ended, Event, Handoff, Request, Sampling
@@ -202,27 +201,33 @@ class Decoder:
         return now + self._poll_seconds if len(self._inbox) else None
 
     def stats(self) -> ReplicaStats:
-        inbox = self._inbox
+        inbox, forecast = self._inbox, self._forecast
         return ReplicaStats(
-            role="decode",
-            agent=self._transfer.entry.name,
+            identity=Identity(
+                role="decode",
+                agent=self._transfer.entry.name,
+                emulated=self._pace.emulated,
+                synthetic=self._runner.synthetic,
+            ),
             waiting=len(inbox),
             running=len(self._schedule.running),
-            **asdict(self._accounts.counters),
-            synthetic=self._runner.synthetic,
-            emulated=self._pace.emulated,
-            peak_bytes=peak_bytes(self._pages.store.device),
             max_requests=self._config.max_requests,
-            rates=self._forecast.rates(),
-            accepted_length=self._forecast.accepted_length,
-            budget=self._forecast.budget,
-            marginal_rate=self._forecast.marginal_rate(),
+            peak_bytes=peak_bytes(self._pages.store.device),
+            counters=self._accounts.counters.snapshot(),
             pages=self._pages.counts(),
-            reads=inbox.reads,
-            reads_lost=inbox.reads_lost,
-            moved_bytes=inbox.moved_bytes,
-            moved_pages=inbox.moved_pages,
-            transfer_seconds=inbox.transfer_seconds,
+            forecast=Forecast(
+                request_rates=forecast.rates(),
+                accepted_length=forecast.accepted_length,
+                verified_per_step=forecast.budget,
+                marginal_rate=forecast.marginal_rate(),
+            ),
+            transfers=Transfers(
+                reads=inbox.reads,
+                reads_lost=inbox.reads_lost,
+                moved_bytes=inbox.moved_bytes,
+                moved_pages=inbox.moved_pages,
+                transfer_seconds=inbox.transfer_seconds,
+            ),
         )
 
     def assert_consistent(self) -> None:

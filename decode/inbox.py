@@ -10,8 +10,8 @@ from decode.sequence import WaitingSequence
 from engine.clock import Clock
 from engine.config import DecodeConfig
 from engine.errors import HandoffLost
-from engine.facts import Counters
 from engine.pages import Pages, Precedence
+from engine.stats import Counters
 from engine.transfer import Message, PageRead, ReadState, Transfer, Verb
 from engine.types import Ended
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from engine.drafters import Anchor
-from engine.facts import Acceptance
 from engine.pages import Pages, Precedence, Tables
+from engine.stats import Acceptance
 from engine.text import StopStrings, Text, TextStream
 from engine.types import Chunk, FinishReason, Request, SampledToken, Sampling, StopRules
 

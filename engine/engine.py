@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from engine.facts import ReplicaStats
+from engine.stats import ReplicaStats
 from engine.types import Event
 
 

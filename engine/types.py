@@ -13,7 +13,8 @@ from itertools import chain, groupby
 from typing import Any
 
 from engine.errors import BadRequest, SparkpoolError
-from engine.facts import Acceptance, ModelFacts
+from engine.facts import ModelFacts
+from engine.stats import Acceptance
 
 MAX_TOP_LOGPROBS = 20
 NO_LIMIT = 2**31
@@ -29,10 +30,9 @@ class FinishReason(enum.StrEnum):
 class Sampling:
     """How a token is drawn. `temperature` 0 is greedy, `top_k` 0 is off, `top_p` 1 is off, `min_p` 0 is off.
 
-    `seed` keys the noise; a request without one gets a random seed at the edge, and `seeded`
-    remembers which it was. Penalties and biases change the logits first (engine/logits_processors.py), greedy or not.
-    `bad_words` are token sequences that must not be completed. `top_logprobs`: how many of the most likely tokens are
-    told beside each drawn one.
+    `seed` keys the noise; a request without one gets a random seed, and `seeded` is False. Penalties and biases change
+    the logits first (engine/logits_processors.py), greedy or not. `bad_words` are token sequences that must not be
+    completed. `top_logprobs`: how many of the most likely tokens are returned beside each sampled one.
     """
 
     temperature: float = 0.0

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from decode import Decoder
-from engine.facts import ReplicaStats
 from engine.pages import Pages
+from engine.stats import ReplicaStats
 from engine.types import Event, Handoff, Request
 from prefill import Prefiller
 
@@ -74,26 +74,23 @@ class ColocatedEngine:
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def stats(self) -> ReplicaStats:
-        """Return the statistics of both engines as one decode replica's. `steps` and `tokens` count decoding alone;
-        `local_tokens` are prompt tokens computed here."""
+        """Return the sum of both engines' statistics. What they share counts once, and so does a request that both had;
+        `steps` and `tokens` are those of decoding."""
         prompts, answers = self.prefiller.stats(), self.decoder.stats()
+        both = answers + prompts
         return replace(
-            answers,
-            waiting=answers.waiting + prompts.waiting,
-            running=answers.running + prompts.running,
-            requests=answers.requests + prompts.requests - self._prefilled,  # each once
-            failed=answers.failed + prompts.failed,
-            cancelled=answers.cancelled + prompts.cancelled,
-            preempted=answers.preempted + prompts.preempted,
-            prompt_tokens=answers.prompt_tokens + prompts.prompt_tokens,
-            prefix_hit_tokens=answers.prefix_hit_tokens + prompts.prefix_hit_tokens,
-            step_seconds=answers.step_seconds + prompts.step_seconds,
-            compute_seconds=answers.compute_seconds + prompts.compute_seconds,
-            queued_tokens=prompts.queued_tokens,
-            least_seconds=prompts.least_seconds,
-            tokens_per_second=prompts.tokens_per_second,
-            local_prefills=self._prefilled,
-            local_tokens=prompts.tokens,
+            both,
+            max_requests=answers.max_requests,
+            peak_bytes=answers.peak_bytes,
+            pages=answers.pages,
+            counters=replace(
+                both.counters,
+                steps=answers.counters.steps,
+                tokens=answers.counters.tokens,
+                requests=both.counters.requests - self._prefilled,
+                local_prefills=self._prefilled,
+                local_tokens=prompts.counters.tokens,
+            ),
         )
 
     def assert_consistent(self) -> None:
@@ -101,7 +98,7 @@ class ColocatedEngine:
         if no request is here."""
         self._pages.assert_consistent()
         prompts = self.prefiller.stats()
-        assert prompts.leases_held == 0, "a complete prompt is still in the prefiller"
+        assert prompts.leases.held == 0, "a complete prompt is still in the prefiller"
         assert len(self._prompts) == prompts.waiting + prompts.running, f"{list(self._prompts)} are not all in prefill"
         if self.prefiller.idle and self.decoder.idle:
             self.decoder.assert_consistent()

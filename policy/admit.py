@@ -7,7 +7,7 @@ it would be admitted.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.facts import ReplicaStats
+from engine.stats import ReplicaStats
 from policy.route import Ranked, queued_seconds
 
 

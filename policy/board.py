@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from engine.errors import BadRequest, Overloaded
-from engine.facts import PageCounts, ReplicaStats
 from engine.mean import ExponentialMean
+from engine.stats import PageCounts, ReplicaStats
 from engine.types import Request
 from policy.admit import refusal
 from policy.prefix import PrefixIndex
@@ -71,7 +71,7 @@ class Board:
     def heard(self, said: list[ReplicaStats], then: dict[str, Sent]) -> None:
         """All replicas that are there say how things stood when they had `then` from here."""
         self._said, self._sent_then = said, then
-        alive = {stats.replica for stats in said}
+        alive = {stats.name for stats in said}
         if alive != self._alive:
             self._prefixes.keep_only(alive)
         self._alive = alive
@@ -164,18 +164,19 @@ class Board:
         return self._prefixes.known_tokens(request.tokens, request.cache_salt)
 
     def _replicas(self, pool: str) -> list[ReplicaStats]:
-        return [self._corrected(stats) for stats in self._said if stats.pool == pool]
+        return [self._corrected(stats) for stats in self._said if stats.identity.pool == pool]
 
     def _corrected(self, stats: ReplicaStats) -> ReplicaStats:
         """What it said, and what has been sent there or has ended there since."""
-        now, then = self._sent[stats.replica], self._sent_then.get(stats.replica, Sent())
-        levels = {*stats.queued_tokens, *now.queued, *then.queued}
-        queued = {n: stats.queued_tokens.get(n, 0) + now.queued.get(n, 0) - then.queued.get(n, 0) for n in levels}
+        now, then = self._sent[stats.name], self._sent_then.get(stats.name, Sent())
+        queue = stats.prefill_queue
+        levels = {*queue.queued_tokens, *now.queued, *then.queued}
+        queued = {n: queue.queued_tokens.get(n, 0) + now.queued.get(n, 0) - then.queued.get(n, 0) for n in levels}
         pages = -(-(now.tokens - then.tokens) // self._rules.page_tokens)
         return replace(
             stats,
             waiting=max(0, stats.waiting + now.requests - then.requests),
-            queued_tokens={n: max(0, tokens) for n, tokens in queued.items()},
+            prefill_queue=replace(queue, queued_tokens={n: max(0, tokens) for n, tokens in queued.items()}),
             pages={name: _with(counts, pages) for name, counts in stats.pages.items()},
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from engine.facts import ReplicaStats
+from engine.stats import ReplicaStats
 from policy.percentile import SlidingWindow
 from policy.request_state import RequestState
 from policy.route import rate_at
@@ -25,7 +25,7 @@ class ReplicaLoad:
     tokens: float = 0.0
     queued_tokens: float = 0.0
     tokens_per_second: float = 0.0
-    least_seconds: float = 0.0
+    min_step_seconds: float = 0.0
     waiting: float = 0.0
     running: float = 0.0
     max_requests: float = 1.0
@@ -47,18 +47,18 @@ class ReplicaLoad:
     def of(cls, stats: ReplicaStats) -> "ReplicaLoad":
         used = [1 - (pages.free + pages.cached) / pages.total for pages in stats.pages.values() if pages.total]
         return cls(
-            requests=stats.requests,
-            tokens=stats.tokens,
-            queued_tokens=sum(stats.queued_tokens.values()),
-            tokens_per_second=stats.tokens_per_second,
-            least_seconds=stats.least_seconds,
+            requests=stats.counters.requests,
+            tokens=stats.counters.tokens,
+            queued_tokens=sum(stats.prefill_queue.queued_tokens.values()),
+            tokens_per_second=stats.prefill_queue.tokens_per_second,
+            min_step_seconds=stats.prefill_queue.min_step_seconds,
             waiting=stats.waiting,
             running=stats.running,
             max_requests=stats.max_requests,
             pages_used=max(used, default=0.0),
-            accepted_length=stats.accepted_length,
-            budget=stats.budget,
-            rates=stats.rates,
+            accepted_length=stats.forecast.accepted_length,
+            budget=stats.forecast.verified_per_step,
+            rates=stats.forecast.request_rates,
         )
 
     @property

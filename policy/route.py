@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from engine.facts import ReplicaStats
+from engine.stats import ReplicaStats
 
 
 class PoolPolicy(enum.StrEnum):
@@ -37,18 +37,20 @@ def first_token_seconds(stats: ReplicaStats, num_tokens: int, known_tokens: int,
 
     A replica that has measured nothing yet says 0 for its pace: then 0.
     """
-    if not stats.tokens_per_second:
+    queue = stats.prefill_queue
+    if not queue.tokens_per_second:
         return 0.0
-    computing = (num_tokens - known_tokens) / stats.tokens_per_second
-    return stats.least_seconds + queued_seconds(stats, priority) + computing
+    computing = (num_tokens - known_tokens) / queue.tokens_per_second
+    return queue.min_step_seconds + queued_seconds(stats, priority) + computing
 
 
 def queued_seconds(stats: ReplicaStats, priority: int) -> float:
     """Seconds of prompts that a replica computes before one of this priority."""
-    if not stats.tokens_per_second:
+    queue = stats.prefill_queue
+    if not queue.tokens_per_second:
         return 0.0
-    ahead = sum(tokens for level, tokens in stats.queued_tokens.items() if level <= priority)
-    return ahead / stats.tokens_per_second
+    ahead = sum(tokens for level, tokens in queue.queued_tokens.items() if level <= priority)
+    return ahead / queue.tokens_per_second
 
 
 def rank_prefill(
@@ -58,10 +60,10 @@ def rank_prefill(
     that has had least to do, then by name."""
 
     def seconds(stats: ReplicaStats) -> float:
-        return first_token_seconds(stats, num_tokens, known_tokens.get(stats.replica, 0), priority)
+        return first_token_seconds(stats, num_tokens, known_tokens.get(stats.name, 0), priority)
 
-    order = sorted(replicas, key=lambda stats: (seconds(stats), stats.tokens, stats.replica))
-    return [Ranked(stats.replica, seconds(stats)) for stats in order]
+    order = sorted(replicas, key=lambda stats: (seconds(stats), stats.counters.tokens, stats.name))
+    return [Ranked(stats.name, seconds(stats)) for stats in order]
 
 
 def rank_decode(replicas: Sequence[ReplicaStats], num_tokens: int, page_tokens: int) -> list[Ranked]:
@@ -72,9 +74,9 @@ def rank_decode(replicas: Sequence[ReplicaStats], num_tokens: int, page_tokens: 
     """
 
     def order(stats: ReplicaStats) -> tuple[bool, float, int, str]:
-        return not has_room(stats, num_tokens, page_tokens), -user_rate(stats), _requests(stats), stats.replica
+        return not has_room(stats, num_tokens, page_tokens), -user_rate(stats), _requests(stats), stats.name
 
-    return [Ranked(stats.replica, user_rate(stats)) for stats in sorted(replicas, key=order)]
+    return [Ranked(stats.name, user_rate(stats)) for stats in sorted(replicas, key=order)]
 
 
 def rank_local(
@@ -91,13 +93,14 @@ def rank_local(
     """
 
     def seconds(stats: ReplicaStats) -> float:
-        missing = num_tokens - known_tokens.get(stats.replica, 0)
-        computing = stats.least_seconds + missing / stats.tokens_per_second
+        missing, queue = num_tokens - known_tokens.get(stats.name, 0), stats.prefill_queue
+        computing = queue.min_step_seconds + missing / queue.tokens_per_second
         return first_token_seconds(stats, num_tokens, num_tokens - missing, priority) + stats.running * computing
 
-    able = [stats for stats in replicas if stats.tokens_per_second and has_room(stats, num_tokens, page_tokens)]
-    order = sorted(able, key=lambda stats: (seconds(stats), _requests(stats), stats.replica))
-    return [Ranked(stats.replica, seconds(stats)) for stats in order]
+    measured = [stats for stats in replicas if stats.prefill_queue.tokens_per_second]
+    able = [stats for stats in measured if has_room(stats, num_tokens, page_tokens)]
+    order = sorted(able, key=lambda stats: (seconds(stats), _requests(stats), stats.name))
+    return [Ranked(stats.name, seconds(stats)) for stats in order]
 
 
 def has_room(stats: ReplicaStats, num_tokens: int, page_tokens: int) -> bool:
@@ -110,7 +113,7 @@ def has_room(stats: ReplicaStats, num_tokens: int, page_tokens: int) -> bool:
 def user_rate(stats: ReplicaStats, more: int = 1) -> float:
     """Tokens per second that each request of a decode replica would get with so many more of them; those that cannot
     run at once take turns. 0 if nothing has been measured there."""
-    return rate_at(stats.rates, _requests(stats) + more, stats.max_requests)
+    return rate_at(stats.forecast.request_rates, _requests(stats) + more, stats.max_requests)
 
 
 def rate_at(rates: Mapping[int, float], requests: int, max_requests: int) -> float:

@@ -238,7 +238,7 @@ def _prompt_seconds(replicas: Iterable[ReplicaLoad]) -> float:
     known = [replica for replica in replicas if replica.tokens_per_second]
     prompts = sum(replica.requests for replica in known)
     mean_tokens = sum(replica.tokens for replica in known) / prompts if prompts else 0.0
-    return min(replica.least_seconds + mean_tokens / replica.tokens_per_second for replica in known)
+    return min(replica.min_step_seconds + mean_tokens / replica.tokens_per_second for replica in known)
 
 
 def _capacity(targets: Targets, replica: ReplicaLoad) -> float:

@@ -17,10 +17,10 @@ from engine.config import PrefillConfig
 from engine.device import peak_bytes
 from engine.drafters import Drafter, row_bytes
 from engine.errors import DeadlineExceeded, DoesNotFit, ModelFailure, Overloaded
-from engine.facts import Counters, ReplicaStats
 from engine.logits_processors import Draw, LogitsProcessors
 from engine.pages import Pages, Tables
 from engine.sampling import NO_TOKEN, SamplingBatch, sample
+from engine.stats import Counters, Identity, Leases, PrefillQueue, ReplicaStats
 from engine.transfer import Message, Transfer, Verb
 from engine.types import Ended, Event, Handoff, PrefillTimings, Request, SampledToken, Sampling, StopRules
 from prefill.lease import LeaseState, LeaseTable
@@ -145,19 +145,19 @@ class Prefiller:
 
     def stats(self) -> ReplicaStats:
         return ReplicaStats(
-            role="prefill",
-            agent=self._transfer.entry.name,
+            identity=Identity(role="prefill", agent=self._transfer.entry.name),
             waiting=len(self._schedule.waiting),
             running=len(self._schedule.running),
-            **vars(self._counters),
-            peak_bytes=peak_bytes(self._pages.store.device),
             max_requests=self._schedule.max_requests,
-            queued_tokens=self._schedule.queued_tokens(),
-            least_seconds=self._step_times.seconds(1),
-            tokens_per_second=self._step_times.tokens_per_second,
+            peak_bytes=peak_bytes(self._pages.store.device),
+            counters=self._counters.snapshot(),
             pages=self._pages.counts(),
-            leases_held=len(self._leases),
-            leases_expired=self._leases.ended[LeaseState.EXPIRED],
+            prefill_queue=PrefillQueue(
+                queued_tokens=self._schedule.queued_tokens(),
+                min_step_seconds=self._step_times.seconds(1),
+                tokens_per_second=self._step_times.tokens_per_second,
+            ),
+            leases=Leases(held=len(self._leases), expired=self._leases.ended[LeaseState.EXPIRED]),
         )
 
     def assert_consistent(self) -> None:

@@ -14,8 +14,8 @@ from heapq import merge
 from torch import Tensor
 
 from engine.batch import Row
-from engine.facts import Counters
 from engine.pages import Pages, Precedence, Tables
+from engine.stats import Counters
 from engine.types import Request
 
 

@@ -8,8 +8,7 @@ from urllib.parse import unquote
 import pytest
 
 from bench.docs import BEGIN, END, PAGES, ROOT, configuration_keys, put_into, statistics
-from cluster.gateway import FrontCounters
-from engine.facts import ReplicaStats
+from engine.stats import GatewayCounters, ReplicaStats
 
 MAX_README_LINES = 150
 DOCUMENTS = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
@@ -38,7 +37,7 @@ def test_every_configuration_key_is_described_where_it_is_declared() -> None:
     assert [key.path for key in keys if f"`{key.name}`" not in page] == []
 
 
-@pytest.mark.parametrize("declared", [ReplicaStats, FrontCounters])
+@pytest.mark.parametrize("declared", [ReplicaStats, GatewayCounters])
 def test_every_statistic_is_described_where_it_is_declared(declared: type) -> None:
     found = list(statistics(declared))
 

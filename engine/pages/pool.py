@@ -13,8 +13,8 @@ A page that has a name is never written again, so any number of requests may hol
 import heapq
 from collections.abc import Iterable, Sequence
 
-from engine.facts import PageCounts
 from engine.pages.prefix import PageName
+from engine.stats import PageCounts
 
 SCRATCH_PAGE = 0
 

@@ -11,12 +11,12 @@ Pages are taken as tokens are added (`extend`). If they run out, another request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.facts import PageCounts
 from engine.pages.layout import CacheLayout, PageGroup
 from engine.pages.page_queue import PageQueue
 from engine.pages.pool import PagePool
 from engine.pages.prefix import PageName, PrefixNames
 from engine.pages.store import PageStore
+from engine.stats import PageCounts
 from engine.types import PageSpan
 
 

@@ -15,10 +15,10 @@ import pytest
 import ray
 from ray import serve
 
-from cluster.app import decode_deployment, deployed, start_cluster
 from cluster.client import Client, generate_request
-from cluster.front import free_ports, gateway_addresses
 from cluster.proto import sparkpool_pb2 as pb
+from cluster.serving.app import decode_deployment, deployed, start_cluster
+from cluster.serving.front import free_ports, gateway_addresses
 from engine.config import Config
 
 
@@ -59,7 +59,7 @@ class Service:
         until = time.monotonic() + seconds
         while True:
             stats = self.client.stats()
-            busy = [r for r in stats.replicas if r.waiting or r.running or r.leases_held]
+            busy = [r for r in stats.replicas if r.waiting or r.running or r.leases.held]
             if not busy:
                 return stats
             assert time.monotonic() < until, f"still busy: {busy}"
@@ -81,7 +81,7 @@ class Service:
         for replica in stats.replicas:
             for group, pages in replica.pages.items():
                 assert pages.free + pages.cached == pages.total, (
-                    f"{replica.pool} {replica.replica} leaks in {group}: {pages}"
+                    f"{replica.identity.pool} {replica.identity.replica} leaks in {group}: {pages}"
                 )
         for pool in ("Prefill", *map(decode_deployment, self.config.decode)):
             serve.get_deployment_handle(pool, self.name).broadcast("assert_consistent").results()

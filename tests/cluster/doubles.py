@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 
-from cluster.pools import ReplicaStream
-from engine.facts import Acceptance
+from cluster.serving.pools import ReplicaStream
+from engine.stats import Acceptance
 from engine.types import (
     Chunk,
     DecodeTimings,

@@ -12,8 +12,8 @@ from typing import Any
 from aiohttp import web
 from typer.testing import CliRunner, Result
 
-from cluster.bench.load import Record
 from cluster.cli import app
+from cluster.loadgen.load import RequestRecord
 
 KEY = "sk-never-to-be-told"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -119,10 +119,10 @@ class Measured:
         assert self.file.exists(), self.done.output
         self.text = self.file.read_text()
         self.content = json.loads(self.text)
-        self.records = [Record(**one) for one in self.content["requests"]]
+        self.records = [RequestRecord(**one) for one in self.content["requests"]]
 
     @property
-    def record(self) -> Record:
+    def record(self) -> RequestRecord:
         (record,) = self.records
         return record
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from cluster.answers import answers
 from cluster.client import generate_request
-from cluster.gateway import Gateway
 from cluster.proto import sparkpool_pb2 as pb
+from cluster.serving.answers import answers
+from cluster.serving.gateway import Gateway
 from engine.config import GatewayConfig
 from engine.errors import BadRequest
 from engine.types import Ended, FinishReason, Request, Sampling, StopRules
@@ -82,7 +82,10 @@ def test_a_known_beginning_is_counted_and_tenants_do_not_share_it(shipped: Servi
     assert cached("another") == known
     after = shipped.wait_idle()
     for role in ("prefill", "decode"):
-        hits = [sum(r.prefix_hit_tokens for r in stats.replicas if r.role == role) for stats in (before, after)]
+        hits = [
+            sum(r.counters.prefix_hit_tokens for r in stats.replicas if r.identity.role == role)
+            for stats in (before, after)
+        ]
         assert hits[1] > hits[0]
 
 

@@ -209,9 +209,9 @@ def test_the_model_says_what_it_is_and_what_it_takes(shipped: Service) -> None:
 def test_statistics_cover_every_replica_and_agents_have_names_of_their_own(shipped: Service) -> None:
     stats = shipped.client.stats()
 
-    assert sorted(replica.role for replica in stats.replicas) == ["decode", "decode", "prefill", "prefill"]
-    assert len({replica.agent for replica in stats.replicas}) == 4
-    assert stats.front.requests > 0
+    assert sorted(replica.identity.role for replica in stats.replicas) == ["decode", "decode", "prefill", "prefill"]
+    assert len({replica.identity.agent for replica in stats.replicas}) == 4
+    assert stats.gateway.requests > 0
 
 
 def shipped_tokens(service: Service, prompt: str) -> tuple[int, ...]:

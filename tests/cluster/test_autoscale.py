@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from ray.serve.schema import ServeDeploySchema
 
-from cluster.app import deploy_config
-from cluster.autoscale import ServiceLevels
+from cluster.serving.app import deploy_config
+from cluster.serving.autoscale import ServiceLevels
 from engine.config import Config
 from engine.errors import ConfigError
 from policy.load import Load, ReplicaLoad
@@ -59,7 +59,7 @@ def policy(tmp_path: Path | None = None) -> ServiceLevels:
 
 def contexts(users: float) -> dict[Name, Context]:
     decode = ReplicaLoad(running=users, max_requests=8, rates=RATES)
-    prefill = ReplicaLoad(tokens_per_second=1000.0, least_seconds=0.01)
+    prefill = ReplicaLoad(tokens_per_second=1000.0, min_step_seconds=0.01)
     front = {"ttft_seconds": 0.2, "user_rate": -1.0}
     return {
         PREFILL: context(1, prefill.metrics),
@@ -76,7 +76,7 @@ def test_more_users_than_a_replica_can_serve_at_the_target_are_another_replica()
 
 def test_decisions_are_a_second_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("cluster.autoscale.time.monotonic", lambda: now)
+    monkeypatch.setattr("cluster.serving.autoscale.time.monotonic", lambda: now)
     levels = policy()
     assert levels(contexts(1))[0][GPU] == 1
     now += 0.9
@@ -116,7 +116,7 @@ def test_serve_takes_the_policy_and_calls_it_as_it_stands() -> None:
 
     schema = ServeDeploySchema.model_validate(content)
 
-    assert schema.applications[0].autoscaling_policy["policy_function"] == "cluster.autoscale:ServiceLevels"
+    assert schema.applications[0].autoscaling_policy["policy_function"] == "cluster.serving.autoscale:ServiceLevels"
     assert "autoscaling_policy" not in deploy_config(Config())["applications"][0]
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cluster.bench.load import Record
-from cluster.bench.report import summary
 from cluster.cli import app
+from cluster.loadgen.load import RequestRecord
+from cluster.loadgen.report import summary
 from tests.cluster.conftest import Service
 
 ROOT = Path(__file__).parents[2]
@@ -29,11 +29,11 @@ def at(service: Service) -> tuple[str, ...]:
     return ("--address", f"127.0.0.1:{service.port}", "--application", service.name)
 
 
-def measured(service: Service, file: Path, *words: str) -> tuple[Result, dict[str, Any], list[Record]]:
+def measured(service: Service, file: Path, *words: str) -> tuple[Result, dict[str, Any], list[RequestRecord]]:
     """The command's result, its JSON, and the JSON's requests as records again."""
     done = bench(*at(service), "--json", str(file), *words)
     content = json.loads(file.read_text())
-    return done, content, [Record(**request) for request in content["requests"]]
+    return done, content, [RequestRecord(**request) for request in content["requests"]]
 
 
 def test_a_closed_loop_measures_every_request(shipped: Service, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_breaking_off_prints_what_there_is(shipped: Service, tmp_path: Path) -> 
     command = [sys.executable, "-m", "cluster.cli", "bench", *at(shipped), "--seconds", "100", "--json", str(file)]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ})
     until = time.monotonic() + 60
-    while sum(replica.requests for replica in shipped.client.stats().replicas if replica.running) < 3:
+    while sum(replica.counters.requests for replica in shipped.client.stats().replicas if replica.running) < 3:
         assert time.monotonic() < until
         time.sleep(0.1)
     running.send_signal(signal.SIGINT)

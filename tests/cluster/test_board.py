@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
-from cluster.board import FRESH_SECONDS, OLD_SECONDS, LiveBoard
-from cluster.router import ranked
+from cluster.serving.board import FRESH_SECONDS, OLD_SECONDS, LiveBoard
+from cluster.serving.router import ranked
 from engine.config import Config
 from engine.errors import BadRequest, Overloaded, Unavailable
-from engine.facts import ReplicaStats
+from engine.stats import ReplicaStats
 from engine.types import Request, Sampling, StopRules
 from tests.policy.replicas import replica
 
@@ -43,7 +43,7 @@ class Room:
 
 
 def decoder(name: str, pool: str = "gpu", **changes: object) -> ReplicaStats:
-    return replica(name, role="decode", pool=pool, rates={1: 100.0, 8: 30.0}, **changes)  # type: ignore[arg-type]
+    return replica(name, role="decode", pool=pool, request_rates={1: 100.0, 8: 30.0}, **changes)  # type: ignore[arg-type]
 
 
 def test_requests_spread_over_replicas_before_these_have_said_so() -> None:
@@ -162,7 +162,7 @@ def test_wishes_come_first_and_whoever_is_gone_is_passed_over() -> None:
 
 def test_a_short_prompt_stays_in_decode_where_a_handoff_would_cost_more() -> None:
     def colocated(name: str, **changes: object) -> ReplicaStats:
-        return decoder(name, tokens_per_second=1000.0, least_seconds=0.001, **changes)
+        return decoder(name, tokens_per_second=1000.0, min_step_seconds=0.001, **changes)
 
     async def scenario() -> None:
         room = Room(replica("p", **{**PACE, "tokens_per_second": 10_000.0}), colocated("d", running=1), colocated("e"))

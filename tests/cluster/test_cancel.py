@@ -14,7 +14,7 @@ LONG = [random.Random(0).randrange(300, 4000) for _ in range(4000)]
 
 def test_a_call_cancelled_in_mid_prompt_frees_its_pages(shipped: Service) -> None:
     call = shipped.client.generate(generate_request(LONG, temperature=0.0, max_tokens=50))
-    wait_until(lambda: any(r.running for r in shipped.client.stats().replicas if r.pool == "prefill"))
+    wait_until(lambda: any(r.running for r in shipped.client.stats().replicas if r.identity.pool == "prefill"))
 
     call.cancel()
 
@@ -48,12 +48,12 @@ def test_many_calls_cancelled_at_random_moments_leave_nothing(shipped: Service) 
         call.cancel()
 
     stats = shipped.assert_idle_and_consistent()
-    assert sum(replica.cancelled for replica in stats.replicas) > 0
+    assert sum(replica.counters.cancelled for replica in stats.replicas) > 0
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_no_cancellation_of_a_stream_gets_lost(shipped: Service, way: str) -> None:
-    """Serve and Ray alone lose about one in twenty (cluster/proxy.py): 40 lose one with probability 0.87."""
+    """Serve and Ray alone lose about one in twenty (cluster/serving/proxy.py): 40 lose one with probability 0.87."""
     request = generate_request("z = 3\n" * 20, temperature=0.0, max_tokens=4000, ignore_eos=True)
     with shipped.client_by(way) as client:
         for i in range(40):
@@ -63,7 +63,7 @@ def test_no_cancellation_of_a_stream_gets_lost(shipped: Service, way: str) -> No
             call.cancel()
 
     shipped.assert_idle_and_consistent()
-    assert shipped.client.stats().front.ongoing == 0
+    assert shipped.client.stats().gateway.ongoing == 0
 
 
 def test_a_deadline_ends_the_call_and_frees_its_pages(shipped: Service) -> None:

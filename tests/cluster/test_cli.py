@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.front import free_ports
+from cluster.serving.front import free_ports
 from decode.record import read
 from engine.config import SHIPPED_DRAFTER
 from tests.cluster.conftest import Service
@@ -122,7 +122,7 @@ def test_serve_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     assert re.search(r"\d s: Decode-default 1 starting", log.read_text()), "what it is waiting for"
     assert "[9 tokens" in answer.stderr, log.read_text() + answer.stderr
     assert "accepted length" in answer.stderr
-    assert "acceptance by place" in stats.stdout
+    assert "acceptance by position" in stats.stdout
     (recorded,) = (tmp_path / "steps").iterdir()
     assert sum(one.accepted[0] + 1 for one in read(recorded)[1]) == 8, "the first token came from prefill"
     assert children

@@ -45,10 +45,10 @@ def test_the_tier_chooses_the_pool_and_the_tokens_are_the_same(service: Service)
     assert timings["standard"].emulated == ""
     assert timings["interactive"].emulated == "groq-3-lpx, time x 800"
     assert timings["interactive"].decode_seconds >= 15 * 0.99 * step > 0.3
-    stats = {replica.pool: replica for replica in service.client.stats().replicas}
-    assert stats["lpx"].emulated == "groq-3-lpx, time x 800"
-    assert stats["lpx"].steps >= 15 and stats["here"].emulated == ""
-    assert stats["lpx"].local_prefills == 0
+    stats = {replica.identity.pool: replica for replica in service.client.stats().replicas}
+    assert stats["lpx"].identity.emulated == "groq-3-lpx, time x 800"
+    assert stats["lpx"].counters.steps >= 15 and stats["here"].identity.emulated == ""
+    assert stats["lpx"].counters.local_prefills == 0
 
 
 def test_a_tier_that_is_not_there_is_a_bad_request(service: Service) -> None:

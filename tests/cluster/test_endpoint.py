@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from cluster.bench.chunks import events
-from cluster.bench.load import Record
-from cluster.bench.report import as_json, summary
-from cluster.bench.run import Options
+from cluster.loadgen.chunks import events
+from cluster.loadgen.load import RequestRecord
+from cluster.loadgen.report import as_json, summary
+from cluster.loadgen.run import BenchOptions
 from compare.study.measured import run_of
 from compare.study.scenario import WorkloadSection
 from engine.config import SHIPPED_MODEL
@@ -132,8 +132,10 @@ def test_as_many_streams_as_asked_for_are_under_way(tmp_path: Path) -> None:
 def test_the_json_has_the_form_of_our_own(tmp_path: Path) -> None:
     with serving(streaming(*WHOLE)) as server:
         theirs = Measured(server, tmp_path).content
-    record = Record(index=0, scheduled=None, sent=0.0, messages=[(1.0, 1)], ended=1.0, status="OK", prompt_tokens=3)
-    ours = as_json(vars(Options(address="a", application="b")), "now", [record], summary([record]))
+    record = RequestRecord(
+        index=0, scheduled=None, sent=0.0, messages=[(1.0, 1)], ended=1.0, status="OK", prompt_tokens=3
+    )
+    ours = as_json(vars(BenchOptions(address="a", application="b")), "now", [record], summary([record]))
 
     assert (ours["kind"], theirs["kind"]) == ("sparkpool", "endpoint")
     assert theirs["config"] | {"endpoint": server.url, "model": "m", "api": "chat", "address": ""} == theirs["config"]

@@ -36,7 +36,7 @@ def test_a_request_that_is_refused_for_now_waits_as_long_as_it_is_told(
     assert late == pytest.approx(record.sent - record.throttled_seconds), "the client was not late: it was not let in"
     assert figures["seconds"] >= wait
     assert figures["throttled"] == {"requests": 1, "times": 1, "seconds": record.throttled_seconds}
-    assert "1 requests were refused for now 1 times" in measured.done.output
+    assert "1 requests were throttled 1 times" in measured.done.output
 
 
 def test_a_date_to_retry_after_is_respected(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_the_key_is_sent_as_bearer_and_told_nowhere(tmp_path: Path) -> None:
         (streaming({"error": {"message": "full", "code": 429}}, *WHOLE), "RESOURCE_EXHAUSTED", "stream: full"),
         (streaming({"object": "error", "message": "bad", "code": 400}), "INVALID_ARGUMENT", "stream: bad"),
         (streaming(*WHOLE[:2], '{"choices": [', *WHOLE[2:]), "INTERNAL", "malformed JSON in a chunk: Expecting"),
-        (streaming(*WHOLE[:2], "[1]", *WHOLE[2:]), "INTERNAL", "a chunk is no JSON object"),
+        (streaming(*WHOLE[:2], "[1]", *WHOLE[2:]), "INTERNAL", "a chunk is not a JSON object"),
         (streaming(*WHOLE[:2], chunk("", "abort"), usage(1, 1), "[DONE]"), "ABORTED", "finish_reason is 'abort'"),
         (streaming(*WHOLE[:4], "[DONE]"), "NO_USAGE", "no usage"),
         (streaming(chunk(), usage(3, 0), "[DONE]"), "EMPTY", ""),
@@ -131,11 +131,11 @@ def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--decode-pool", "a"], "--decode-pool: makes no sense with --endpoint"),
-        (["--service-tier", "a"], "--service-tier: makes no sense with --endpoint"),
-        (["--record", "a"], "--record: makes no sense with --endpoint"),
-        (["--application", "sparkpool"], "--application: makes no sense with --endpoint"),
-        (["--address", "127.0.0.1:9000"], "--address: makes no sense with --endpoint"),
+        (["--decode-pool", "a"], "--decode-pool: cannot be used with --endpoint"),
+        (["--service-tier", "a"], "--service-tier: cannot be used with --endpoint"),
+        (["--record", "a"], "--record: cannot be used with --endpoint"),
+        (["--application", "sparkpool"], "--application: cannot be used with --endpoint"),
+        (["--address", "127.0.0.1:9000"], "--address: cannot be used with --endpoint"),
         (["--model", ""], "--model: an endpoint needs the name of a model"),
         (["--api", "responses"], "--api: 'responses' is none of chat, completions"),
         (["--endpoint", "ftp://host"], "--endpoint: must be like https://host/v1"),
@@ -170,4 +170,4 @@ def test_mistakes_end_with_one_line_before_anything_is_sent(tmp_path: Path, word
 def test_options_of_an_endpoint_need_one(words: list[str]) -> None:
     done = bench(*words)
 
-    assert (done.exit_code, done.stderr.strip()) == (1, f"sparkpool: {words[0]}: is for --endpoint")
+    assert (done.exit_code, done.stderr.strip()) == (1, f"sparkpool: {words[0]}: needs --endpoint")

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cluster.engine_thread import EngineThread
+from cluster.serving.engine_thread import EngineThread
 from engine.errors import BadRequest, Cancelled, EngineFailure
 from engine.types import Chunk, Ended, Event, FinishReason
 from tests.cluster.doubles import chunk

@@ -12,10 +12,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-import cluster.front
+import cluster.serving.front
 from cluster.client import Client, generate_request
-from cluster.front import HAPROXY_PORTS, environment, free_ports, switches
 from cluster.proto import sparkpool_pb2 as pb
+from cluster.serving.front import HAPROXY_PORTS, environment, free_ports, switches
 from engine.config import GatewayConfig
 from engine.errors import ConfigError
 from tests.cluster.conftest import WAYS, Deploy, Service, small, text, tokens
@@ -50,7 +50,7 @@ def test_without_an_haproxy_the_error_names_the_key(monkeypatch: pytest.MonkeyPa
     def missing() -> str:
         raise FileNotFoundError("Could not find an HAProxy binary.")
 
-    monkeypatch.setattr(cluster.front, "get_haproxy_binary", missing)
+    monkeypatch.setattr(cluster.serving.front, "get_haproxy_binary", missing)
 
     with pytest.raises(ConfigError, match=r"gateway\.front: haproxy: Could not find"), environment(own_ports()):
         pass
@@ -62,13 +62,16 @@ def test_without_an_haproxy_the_error_names_the_key(monkeypatch: pytest.MonkeyPa
 def test_a_port_that_is_taken_is_named(key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         gateway = own_ports().model_copy(update={key: other.getsockname()[1]})
-        with pytest.raises(ConfigError, match=rf"gateway\.{key}: somebody listens on \d+"), environment(gateway):
+        with (
+            pytest.raises(ConfigError, match=rf"gateway\.{key}: another process listens on port \d+"),
+            environment(gateway),
+        ):
             pass
 
 
 def test_gateways_of_two_clusters_share_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all hundreds but the last, one port is taken."""
-    monkeypatch.setattr(cluster.front, "_taken", lambda port: port % 100 == 50 and 22000 <= port < 29900)
+    monkeypatch.setattr(cluster.serving.front, "_taken", lambda port: port % 100 == 50 and 22000 <= port < 29900)
 
     with environment(GatewayConfig()):
         names = [f"RAY_SERVE_DIRECT_INGRESS_{end}_GRPC_PORT" for end in ("MIN", "MAX")]

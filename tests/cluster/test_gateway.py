@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import RequestCancelledError
 
-from cluster.gateway import FrontCounters, Gateway
+from cluster.serving.gateway import Gateway
 from engine.config import GatewayConfig
 from engine.errors import (
     BadRequest,
@@ -19,6 +19,7 @@ from engine.errors import (
     Preempted,
     Unavailable,
 )
+from engine.stats import GatewayCounters
 from engine.types import Ended, FinishReason, Request, Sampling, StopRules
 from policy.journey import RETRY_SECONDS
 from policy.request_state import RequestState
@@ -193,7 +194,7 @@ def test_a_request_that_fails_is_counted_once(script: Script, error: type[Except
     with pytest.raises(error):
         travel(gateway, RequestState(replace(REQUEST, seconds_left=0.05), arrived_at=time.monotonic(), pool="default"))
 
-    assert gateway.counters == FrontCounters(requests=1, failed=1)
+    assert gateway.counters == GatewayCounters(requests=1, failed=1)
 
 
 def test_an_error_of_the_request_is_not_tried_again() -> None:

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from cluster.gateway import FrontCounters, Gateway
+from cluster.serving.gateway import Gateway
 from engine.config import GatewayConfig
 from engine.errors import Overloaded, Unavailable
+from engine.stats import GatewayCounters
 from engine.types import Request
 from policy.load import FrontLoad
 from policy.request_state import RequestState
@@ -31,7 +32,7 @@ def test_a_request_that_is_not_let_in_does_nothing_at_all() -> None:
         travel(gateway, RequestState(REQUEST, arrived_at=time.monotonic(), pool="default"))
 
     assert pools.requests == []
-    assert gateway.counters == FrontCounters(requests=1, refused=1)
+    assert gateway.counters == GatewayCounters(requests=1, refused=1)
 
 
 def test_attempts_more_end_when_all_that_was_tried_is_lost() -> None:

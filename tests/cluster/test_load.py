@@ -12,21 +12,21 @@ from random import Random
 import grpc
 import pytest
 
-from cluster.bench.load import Ask, Load, Record, Schedule
-from cluster.bench.report import lines, summary
-from cluster.bench.workload import Job, Lengths, arrivals, random_jobs, read_prompts
+from cluster.loadgen.load import LoadGenerator, RequestRecord, Schedule, SendRequest
+from cluster.loadgen.report import lines, summary
+from cluster.loadgen.workload import Job, Lengths, arrivals, random_jobs, read_prompts
 from cluster.proto import sparkpool_pb2 as pb
 from engine.errors import ConfigError
 
 TIMINGS = {"moved_bytes": 100, "transfer_seconds": 0.5}
 
 
-def record(sent: float, messages: list[tuple[float, int]], ended: float, **more: object) -> Record:
+def record(sent: float, messages: list[tuple[float, int]], ended: float, **more: object) -> RequestRecord:
     given = {"index": 0, "scheduled": None, "status": "OK", "timings": TIMINGS, **more}
-    return Record(sent=sent, messages=messages, ended=ended, **given)  # type: ignore[arg-type]
+    return RequestRecord(sent=sent, messages=messages, ended=ended, **given)  # type: ignore[arg-type]
 
 
-def answers(count: int, seconds: float = 0.0) -> Ask:
+def answers(count: int, seconds: float = 0.0) -> SendRequest:
     """A service that answers every job with so many tokens, one per message."""
 
     async def ask(job: Job) -> AsyncIterator[pb.GenerateReply]:
@@ -37,8 +37,8 @@ def answers(count: int, seconds: float = 0.0) -> Ask:
     return ask
 
 
-def load(ask: Ask, schedule: Schedule, num_jobs: int) -> list[Record]:
-    run = Load(ask, schedule)
+def load(ask: SendRequest, schedule: Schedule, num_jobs: int) -> list[RequestRecord]:
+    run = LoadGenerator(ask, schedule)
     asyncio.run(run.run([Job("x", 1)] * num_jobs))
     return sorted(run.records, key=lambda r: r.index)
 
@@ -101,7 +101,7 @@ def test_a_summary_adds_up_what_became_of_drafts() -> None:
     }
     (line,) = [line for line in lines(figures) if "accepted length" in line]
     assert "accepted length 2.17, 2.33 drafts verified" in line
-    assert line.endswith("acceptance by place 83% 50% 0%")
+    assert line.endswith("acceptance by position 83% 50% 0%")
 
 
 @pytest.mark.parametrize("synthetic", [False, True])
@@ -202,7 +202,7 @@ def test_waiting_for_a_slot_counts_from_when_the_request_was_due() -> None:
     """Coordinated omission: the second request's own latency looks fine, because it was sent late."""
     records = load(answers(1, seconds=0.1), Schedule(concurrency=1, due=iter([0.0, 0.0])), 2)
 
-    figures = summary([Record(**{**vars(r), "timings": TIMINGS}) for r in records])
+    figures = summary([RequestRecord(**{**vars(r), "timings": TIMINGS}) for r in records])
 
     assert records[1].late_seconds == pytest.approx(0.1, abs=0.05)
     assert figures["latency"]["scheduled_e2e"]["p99"] > 1.5 * figures["latency"]["e2e"]["p50"]

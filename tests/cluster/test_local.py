@@ -18,6 +18,6 @@ def test_short_prompts_stay_in_decode_and_their_answers_are_the_same(deploy: Dep
         assert [tokens(answer) for answer in answers] == expected
         assert [answer[-1].timings.moved_bytes for answer in answers] == [0, 0, 0]
         assert all(answer[-1].timings.prefills == 1 for answer in answers)
-        decode = [r for r in service.assert_idle_and_consistent().replicas if r.role == "decode"]
-        assert sum(replica.local_prefills for replica in decode) == len(SHORT)
-        assert sum(replica.reads for replica in decode) == 1
+        decode = [r for r in service.assert_idle_and_consistent().replicas if r.identity.role == "decode"]
+        assert sum(replica.counters.local_prefills for replica in decode) == len(SHORT)
+        assert sum(replica.transfers.reads for replica in decode) == 1

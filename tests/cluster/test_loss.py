@@ -27,13 +27,13 @@ def assert_recovered(service: Service, agents_before: set[str], lost: int) -> No
     """Everybody is back, under new names where somebody died, and no page is missing anywhere."""
     service.wait_for_replicas(4)
     stats = service.assert_idle_and_consistent()
-    assert len({replica.agent for replica in stats.replicas} - agents_before) == lost
+    assert len({replica.identity.agent for replica in stats.replicas} - agents_before) == lost
 
 
 @pytest.mark.parametrize("options", [SEEDED, GREEDY], ids=["seeded", "greedy"])
 def test_decode_replicas_die_in_mid_stream(shipped: Service, options: dict[str, float]) -> None:
     undisturbed = tokens(shipped.ask(PROMPT, **options))
-    agents = {replica.agent for replica in shipped.client.stats().replicas}
+    agents = {replica.identity.agent for replica in shipped.client.stats().replicas}
 
     call = shipped.client.generate(generate_request(PROMPT, **options), timeout=120)
     replies = [next(call) for _ in range(5)]
@@ -50,7 +50,7 @@ def test_prefill_replicas_die_in_mid_prompt(shipped: Service) -> None:
     """The prompt is long and its chunks are small, so that it is under way when it is looked for."""
     prompt = list((Text.load(SHIPPED_MODEL).encode(PROMPT) * 99)[:3000])
     undisturbed = [tokens(shipped.ask(prompt, cache_salt="before", **options)) for options in (SEEDED, GREEDY)]
-    agents = {replica.agent for replica in shipped.wait_for_replicas(4).replicas}
+    agents = {replica.identity.agent for replica in shipped.wait_for_replicas(4).replicas}
 
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(shipped.ask, prompt, cache_salt="now", **options) for options in (SEEDED, GREEDY)]
@@ -65,7 +65,7 @@ def test_prefill_replicas_die_in_mid_prompt(shipped: Service) -> None:
 
 def test_prefill_replicas_die_after_their_pages_were_read(shipped: Service) -> None:
     undisturbed = tokens(shipped.ask(PROMPT, **SEEDED))
-    agents = {replica.agent for replica in shipped.wait_for_replicas(4).replicas}
+    agents = {replica.identity.agent for replica in shipped.wait_for_replicas(4).replicas}
 
     call = shipped.client.generate(generate_request(PROMPT, **SEEDED), timeout=120)
     replies = [next(call) for _ in range(5)]
@@ -95,7 +95,7 @@ def test_without_retries_a_loss_is_unavailable_and_names_the_key(deploy: Deploy)
 
 def in_prefill(service: Service) -> int:
     """Prompts that are there: the second may wait for the pages of the first, which begins alike."""
-    return sum(r.running + r.waiting for r in service.client.stats().replicas if r.role == "prefill")
+    return sum(r.running + r.waiting for r in service.client.stats().replicas if r.identity.role == "prefill")
 
 
 def wait_until(condition, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]

@@ -77,18 +77,18 @@ def test_sixteen_at_once_answer_as_transformers_does(tight: Service) -> None:
     for _ in range(2):  # how many of the sixteen found a prefix in decode depends on who was still there; this one does
         assert_all_same(tight, [longest], [4], tight.ask_all([longest], [4]))
     stats = tight.assert_idle_and_consistent()
-    (decode,) = (replica for replica in stats.replicas if replica.role == "decode")
-    (prefill,) = (replica for replica in stats.replicas if replica.role == "prefill")
-    assert decode.preempted == stats.front.preemptions > 0
-    assert decode.prefix_hit_tokens > SHARED
-    assert prefill.prefix_hit_tokens > SHARED
-    assert (decode.drafted > 0) == (tight.config.model.drafter is not None)
+    (decode,) = (replica for replica in stats.replicas if replica.identity.role == "decode")
+    (prefill,) = (replica for replica in stats.replicas if replica.identity.role == "prefill")
+    assert decode.counters.preempted == stats.gateway.preemptions > 0
+    assert decode.counters.prefix_hit_tokens > SHARED
+    assert prefill.counters.prefix_hit_tokens > SHARED
+    assert (decode.counters.drafted > 0) == (tight.config.model.drafter is not None)
     assert max(map(len, prompts)) > tight.config.prefill.chunk_tokens
 
 
 def test_seeded_answers_are_the_same_disturbed_or_not(tight: Service) -> None:
     prompts = prompts_for(tight)[-8:]
-    before = tight.wait_idle().front.preemptions
+    before = tight.wait_idle().gateway.preemptions
 
     def ask(i: int, salt: str) -> list[int]:
         options = {"temperature": 1.0, "top_p": 0.95, "seed": i, "max_tokens": 100, "ignore_eos": True}
@@ -96,7 +96,7 @@ def test_seeded_answers_are_the_same_disturbed_or_not(tight: Service) -> None:
 
     with ThreadPoolExecutor(len(prompts)) as pool:
         together = list(pool.map(lambda i: ask(i, ""), range(len(prompts))))
-    assert tight.wait_idle().front.preemptions > before
+    assert tight.wait_idle().gateway.preemptions > before
     alone = [ask(i, salt=f"nobody else {i}") for i in range(len(prompts))]
 
     assert together == alone
@@ -112,9 +112,9 @@ def test_pages_are_moved_between_every_two_replicas(shipped: Service) -> None:
     assert_all_same(shipped, prompts, max_tokens, answers)
     stats = shipped.assert_idle_and_consistent()
     page_bytes = shipped.client.model().page_bytes["full"]
-    decoders = [replica for replica in stats.replicas if replica.role == "decode"]
-    assert all(replica.reads > 0 for replica in decoders), "one decode replica did everything"
-    assert sum(r.moved_bytes for r in decoders) == page_bytes * sum(r.moved_pages for r in decoders)
+    decoders = [replica for replica in stats.replicas if replica.identity.role == "decode"]
+    assert all(replica.transfers.reads > 0 for replica in decoders), "one decode replica did everything"
+    assert sum(r.transfers.moved_bytes for r in decoders) == page_bytes * sum(r.transfers.moved_pages for r in decoders)
 
 
 def assert_all_same(

@@ -1,17 +1,31 @@
 """Protos to nouns and back, without a cluster: every field arrives where it belongs."""
 
 import math
+import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.docs import field_docstrings
 from cluster.proto import sparkpool_pb2 as pb
-from cluster.protos import answers_of, joined, replica_of, reply_of, request_of
+from cluster.serving.protos import answers_of, joined, reply_of, request_of
 from engine.config import GatewayConfig
 from engine.errors import BadRequest, UnknownModel
-from engine.facts import Acceptance, PageCounts, ReplicaStats
+from engine.stats import (
+    Acceptance,
+    Counters,
+    Forecast,
+    GatewayCounters,
+    Identity,
+    Leases,
+    PageCounts,
+    PrefillQueue,
+    ReplicaStats,
+    Transfers,
+)
 from engine.text import Text
 from engine.types import (
     NO_LIMIT,
@@ -240,17 +254,59 @@ def test_replies_are_joined_answer_by_answer() -> None:
     )
 
 
-def test_every_fact_of_a_replica_is_told() -> None:
-    lists, by_number = ("verified_at", "accepted_at"), ("queued_tokens", "rates")
-    apart = ("role", "replica", "pool", "agent", "pages", "synthetic", "emulated", *lists, *by_number)
-    names = [name for name in ReplicaStats.__dataclass_fields__ if name not in apart]
-    counted: dict[str, Any] = {name: i for i, name in enumerate(names, start=1)}
-    counted |= {"verified_at": [5, 3], "accepted_at": [4, 1], "synthetic": True, "emulated": "groq-3-lpx"}
-    counted |= {"queued_tokens": {-1: 7, 0: 9}, "rates": {1: 80.5, 8: 20.25}}
-    pages = {"full": PageCounts(total=9, free=4, held=3, quarantined=2, cached=1)}
+GROUPS = [
+    ReplicaStats,
+    Identity,
+    Counters,
+    PageCounts,
+    PrefillQueue,
+    Forecast,
+    Transfers,
+    Leases,
+    GatewayCounters,
+    Acceptance,
+]
 
-    replica = replica_of(ReplicaStats(role="decode", replica="r", pool="p", agent="a", pages=pages, **counted))
 
-    assert {name: getattr(replica, name) for name in counted} == counted
-    assert (replica.role, replica.replica, replica.pool, replica.agent) == ("decode", "r", "p", "a")
-    assert replica.pages["full"] == pb.Pages(total=9, free=4, held=3, quarantined=2, cached=1)
+def test_every_statistic_of_a_replica_crosses() -> None:
+    def counted(kind: type[Any]) -> Any:
+        numbers = {f.name: n for n, f in enumerate(fields(kind), start=1) if f.type in (int, float)}
+        return kind(**numbers)
+
+    stats = ReplicaStats(
+        identity=Identity(role="decode", replica="r", pool="p", agent="a", emulated="groq-3-lpx", synthetic=True),
+        waiting=3,
+        counters=replace(counted(Counters), verified_at=[5, 3], accepted_at=[4, 1]),
+        pages={"full": PageCounts(total=9, free=4, held=3, quarantined=2, cached=1)},
+        prefill_queue=replace(counted(PrefillQueue), queued_tokens={-1: 7, 0: 9}),
+        forecast=replace(counted(Forecast), request_rates={1: 80.5, 8: 20.25}),
+        transfers=counted(Transfers),
+        leases=counted(Leases),
+    )
+
+    replica = pb.ReplicaStats(**asdict(stats))
+
+    assert (replica.waiting, replica.running) == (3, 0)
+    for group in ("identity", "counters", "prefill_queue", "forecast", "transfers", "leases"):
+        for name, value in vars(getattr(stats, group)).items():
+            assert value, f"{group}.{name} is not set, so it would not be missed"
+            assert getattr(getattr(replica, group), name) == value
+    assert replica.pages["full"] == pb.PageCounts(total=9, free=4, held=3, quarantined=2, cached=1)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_of_statistics_has_the_same_fields_and_texts_in_the_api(group: type[Any]) -> None:
+    """The proto is the reference of the API, the dataclass is where a statistic is declared."""
+    text = (Path(__file__).parents[2] / "cluster/proto/sparkpool.proto").read_text()
+    found = re.search(rf"((?://[^\n]*\n)*)message {group.__name__} \{{\n(.*?)\n\}}", text, re.DOTALL)
+    assert found is not None, f"the proto has no message {group.__name__}"
+    told = {name: plain(comment) for comment, name in re.findall(r"((?: *//[^\n]*\n)*)[^;/]*? (\w+) = \d+;", found[2])}
+
+    assert plain(found[1]) == " ".join((group.__doc__ or "").split())
+    helps = {name: " ".join(help_.split()) for name, help_ in field_docstrings(group).items()}
+    assert list(told) == [field.name for field in fields(group)]
+    assert {name: comment for name, comment in told.items() if comment} == helps
+
+
+def plain(comment: str) -> str:
+    return " ".join(line.strip().removeprefix("//").strip() for line in comment.splitlines()).strip()

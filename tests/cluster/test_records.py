@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.records import Part, all_parts, part_of
+from cluster.records import RecordPart, all_parts, part_of
 from compare.simulate import simulate
 from compare.simulator.replay import acceptance_of, workload_of
 from decode.record import read
@@ -79,7 +79,7 @@ def written(folder: Path, name: str, steps: int) -> Path:
 def test_parts_are_whole_lines_and_make_the_file(tmp_path: Path, most: int) -> None:
     files = [written(tmp_path, name, steps) for name, steps in (("a", 11), ("b", 0), ("c", 3))]
 
-    async def ask(skip: dict[str, int]) -> list[Part | None]:
+    async def ask(skip: dict[str, int]) -> list[RecordPart | None]:
         return [None, *(part_of(file, "p", skip, most) for file in files)]
 
     async def fetched() -> dict[str, bytes]:

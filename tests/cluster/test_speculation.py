@@ -117,7 +117,7 @@ def test_decode_replicas_die_in_mid_stream(
     """Drafting begins again where they stopped, with the drafter's context from prefill."""
     options = {**options, "max_tokens": 150}
     undisturbed = tokens(ask(service, prompts[0], **options, speculation=pb.Speculation(off=True)))
-    agents = {replica.agent for replica in service.wait_for_replicas(4).replicas}
+    agents = {replica.identity.agent for replica in service.wait_for_replicas(4).replicas}
 
     request = generate_request(prompts[0], ignore_eos=True, **options)
     call = service.client.generate(request, timeout=120)
@@ -132,7 +132,7 @@ def test_decode_replicas_die_in_mid_stream(
 
 
 def prefix_hits(service: Service) -> int:
-    return sum(replica.prefix_hit_tokens for replica in service.client.stats().replicas)
+    return sum(replica.counters.prefix_hit_tokens for replica in service.client.stats().replicas)
 
 
 def recorded(records: Path, names: str) -> dict[int, list[int]]:

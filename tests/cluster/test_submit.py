@@ -15,9 +15,9 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from cluster.app import application, build, deploy_config
 from cluster.client import Client, generate_request
-from cluster.front import free_ports
+from cluster.serving.app import application, build, deploy_config
+from cluster.serving.front import free_ports
 from engine.config import Config
 from engine.errors import ConfigError
 from tests.cluster.test_cli import ROOT, sparkpool, wait_for
@@ -43,7 +43,7 @@ def test_what_is_shown_is_what_serve_deploy_takes(tmp_path: Path) -> None:
     assert "# RAY_SERVE_ENABLE_HA_PROXY=1\n" in shown.stdout, "what the cluster has to be started with"
     schema = ServeDeploySchema.model_validate(yaml.safe_load(shown.stdout))
     (app,) = schema.applications
-    assert (app.import_path, schema.grpc_options.port) == ("cluster.app:application", 9001)
+    assert (app.import_path, schema.grpc_options.port) == ("cluster.serving.app:application", 9001)
     assert application(app.args)._bound_deployment.name == "Gateway"
     assert Config.parse(app.args) == Config.load(tmp_path / "service.yaml")
 
@@ -101,14 +101,14 @@ def test_a_running_cluster_takes_it_and_a_request_may_name_its_pool(tmp_path: Pa
             request = generate_request("import os", temperature=0.0, max_tokens=4, decode_pool=pool)
             assert len(list(client.generate(request))[-1].text) > 0
 
-        tokens = {replica.pool: replica.tokens for replica in client.stats().replicas}
+        tokens = {replica.identity.pool: replica.counters.tokens for replica in client.stats().replicas}
         assert (tokens["elastic"], tokens["steady"]) == (4, 4)
 
 
 def pools_of(client: Client) -> list[str]:
     """The pools that answer now."""
     with contextlib.suppress(grpc.RpcError):
-        return sorted(replica.pool for replica in client.stats().replicas)
+        return sorted(replica.identity.pool for replica in client.stats().replicas)
     return []
 
 

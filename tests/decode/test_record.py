@@ -167,15 +167,17 @@ def test_a_replica_records_every_step_it_takes(qwen3: Path, tmp_path: Path) -> N
     recorder.close()
 
     stats = pair.decoder.stats()
-    header, steps = read(tmp_path / "steps" / f"{stats.agent}.jsonl")
+    header, steps = read(tmp_path / "steps" / f"{stats.identity.agent}.jsonl")
     records = [*steps]
-    assert (header.pool, header.agent, header.block_length) == ("default", stats.agent, 5)
+    assert (header.pool, header.agent, header.block_length) == ("default", stats.identity.agent, 5)
     assert header.target == pair.builder.fingerprint
     assert header.drafter == pair.builder.drafter_fingerprint
-    assert len(records) == stats.steps
-    assert sum(sum(one.lengths) for one in records) == stats.verified
-    assert sum(sum(one.accepted) for one in records) == stats.accepted
-    assert sum(one.draft_seconds for one in records) == pytest.approx(stats.draft_seconds, abs=1e-6 * stats.steps)
+    assert len(records) == stats.counters.steps
+    assert sum(sum(one.lengths) for one in records) == stats.counters.verified
+    assert sum(sum(one.accepted) for one in records) == stats.counters.accepted
+    assert sum(one.draft_seconds for one in records) == pytest.approx(
+        stats.counters.draft_seconds, abs=1e-6 * stats.counters.steps
+    )
     for name in ("r0", "r1", "r2"):
         mine = [(one, one.requests.index(name)) for one in records if name in one.requests]
         first, i = mine[0]

@@ -54,9 +54,9 @@ def greedy(head: str, prompts: list[list[int]], max_tokens: int) -> dict[str, An
     with Client(f"{head}:9000") as client:
         requests = [generate_request(prompt, temperature=0.0, max_tokens=max_tokens) for prompt in prompts]
         answers = [[t for reply in client.generate(r, timeout=60) for t in reply.token_ids] for r in requests]
-        decode = [replica for replica in client.stats().replicas if replica.role == "decode"]
-    moved, reads = sum(replica.moved_bytes for replica in decode), sum(replica.reads for replica in decode)
-    return {"tokens": answers, "moved_bytes": moved, "reads": reads}
+        decode = [replica for replica in client.stats().replicas if replica.identity.role == "decode"]
+    moved = sum(replica.transfers.moved_bytes for replica in decode)
+    return {"tokens": answers, "moved_bytes": moved, "reads": sum(replica.transfers.reads for replica in decode)}
 
 
 if __name__ == "__main__":

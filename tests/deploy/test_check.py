@@ -54,7 +54,7 @@ def test_what_ships_is_in_order(name: str) -> None:
     assert any(line.startswith(f"ok    deploy/{name}: provider {name.removesuffix('.yaml')}") for line in lines)
     assert any("/models/Qwen3-8B is not on this machine" in line for line in lines)
     if name == "local.yaml":
-        assert any("its hosts say themselves what they have" in line for line in lines)
+        assert any("its hosts report their own resources" in line for line in lines)
         assert any("RAY_UP_enable_autoscaler_v2=0" in line for line in lines)
     else:
         assert f"ok    deploy/two-and-two.yaml: decode.default: 2 replicas find room on deploy/{name}" in lines
@@ -78,8 +78,12 @@ def test_the_shipped_model_fits_here() -> None:
         ("aws.yaml", lambda c: c.update(max_workers=3), "`max_workers` is smaller than the sum of `min_workers`"),
         ("aws.yaml", lambda c: c.update(head_node_type="hat"), "`head_node_type` must be one of"),
         ("aws.yaml", lambda c: c["docker"].pop("image"), "Must provide a container & image name"),
-        ("aws.yaml", lambda c: c.pop("worker_start_ray_commands"), "worker_start_ray_commands: none has `ray start`"),
-        ("gcp.yaml", lambda c: c.update(file_mounts={}), "file_mounts: carries no ~/.ray/auth_token"),
+        (
+            "aws.yaml",
+            lambda c: c.pop("worker_start_ray_commands"),
+            "worker_start_ray_commands: no command has `ray start`",
+        ),
+        ("gcp.yaml", lambda c: c.update(file_mounts={}), "file_mounts: has no ~/.ray/auth_token"),
         (
             "gcp.yaml",
             lambda c: c.update(head_start_ray_commands=["ray start --head; export RAY_AUTH_MODE=token"]),
@@ -96,8 +100,12 @@ def test_the_shipped_model_fits_here() -> None:
             "available_node_types: provider local refuses it",
         ),
         ("local.yaml", lambda c: c["provider"].pop("worker_ips"), "provider.worker_ips: is missing"),
-        ("local.yaml", lambda c: c["auth"].update(ssh_private_key="~/no"), "auth.ssh_private_key: ~/no is not here"),
-        ("local.yaml", lambda c: c["file_mounts"].update(x="nowhere"), "file_mounts.x: nowhere is not here"),
+        (
+            "local.yaml",
+            lambda c: c["auth"].update(ssh_private_key="~/no"),
+            "auth.ssh_private_key: ~/no does not exist here",
+        ),
+        ("local.yaml", lambda c: c["file_mounts"].update(x="nowhere"), "file_mounts.x: nowhere does not exist here"),
     ],
 )
 def test_what_is_wrong_with_a_cluster_file_is_named(tmp_path: Path, name: str, change: Change, says: str) -> None:
@@ -117,7 +125,9 @@ def test_a_token_that_is_not_there_says_how_it_is_made(tmp_path: Path) -> None:
     code, lines = check("deploy/aws.yaml")
 
     assert code == 1
-    assert any("~/.ray/auth_token is not here; `ray get-auth-token --generate` makes it" in line for line in lines)
+    assert any(
+        "~/.ray/auth_token does not exist here; `ray get-auth-token --generate` creates it" in line for line in lines
+    )
 
 
 def test_switches_that_are_not_exported_are_a_note(tmp_path: Path) -> None:
@@ -135,12 +145,12 @@ def test_switches_that_are_not_exported_are_a_note(tmp_path: Path) -> None:
     ("change", "says"),
     [
         (lambda c: c["prefill"].update(resources={"prefil": 1}), "prefill.resources.prefil: no node type of {} has"),
-        (lambda c: c["prefill"].update(resources={"prefill": 2}), "prefill: a replica takes GPU 1, prefill 2; no node"),
-        (lambda c: c["prefill"].update(num_cpus=17), "prefill: a replica takes CPU 17, GPU 1, prefill 1; no node type"),
+        (lambda c: c["prefill"].update(resources={"prefill": 2}), "prefill: a replica needs GPU 1, prefill 2; no node"),
+        (lambda c: c["prefill"].update(num_cpus=17), "prefill: a replica needs CPU 17, GPU 1, prefill 1; no node type"),
         (lambda c: c["decode"]["default"].update(replicas=5), "decode.default: 4 of 5 replicas find room on {}"),
         (
             lambda c: (c["prefill"].update(replicas=1), c["prefill"].update(resources={"prefill": 1, "decode": 1})),
-            "prefill: a replica takes GPU 1, decode 1, prefill 1; no node type of {} has all of that",
+            "prefill: a replica needs GPU 1, decode 1, prefill 1; no node type of {} has all of that",
         ),
     ],
 )
@@ -196,7 +206,7 @@ def on_cpu(content: dict[str, Any]) -> None:
         (2**30, "ok", "decode.default: 2 replicas find room"),
         (90 * 2**20, "FAILS", "prefill: cache_bytes: 0.06 GiB of pages"),
         (2**20, "FAILS", "of weights, 0.00 GiB free on prefill of"),
-        (None, "note", "prefill has no resource `memory`, so whether a replica fits cannot be told"),
+        (None, "note", "prefill has no resource `memory`, so whether a replica fits cannot be checked"),
     ],
 )
 def test_the_memory_of_a_node_type_is_looked_at(tmp_path: Path, memory: int | None, verdict: str, says: str) -> None:
@@ -231,14 +241,14 @@ def test_replicas_on_one_node_share_its_memory(tmp_path: Path, memory: int, code
     ("content", "says"),
     [
         ({"prefil": {}}, "prefil: unknown key"),
-        ({"applications": []}, "a Serve deploy config; give the configuration"),
+        ({"applications": []}, "is a Serve deploy config; check the configuration"),
         ([1], "holds a list, not a mapping"),
         ({"decode": {"a": {"autoscaling_config": {"max": 1}}}}, "decode.a.autoscaling_config.max: unknown key"),
         ({"model": {"path": "nowhere"}}, "no such directory"),
         ({"model": {"drafter": "nowhere"}}, "nowhere/config.json: cannot be read"),
         ({"prefill": {"cache_bytes": "5TiB"}}, "prefill: cache_bytes: 5120.00 GiB of pages"),
         ({"decode": {"a": {"cache_bytes": 1000}}}, "decode.a: cache_bytes: buys"),
-        ({"prefill": {"device": "cuda"}}, "prefill: device: cuda: a GPU for each replica; this machine has 0"),
+        ({"prefill": {"device": "cuda"}}, "prefill: device: cuda: each replica needs a GPU; this machine has 0"),
     ],
 )
 def test_what_is_wrong_with_a_configuration_is_named(

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.app import deploy_config
-from cluster.cluster_file import START_COMMANDS, ClusterFile
-from cluster.deploy_check import needs
-from cluster.front import switches
+from cluster.deploy.check import needs
+from cluster.deploy.cluster_file import START_COMMANDS, ClusterFile
+from cluster.serving.app import deploy_config
+from cluster.serving.front import switches
 from engine.config import Config, GatewayConfig
 from tests.deploy.lab import ROOT
 

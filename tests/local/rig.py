@@ -91,11 +91,11 @@ class Rig(Pair):
 
     @property
     def leases(self) -> int:
-        return self.prefiller.stats().leases_held
+        return self.prefiller.stats().leases.held
 
     def cut_prefill(self) -> None:
         """The prefill replica's agent dies: no read from it, no word to it."""
-        self.wire.cut(self.prefiller.stats().agent)
+        self.wire.cut(self.prefiller.stats().identity.agent)
 
     def decoding(self, name: str) -> bool:
         return name in self.decoder._schedule.running

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from engine.clock import ManualClock
-from engine.facts import Acceptance
+from engine.stats import Acceptance
 from engine.types import Request, Sampling
 from local import Pair
 from tests.drafters import KnowingBuilder, save_random_drafter
@@ -93,7 +93,7 @@ def test_what_a_stop_token_cuts_off_was_verified_and_not_accepted(qwen3: Path) -
     assert found.steps + found.accepted == at
     assert found.verified == BLOCK * found.steps
     assert found.accepted == sum(found.accepted_at) == found.verified - 3
-    assert pair.decoder.stats().accepted == found.accepted
+    assert pair.decoder.stats().counters.accepted == found.accepted
 
 
 def test_everybody_has_an_account_of_its_own(qwen3: Path) -> None:
@@ -112,7 +112,7 @@ def test_everybody_has_an_account_of_its_own(qwen3: Path) -> None:
     stats = pair.decoder.stats()
     for name in ("drafted", "verified", "accepted"):
         assert getattr(stats, name) == sum(getattr(one, name) for one in found.values())
-    assert stats.verified_at[0] == found["free"].verified_at[0] + found["two"].verified_at[0]
+    assert stats.counters.verified_at[0] == found["free"].verified_at[0] + found["two"].verified_at[0]
 
 
 def test_without_a_drafter_every_token_is_a_step(qwen3: Path) -> None:
@@ -153,10 +153,10 @@ def test_times_are_those_of_drafting_planning_and_verifying(qwen3: Path) -> None
     pair.generate([one])
 
     stats = pair.decoder.stats()
-    times = (stats.draft_seconds, stats.plan_seconds, stats.verify_seconds)
-    assert times == (0.5 * stats.steps, 0.25 * stats.steps, 3.0 * stats.steps)
+    times = (stats.counters.draft_seconds, stats.counters.plan_seconds, stats.counters.verify_seconds)
+    assert times == (0.5 * stats.counters.steps, 0.25 * stats.counters.steps, 3.0 * stats.counters.steps)
     timings = pair.chunks["r"][-1].timings
-    assert timings is not None and timings.decode_seconds == 3.75 * stats.steps
+    assert timings is not None and timings.decode_seconds == 3.75 * stats.counters.steps
 
 
 def test_of_a_step_the_models_time_and_the_engines_own_are_told_apart(qwen3: Path) -> None:
@@ -177,9 +177,9 @@ def test_of_a_step_the_models_time_and_the_engines_own_are_told_apart(qwen3: Pat
     pair.generate([one])
 
     decode, prefill = pair.decoder.stats(), pair.prefiller.stats()
-    assert decode.compute_seconds >= 0.02 * decode.steps > 0
-    assert decode.step_seconds - decode.compute_seconds >= 0.02 * decode.steps
-    assert prefill.step_seconds > prefill.compute_seconds >= 0.02 * prefill.steps > 0
+    assert decode.counters.compute_seconds >= 0.02 * decode.counters.steps > 0
+    assert decode.counters.step_seconds - decode.counters.compute_seconds >= 0.02 * decode.counters.steps
+    assert prefill.counters.step_seconds > prefill.counters.compute_seconds >= 0.02 * prefill.counters.steps > 0
     assert decode.peak_bytes >= prefill.peak_bytes > 100 * MIB, "of the process"
 
 
@@ -208,8 +208,8 @@ def test_handoffs_without_the_drafters_context_are_served_counted_and_logged_onc
         assert pair.generate(requests) == plain
 
     stats = pair.decoder.stats()
-    assert (stats.handoffs_without_context, stats.requests) == (3, 3)
-    assert stats.drafted > 0
+    assert (stats.counters.handoffs_without_context, stats.counters.requests) == (3, 3)
+    assert stats.counters.drafted > 0
     (message,) = [record.message for record in caplog.records]
     assert ("has no drafter" if other == "none" else "has another drafter") in message
     assert "drafts over what is decoded here alone" in message
@@ -221,7 +221,7 @@ def test_handoffs_with_the_context_or_without_need_of_it_are_not_counted(qwen3: 
 
     for pair in (both, only_prefill):
         pair.generate([request("r")])
-        assert pair.decoder.stats().handoffs_without_context == 0
+        assert pair.decoder.stats().counters.handoffs_without_context == 0
 
 
 RATES = (1.0, 0.5, 0.0)
@@ -238,9 +238,9 @@ def test_synthetic_acceptance_has_its_rates_and_says_so(qwen3: Path, drafter: Pa
     assert pair.generate(requests) == again.generate(requests)
 
     stats = pair.decoder.stats()
-    assert stats.synthetic
+    assert stats.identity.synthetic
     assert all(account(pair, one.id).synthetic for one in requests)
-    verified, accepted = stats.verified_at, stats.accepted_at
+    verified, accepted = stats.counters.verified_at, stats.counters.accepted_at
     assert accepted[0] == verified[0]
     assert 0.4 < accepted[1] / verified[1] < 0.6
     assert accepted[2:] == [0] * 3
@@ -252,8 +252,8 @@ def test_what_is_exact_does_not_call_itself_synthetic(qwen3: Path, drafter: Path
 
     pair.generate([request("r")])
 
-    assert not pair.decoder.stats().synthetic
-    assert not pair.prefiller.stats().synthetic
+    assert not pair.decoder.stats().identity.synthetic
+    assert not pair.prefiller.stats().identity.synthetic
     assert not account(pair, "r").synthetic
 
 

@@ -82,4 +82,4 @@ def test_no_page_of_a_broken_request_is_found_again(poisoned: Rig, place: str) -
     poisoned.generate([replace(request("next"), prompt=sick.prompt[:140])])
 
     pool = poisoned.prefiller if place == "prompt" else poisoned.decoder
-    assert pool.stats().prefix_hit_tokens == 0
+    assert pool.stats().counters.prefix_hit_tokens == 0

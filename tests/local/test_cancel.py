@@ -101,7 +101,7 @@ def test_a_second_time_while_it_drains(rig: Rig, times: int) -> None:
     for _ in range(times + 1):
         rig.cancel("r")
 
-    assert rig.decoder.stats().cancelled == 1
+    assert rig.decoder.stats().counters.cancelled == 1
     rig.wire.stalled = False
     assert_gone(rig, "r")
 
@@ -123,7 +123,7 @@ def test_when_it_has_finished(rig: Rig) -> None:
     rig.cancel("r")
 
     assert len(rig.tokens("r")) == 5
-    assert rig.decoder.stats().cancelled == rig.prefiller.stats().cancelled == 0
+    assert rig.decoder.stats().counters.cancelled == rig.prefiller.stats().counters.cancelled == 0
 
 
 def test_before_its_first_token_went_out(rig: Rig) -> None:

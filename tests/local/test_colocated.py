@@ -55,9 +55,9 @@ def test_tokens_are_those_of_both_pools(
     assert mixed.generate(asked(sampling), served) == expected
 
     stats = mixed.colocated.stats()
-    assert stats.local_prefills == (len(LENGTHS) if served else len(LENGTHS) // 2)
-    assert stats.local_tokens == sum(LENGTHS if served else LENGTHS[::2])
-    assert (stats.drafted > 0) == (drafter is not None)
+    assert stats.counters.local_prefills == (len(LENGTHS) if served else len(LENGTHS) // 2)
+    assert stats.counters.local_tokens == sum(LENGTHS if served else LENGTHS[::2])
+    assert (stats.counters.drafted > 0) == (drafter is not None)
 
 
 def test_tokens_are_those_of_the_oracle(target: Path) -> None:
@@ -85,8 +85,8 @@ def test_drafts_are_as_good_as_after_a_handoff(drafter: Path | str) -> None:
     for one in requests:
         steps = [[len(chunk.tokens) for chunk in engines.chunks[one.id]] for engines in (handed, mixed)]
         assert steps[0] == steps[1]
-    assert mixed.colocated.stats().prefix_hit_tokens >= 64 + 128
-    assert mixed.colocated.stats().accepted > 40, "hardly anything was accepted"
+    assert mixed.colocated.stats().counters.prefix_hit_tokens >= 64 + 128
+    assert mixed.colocated.stats().counters.accepted > 40, "hardly anything was accepted"
 
 
 def test_the_handoff_comes_first_and_says_what_the_other_pools_would(rig: MixedRig) -> None:
@@ -124,7 +124,7 @@ def test_its_pages_change_hands_as_they_are(rig: MixedRig) -> None:
         table = sequence.tables.groups[name]
         assert (table.first_page, *table.page_ids[: len(span.page_ids)]) == (span.first_page, *span.page_ids)
         assert rig.colocated.stats().pages[name].held == len(table.page_ids), "a copy of them is held, too"
-    assert rig.colocated.stats().moved_pages == rig.colocated.stats().reads == 0
+    assert rig.colocated.stats().transfers.moved_pages == rig.colocated.stats().transfers.reads == 0
     rig.run()
 
 
@@ -143,12 +143,12 @@ def test_a_prefix_is_found_whichever_way_it_came(qwen3: Path, tmp_path: Path, fi
     mixed.run()
 
     after = mixed.colocated.stats()
-    assert after.prefix_hit_tokens - before.prefix_hit_tokens == 128
+    assert after.counters.prefix_hit_tokens - before.counters.prefix_hit_tokens == 128
     if first == "handed over":
         assert mixed.handoffs["b"].cached_tokens == 128
-        assert after.local_tokens - before.local_tokens == 170 - 128
+        assert after.counters.local_tokens - before.counters.local_tokens == 170 - 128
     else:
-        assert after.moved_pages - before.moved_pages == 1
+        assert after.transfers.moved_pages - before.transfers.moved_pages == 1
 
 
 @pytest.mark.parametrize("max_tokens", [1, 9])
@@ -182,7 +182,7 @@ def test_it_can_be_cancelled_in_every_state(make_mixed: MakeMixed, state: str) -
     rig.cancel("r")
 
     rig.assert_consistent()
-    assert rig.colocated.stats().cancelled == (state != "done")
+    assert rig.colocated.stats().counters.cancelled == (state != "done")
     rig.run()
     assert len(rig.chunks["r"]) == heard
     rig.colocated._pages.assert_idle()
@@ -209,7 +209,7 @@ def test_its_deadline_counts_from_when_it_came(make_mixed: MakeMixed, state: str
     rig.step()
 
     assert isinstance(rig.errors["r"], DeadlineExceeded)
-    assert rig.colocated.stats().failed == 1
+    assert rig.colocated.stats().counters.failed == 1
     rig.cancel("first")
     rig.run()
 
@@ -250,6 +250,6 @@ def test_a_chunk_goes_between_two_steps_of_those_who_run(rig: MixedRig) -> None:
     rig.until(lambda: rig.decoding("long"))
 
     after = rig.colocated.stats()
-    assert after.local_tokens - before.local_tokens == 32 * 9 + 1
-    assert after.steps - before.steps == len(rig.tokens("runs")) - tokens == 10
+    assert after.counters.local_tokens - before.counters.local_tokens == 32 * 9 + 1
+    assert after.counters.steps - before.counters.steps == len(rig.tokens("runs")) - tokens == 10
     rig.run()

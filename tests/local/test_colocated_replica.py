@@ -7,9 +7,9 @@ import pytest
 
 from decode import Decoder
 from engine.errors import DoesNotFit, Overloaded
-from engine.facts import ReplicaStats
 from engine.local_transfer import LocalTransfer, LocalWire
 from engine.models import LoadedModel
+from engine.stats import PrefillQueue, ReplicaStats
 from engine.text import Text
 from engine.types import Ended
 from local import Builder, ColocatedEngine
@@ -36,7 +36,7 @@ def test_a_full_queue_and_too_long_a_request_are_refused_by_name(make_mixed: Mak
     rig.run()
 
     assert [len(rig.tokens(name)) for name in ("a", "b", "again")] == [5, 5, 6]
-    assert rig.colocated.stats().requests == 3
+    assert rig.colocated.stats().counters.requests == 3
 
 
 def test_everything_is_counted_once(rig: MixedRig, computing_takes_time: TakesTime) -> None:
@@ -49,28 +49,30 @@ def test_everything_is_counted_once(rig: MixedRig, computing_takes_time: TakesTi
     rig.cancel("c")
     rig.run()
 
-    stats = rig.colocated.stats()
-    assert (stats.requests, stats.cancelled, stats.failed) == (5, 1, 1)
-    assert (stats.local_prefills, stats.local_tokens, stats.prompt_tokens, stats.reads) == (3, 60, 80, 1)
-    assert stats.tokens == sum(len(rig.tokens(name)) for name in ("a", "b", "c", "handed"))
-    assert (stats.waiting, stats.running, stats.leases_held) == (0, 0, 0)
-    parts = (rig.colocated.prefiller.stats(), rig.colocated.decoder.stats())
-    assert stats.compute_seconds == sum(part.compute_seconds for part in parts) == pytest.approx(stats.step_seconds)
-    assert stats.step_seconds == pytest.approx(1e-3 * sum(part.steps for part in parts))
+    stats, counters = rig.colocated.stats(), rig.colocated.stats().counters
+    assert (counters.requests, counters.cancelled, counters.failed) == (5, 1, 1)
+    assert (counters.local_prefills, counters.local_tokens, counters.prompt_tokens) == (3, 60, 80)
+    assert stats.transfers.reads == 1
+    assert counters.tokens == sum(len(rig.tokens(name)) for name in ("a", "b", "c", "handed"))
+    assert (stats.waiting, stats.running, stats.leases.held) == (0, 0, 0)
+    parts = (rig.colocated.prefiller.stats().counters, rig.colocated.decoder.stats().counters)
+    assert counters.compute_seconds == sum(part.compute_seconds for part in parts)
+    assert counters.compute_seconds == pytest.approx(counters.step_seconds)
+    assert counters.step_seconds == pytest.approx(1e-3 * sum(part.steps for part in parts))
 
 
 def test_a_warm_up_leaves_nothing_behind_but_the_pace(rig: MixedRig, computing_takes_time: TakesTime) -> None:
     computing_takes_time(rig.clock)
 
     def counted() -> ReplicaStats:
-        return replace(rig.colocated.stats(), peak_bytes=0, least_seconds=0.0, tokens_per_second=0.0)
+        return replace(rig.colocated.stats(), peak_bytes=0, prefill_queue=PrefillQueue())
 
     before = counted()
 
     rig.colocated.warm_up()
 
     assert counted() == before
-    assert rig.colocated.stats().tokens_per_second > 0
+    assert rig.colocated.stats().prefill_queue.tokens_per_second > 0
     rig.assert_consistent()
 
 
@@ -103,5 +105,5 @@ def test_a_request_that_is_preempted_goes_back_to_whoever_owns_it(make_mixed: Ma
     answers = rig.generate(growing)
 
     assert any(isinstance(event, Ended) for event in rig.events)
-    assert rig.colocated.stats().preempted > 0
+    assert rig.colocated.stats().counters.preempted > 0
     assert answers == make_mixed().generate(growing)

@@ -47,7 +47,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> SampledToken:
         for one in EVERY_OPTION:
             pair.add(request(one, seed))
     pair.run()
-    assert pair.prefiller.stats().prefix_hit_tokens > 0
+    assert pair.prefiller.stats().counters.prefix_hit_tokens > 0
     ends = [GENERATED, *((*GENERATED, token) for token in range(VOCAB))]
     oracle = Oracle(path)._model
     with torch.inference_mode():

@@ -108,7 +108,7 @@ def assert_nobody_can_tell(engines: Pair, asked: list[Request], expected: dict[s
     disturbed(engines, asked)
 
     prefill, decode = engines.prefiller.stats(), engines.decoder.stats()
-    assert min(decode.preempted, prefill.prefix_hit_tokens, decode.prefix_hit_tokens) > 0
+    assert min(decode.counters.preempted, prefill.counters.prefix_hit_tokens, decode.counters.prefix_hit_tokens) > 0
     assert {one.id: tokens(engines, one) for one in asked} == expected
 
 
@@ -163,5 +163,5 @@ def test_with_speculation_too(
     assert_nobody_can_tell(engines, asked, expected)
 
     stats = engines.decoder.stats()
-    assert stats.drafted >= stats.verified >= stats.accepted
-    assert drafter == "random" or stats.accepted > 50, "nothing was gained, so nothing was tried"
+    assert stats.counters.drafted >= stats.counters.verified >= stats.counters.accepted
+    assert drafter == "random" or stats.counters.accepted > 50, "nothing was gained, so nothing was tried"

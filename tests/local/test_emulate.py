@@ -39,10 +39,10 @@ def test_tokens_are_the_models_and_time_is_the_devices(qwen3: Path) -> None:
     assert step > 0.01
     assert seconds_of(pair, one) >= 8 * 0.99 * step
     stats = pair.decoder.stats()
-    assert stats.emulated == "groq-3-lpx, time x 400"
-    assert stats.overruns <= stats.steps / 2
+    assert stats.identity.emulated == "groq-3-lpx, time x 400"
+    assert stats.counters.overruns <= stats.counters.steps / 2
     last = pair.chunks["a"][-1].timings
-    assert last is not None and last.emulated == stats.emulated
+    assert last is not None and last.emulated == stats.identity.emulated
 
 
 def test_what_this_machine_cannot_show_is_an_overrun(qwen3: Path) -> None:
@@ -51,7 +51,7 @@ def test_what_this_machine_cannot_show_is_an_overrun(qwen3: Path) -> None:
     pair.generate([one])
     last = pair.chunks["a"][-1].timings
 
-    assert pair.decoder.stats().overruns == pair.decoder.stats().steps == 8
+    assert pair.decoder.stats().counters.overruns == pair.decoder.stats().counters.steps == 8
     assert last is not None and last.overruns == 8
 
 
@@ -62,7 +62,7 @@ def test_planners_plan_for_the_device(qwen3: Path) -> None:
     pair.generate([request("a", max_tokens=5)])
     step = Emulation.of(settings, "default", 0).times.verify_seconds(1, 1, 32)
 
-    assert pair.decoder.stats().rates[1] == pytest.approx(1 / step, rel=0.35)
+    assert pair.decoder.stats().forecast.request_rates[1] == pytest.approx(1 / step, rel=0.35)
 
 
 def test_the_link_is_the_devices(qwen3: Path) -> None:

@@ -37,8 +37,8 @@ def test_a_request_of_one_token_is_released_without_a_read(rig: Rig) -> None:
     assert len(rig.tokens("r")) == 1
     assert rig.finish("r") == FinishReason.LENGTH
     assert rig.chunks["r"][-1].timings is not None
-    assert rig.decoder.stats().reads == 0
-    assert rig.leases == rig.prefiller.stats().leases_expired == 0
+    assert rig.decoder.stats().transfers.reads == 0
+    assert rig.leases == rig.prefiller.stats().leases.expired == 0
 
 
 @pytest.mark.parametrize("at", [0, 1, 4])
@@ -50,7 +50,7 @@ def test_a_stop_token_ends_the_request_wherever_it_comes(rig: Rig, at: int) -> N
 
     assert rig.tokens("r") == expected
     assert rig.finish("r") == FinishReason.STOP
-    assert rig.decoder.stats().reads == (1 if len(expected) == 1 else 2), "the first token needs no pages"
+    assert rig.decoder.stats().transfers.reads == (1 if len(expected) == 1 else 2), "the first token needs no pages"
 
 
 @pytest.mark.parametrize("at", [0, 3])

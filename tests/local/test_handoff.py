@@ -34,17 +34,17 @@ def test_renewals_keep_a_handoff_alive_far_beyond_its_term(make_rig: MakeRig) ->
     assert rig.phases() == {"r": "waiting"}
     rig.run()
     assert len(rig.tokens("r")) == 5
-    assert rig.prefiller.stats().leases_expired == rig.decoder.stats().reads_lost == 0
+    assert rig.prefiller.stats().leases.expired == rig.decoder.stats().transfers.reads_lost == 0
 
 
 def test_a_lease_that_nobody_renews_expires_and_the_request_is_lost_on_both_sides(make_rig: MakeRig) -> None:
     rig = waiting(make_rig)
-    rig.wire.cut(rig.decoder.stats().agent)  # decode can ask, but no answer reaches it
+    rig.wire.cut(rig.decoder.stats().identity.agent)  # decode can ask, but no answer reaches it
     rig.decoder._inbox._notify = lambda *_: False  # and then it cannot even ask
 
     rig.wait(LEASE + 2)
 
-    assert rig.prefiller.stats().leases_expired == 1
+    assert rig.prefiller.stats().leases.expired == 1
     assert rig.phases() == {}
     assert [type(event.error) for event in ended(rig, "r")] == [HandoffLost, HandoffLost]
     rig.cancel("first")
@@ -146,7 +146,7 @@ def test_a_prefill_replica_that_dies_costs_its_requests_and_no_page(make_rig: Ma
     assert sorted(rig.lost()) == ["a", "b"]
     assert rig.phases() == {}
     rig.decoder.assert_consistent()
-    assert rig.decoder.stats().reads_lost == rig.decoder.stats().failed == 2
+    assert rig.decoder.stats().transfers.reads_lost == rig.decoder.stats().counters.failed == 2
 
 
 def test_a_peer_whose_read_failed_is_forgotten_once_no_other_read_from_it_runs(rig: Rig) -> None:
@@ -162,7 +162,7 @@ def test_a_peer_whose_read_failed_is_forgotten_once_no_other_read_from_it_runs(r
 
     rig.step()
 
-    assert dropped == [(rig.prefiller.stats().agent, ["lost"])]
+    assert dropped == [(rig.prefiller.stats().identity.agent, ["lost"])]
 
 
 def test_a_dead_prefill_replica_cannot_be_told_and_that_is_noticed_at_once(rig: Rig) -> None:
@@ -277,7 +277,7 @@ def test_a_decode_pool_too_small_for_all_serves_all_in_order(make_rig: MakeRig) 
     assert rig.decoder._accounts._running == {}
     second = [event.request_id for event in rig.events if not isinstance(event, Ended) and is_second(rig, event)]
     assert second == names, "what came first was decoded first"
-    assert rig.decoder.stats().failed == 0
+    assert rig.decoder.stats().counters.failed == 0
 
 
 def test_a_large_request_that_waits_for_pages_is_not_overtaken(make_rig: MakeRig) -> None:
@@ -317,4 +317,4 @@ def test_the_timings_of_a_request_add_up(rig: Rig) -> None:
     assert timings.transfer_seconds == pytest.approx(3.0, abs=0.1)
     assert timings.moved_pages == 2
     assert timings.moved_bytes == sum(group.target_bytes for group in rig.builder.layout.groups.values())
-    assert rig.decoder.stats().moved_bytes == timings.moved_bytes
+    assert rig.decoder.stats().transfers.moved_bytes == timings.moved_bytes

@@ -66,9 +66,9 @@ def test_drafts_are_the_same_as_if_it_were_written_at_once(monkeypatch: pytest.M
     late, found, most = answered(monkeypatch, 16, pages_mib)
 
     assert none == 0 and most > 3
-    assert (late.decoder.stats().preempted > 0) == (pages_mib < 64), "pages that went from hand to hand"
+    assert (late.decoder.stats().counters.preempted > 0) == (pages_mib < 64), "pages that went from hand to hand"
     assert len(found) == len(expected) > 20
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
-    assert late.decoder.stats().accepted_at == at_once.decoder.stats().accepted_at
-    assert late.decoder.stats().accepted > 0
+    assert late.decoder.stats().counters.accepted_at == at_once.decoder.stats().counters.accepted_at
+    assert late.decoder.stats().counters.accepted > 0

@@ -72,7 +72,7 @@ def test_a_deadline_is_seen_wherever_the_request_is(make_rig: MakeRig, place: st
     rig.run()
     assert len(rig.tokens("late")) == said, "nothing more is heard of it"
     assert not rig.errors
-    assert rig.prefiller.stats().failed + rig.decoder.stats().failed == 1
+    assert rig.prefiller.stats().counters.failed + rig.decoder.stats().counters.failed == 1
 
 
 def test_a_deadline_that_is_met_changes_nothing(rig: Rig) -> None:

@@ -50,7 +50,7 @@ def test_a_younger_prompt_gives_way_to_an_answer_that_grows(rig: MixedRig) -> No
     rig.until(lambda: rig.waiting("young"))
 
     assert rig.decoding("old")
-    assert rig.colocated.stats().preempted >= 1
+    assert rig.colocated.stats().counters.preempted >= 1
     assert preempted(rig) == []
     rig.colocated.decoder._pages.release(grown)
     rig.run()
@@ -70,7 +70,7 @@ def test_an_older_prompt_takes_the_pages_of_a_younger_answer(rig: MixedRig) -> N
 
     assert preempted(rig) == ["young"]
     assert rig.prefilling("old") and rig.waiting("young")
-    assert rig.colocated.prefiller.stats().preempted == 0
+    assert rig.colocated.prefiller.stats().counters.preempted == 0
     rig.colocated.decoder._pages.release(grown)
     rig.run()
     assert [len(rig.tokens(name)) for name in ("old", "young")] == [60, 150]
@@ -86,7 +86,7 @@ def test_nobody_starts_who_would_have_to_leave_at_once(rig: MixedRig) -> None:
     assert rig.waiting("new")
     rig.run()
 
-    assert rig.colocated.stats().preempted == 0
+    assert rig.colocated.stats().counters.preempted == 0
     assert len(rig.tokens("new")) == 100
 
 
@@ -228,7 +228,7 @@ def test_disturbed_requests_get_the_tokens_of_undisturbed_ones(
 
     disturbed(engines, asked)
 
-    stats = engines.colocated.stats()
-    assert min(stats.preempted, stats.prefix_hit_tokens, stats.local_prefills, stats.reads) > 0
-    assert (stats.drafted > 0) == (drafter is not None)
+    counters, transfers = engines.colocated.stats().counters, engines.colocated.stats().transfers
+    assert min(counters.preempted, counters.prefix_hit_tokens, counters.local_prefills, transfers.reads) > 0
+    assert (counters.drafted > 0) == (drafter is not None)
     assert {one.id: tokens(engines, one) for one in asked} == expected

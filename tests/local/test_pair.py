@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from engine.errors import BadRequest, DoesNotFit
-from engine.facts import ReplicaStats
+from engine.stats import PrefillQueue, ReplicaStats
 from engine.transfer import Message, Verb
 from tests.local.conftest import MakeRig, TakesTime
 from tests.local.rig import Rig, request
@@ -59,7 +59,7 @@ def test_an_engine_that_only_waits_does_not_spin(rig: Rig) -> None:
 def test_words_that_concern_nobody_change_nothing(rig: Rig, verb: Verb, held: bool | None) -> None:
     rig.add(request("r"))
     rig.until(lambda: rig.phases() == {"r": "releasing"})
-    prefill, decode = rig.prefiller.stats().agent, rig.decoder.stats().agent
+    prefill, decode = rig.prefiller.stats().identity.agent, rig.decoder.stats().identity.agent
     stray = Message(verb=verb, nonce="of nobody", held=held)
 
     rig.wire.agents[decode].notify(prefill, stray)
@@ -74,7 +74,7 @@ def test_a_question_about_a_handoff_is_no_answer_to_one(rig: Rig, verb: Verb) ->
     rig.add(request("r"))
     rig.until(lambda: rig.phases() == {"r": "releasing"})
     (nonce,) = rig.decoder._inbox._incoming
-    prefill, decode = rig.prefiller.stats().agent, rig.decoder.stats().agent
+    prefill, decode = rig.prefiller.stats().identity.agent, rig.decoder.stats().identity.agent
 
     rig.wire.agents[prefill].notify(decode, Message(verb=verb, nonce=nonce))
     rig.run()
@@ -84,7 +84,7 @@ def test_a_question_about_a_handoff_is_no_answer_to_one(rig: Rig, verb: Verb) ->
 
 def test_only_questions_are_answered(rig: Rig) -> None:
     """Two replicas that answered each other's answers would never stop."""
-    prefill, decode = rig.prefiller.stats().agent, rig.decoder.stats().agent
+    prefill, decode = rig.prefiller.stats().identity.agent, rig.decoder.stats().identity.agent
     rig.wire.agents[decode].notify(prefill, Message(verb=Verb.RENEW, nonce="n", held=True))
 
     rig.prefiller.step()
@@ -100,11 +100,12 @@ def test_counters_count(rig: Rig) -> None:
     rig.run()
 
     prefill, decode = rig.prefiller.stats(), rig.decoder.stats()
-    assert (prefill.requests, prefill.tokens, prefill.cancelled, prefill.failed) == (3, 60, 0, 0)
-    assert prefill.prompt_tokens == decode.prompt_tokens == 60
-    assert (decode.requests, decode.cancelled, decode.failed, decode.reads) == (3, 1, 0, 3)
-    assert decode.tokens == sum(len(rig.tokens(name)) for name in "abc")
-    assert decode.waiting == decode.running == prefill.waiting == prefill.running == prefill.leases_held == 0
+    prompts, answers = prefill.counters, decode.counters
+    assert (prompts.requests, prompts.tokens, prompts.cancelled, prompts.failed) == (3, 60, 0, 0)
+    assert prompts.prompt_tokens == answers.prompt_tokens == 60
+    assert (answers.requests, answers.cancelled, answers.failed, decode.transfers.reads) == (3, 1, 0, 3)
+    assert answers.tokens == sum(len(rig.tokens(name)) for name in "abc")
+    assert decode.waiting == decode.running == prefill.waiting == prefill.running == prefill.leases.held == 0
 
 
 def test_a_warm_up_leaves_nothing_behind(rig: Rig, computing_takes_time: TakesTime) -> None:
@@ -113,7 +114,7 @@ def test_a_warm_up_leaves_nothing_behind(rig: Rig, computing_takes_time: TakesTi
 
     def told() -> list[ReplicaStats]:
         engines = (rig.prefiller, rig.decoder)
-        return [replace(e.stats(), peak_bytes=0, least_seconds=0.0, tokens_per_second=0.0) for e in engines]
+        return [replace(e.stats(), peak_bytes=0, prefill_queue=PrefillQueue()) for e in engines]
 
     before = told()
 
@@ -121,7 +122,7 @@ def test_a_warm_up_leaves_nothing_behind(rig: Rig, computing_takes_time: TakesTi
     rig.decoder.warm_up()
 
     assert told() == before
-    assert rig.prefiller.stats().tokens_per_second > 0
+    assert rig.prefiller.stats().prefill_queue.tokens_per_second > 0
     rig.assert_consistent()
 
 
@@ -139,4 +140,4 @@ def test_prefill_counts_steps_failures_and_cancellations(make_rig: MakeRig) -> N
     rig.prefiller.cancel("leased")
 
     prefill = rig.prefiller.stats()
-    assert (prefill.steps, prefill.cancelled, prefill.failed) == (3, 2, 1)
+    assert (prefill.counters.steps, prefill.counters.cancelled, prefill.counters.failed) == (3, 2, 1)

@@ -30,7 +30,7 @@ def test_tokens_are_those_of_requests_that_were_never_disturbed(
     answers = rig.generate(growing(sampling))
 
     assert len(preempted(rig)) > 0
-    assert rig.decoder.stats().preempted == len(preempted(rig))
+    assert rig.decoder.stats().counters.preempted == len(preempted(rig))
     assert answers == make_rig().generate(growing(sampling))
 
 

@@ -19,7 +19,7 @@ def asks(name: str, tokens: int, **changes: object) -> Request:
 
 def hits(rig: Rig) -> tuple[int, int]:
     """Tokens found in pages so far: by prefill, by decode."""
-    return rig.prefiller.stats().prefix_hit_tokens, rig.decoder.stats().prefix_hit_tokens
+    return rig.prefiller.stats().counters.prefix_hit_tokens, rig.decoder.stats().counters.prefix_hit_tokens
 
 
 def alone(make_rig: MakeRig, one: Request) -> list[int]:
@@ -34,15 +34,15 @@ def test_the_second_question_is_neither_computed_nor_moved_again(rig: Rig, make_
     rig.add(asks("first", 10))
     rig.run()
     assert hits(rig) == (0, 0)
-    steps, moved = rig.prefiller.stats().tokens, rig.decoder.stats().moved_pages
+    steps, moved = rig.prefiller.stats().counters.tokens, rig.decoder.stats().transfers.moved_pages
 
     rig.add(asks("second", 30))
     rig.run()
 
     assert hits(rig) == (128, 128)
-    assert rig.prefiller.stats().tokens - steps == 180 - 128
+    assert rig.prefiller.stats().counters.tokens - steps == 180 - 128
     assert [event.cached_tokens for event in rig.events if isinstance(event, Handoff)] == [0, 128]
-    assert rig.decoder.stats().moved_pages - moved == 2, "one page of 52 tokens in each of two groups"
+    assert rig.decoder.stats().transfers.moved_pages - moved == 2, "one page of 52 tokens in each of two groups"
     assert rig.tokens("second") == alone(make_rig, asks("second", 30))
 
 
@@ -51,15 +51,15 @@ def test_the_same_prompt_again_computes_one_token_on_a_page_of_its_own(rig: Rig,
     one = asks("one", 42)
     rig.add(one)
     rig.run()
-    before = rig.prefiller.stats().tokens
+    before = rig.prefiller.stats().counters.tokens
 
     for i in range(3):
         rig.add(replace(one, id=f"again {i}"))
     rig.run()
 
-    assert rig.prefiller.stats().tokens - before == 3
+    assert rig.prefiller.stats().counters.tokens - before == 3
     assert hits(rig) == (3 * 191, 3 * 192)
-    assert rig.decoder.stats().reads == 1, "decode had every page"
+    assert rig.decoder.stats().transfers.reads == 1, "decode had every page"
     assert {tuple(rig.tokens(f"again {i}")) for i in range(3)} == {tuple(alone(make_rig, one))}
 
 

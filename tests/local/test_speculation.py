@@ -81,7 +81,7 @@ def test_a_prefill_pool_without_the_drafter_is_served_too(target: Path, drafter:
     mixed = with_other_prefill(pair_config(target, drafter, {"fixed_drafts": 5}), pair_config(target, None))
 
     assert mixed.generate(asked(Sampling())) == plain
-    assert mixed.decoder.stats().drafted > 0
+    assert mixed.decoder.stats().counters.drafted > 0
 
 
 @pytest.mark.parametrize("error_every", [1, 2, 3, 7, 1000])
@@ -97,9 +97,11 @@ def test_errors_at_every_place_change_nothing_but_the_number_of_steps(
     assert knowing.generate([one]) == plain
 
     stats = knowing.decoder.stats()
-    assert stats.steps == rounds(71, 60, error_every)
-    assert stats.accepted == 59 - stats.steps
-    assert stats.accepted <= stats.verified == stats.drafted, "nothing is drafted that nobody could say"
+    assert stats.counters.steps == rounds(71, 60, error_every)
+    assert stats.counters.accepted == 59 - stats.counters.steps
+    assert stats.counters.accepted <= stats.counters.verified == stats.counters.drafted, (
+        "nothing is drafted that nobody could say"
+    )
 
 
 def rounds(position: int, max_tokens: int, error_every: int) -> int:
@@ -130,10 +132,10 @@ def test_a_prefix_hit_drafts_as_well(drafter: Path | str) -> None:
         return [[len(chunk.tokens) for chunk in engines.chunks[name + one.id]] for one in asked]
 
     alone = steps("alone", "")
-    assert engines.prefiller.stats().prefix_hit_tokens == 0
+    assert engines.prefiller.stats().counters.prefix_hit_tokens == 0
     together = steps("first", "shared") + steps("again", "shared")
-    assert engines.prefiller.stats().prefix_hit_tokens > 1500
-    assert engines.decoder.stats().prefix_hit_tokens > 1500
+    assert engines.prefiller.stats().counters.prefix_hit_tokens > 1500
+    assert engines.decoder.stats().counters.prefix_hit_tokens > 1500
 
     assert together == alone + alone
     assert sum(map(len, alone)) < 0.75 * 48 * len(asked), "hardly anything was accepted"

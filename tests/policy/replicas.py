@@ -1,20 +1,26 @@
 """Replicas as they might describe themselves."""
 
-from engine.facts import PageCounts, ReplicaStats
+from dataclasses import fields
+from typing import Any
+
+from engine.stats import (
+    Counters,
+    Forecast,
+    Identity,
+    PageCounts,
+    PrefillQueue,
+    ReplicaStats,
+)
+
+GROUPS = {"identity": Identity, "counters": Counters, "prefill_queue": PrefillQueue, "forecast": Forecast}
 
 
-def replica(
-    name: str = "a", role: str = "prefill", free: int = 100, total: int = 100, **changes: object
-) -> ReplicaStats:
-    """An idle one, but for `changes`."""
-    fields: dict[str, object] = {n: 0 for n, f in ReplicaStats.__dataclass_fields__.items() if f.type in (int, float)}
-    fields |= {
-        "role": role,
-        "replica": name,
-        "agent": name,
-        "verified_at": [],
-        "accepted_at": [],
-        "max_requests": 8,
-        "pages": {"full": PageCounts(total=total, free=free, held=total - free, quarantined=0)},
+def replica(name: str = "a", role: str = "prefill", free: int = 100, total: int = 100, **changes: Any) -> ReplicaStats:
+    """An idle one, but for `changes`, whichever group they belong to."""
+    given = {"role": role, "replica": name, "agent": name, "max_requests": 8} | changes
+    groups = {
+        group: kind(**{f.name: given.pop(f.name) for f in fields(kind) if f.name in given})
+        for group, kind in GROUPS.items()
     }
-    return ReplicaStats(**{**fields, **changes})  # type: ignore[arg-type]
+    given.setdefault("pages", {"full": PageCounts(total=total, free=free, held=total - free, quarantined=0)})
+    return ReplicaStats(**groups, **given)

@@ -19,7 +19,7 @@ from policy.route import (
 )
 from tests.policy.replicas import replica
 
-PACE = {"tokens_per_second": 1000.0, "least_seconds": 0.01}
+PACE = {"tokens_per_second": 1000.0, "min_step_seconds": 0.01}
 
 
 def test_the_first_token_waits_for_what_is_queued_and_for_what_is_not_known() -> None:
@@ -51,7 +51,7 @@ def test_the_best_prefill_replica_is_the_soonest(pool: list[tuple[int, int]], nu
 
     ranked = rank_prefill(replicas, num_tokens, {})
 
-    assert sorted(r.replica for r in ranked) == sorted(r.replica for r in replicas)
+    assert sorted(r.replica for r in ranked) == sorted(r.identity.replica for r in replicas)
     assert [r.expected for r in ranked] == pytest.approx(sorted((queued + num_tokens) / pace for queued, pace in pool))
 
 
@@ -74,13 +74,13 @@ def test_one_more_request_never_makes_another_faster(rates: list[float], request
 
 
 def decode(name: str, running: int = 0, **changes: object):  # type: ignore[no-untyped-def]
-    rates = changes.pop("rates", {1: 100.0, 8: 30.0})
-    return replica(name, role="decode", running=running, rates=rates, **changes)  # type: ignore[arg-type]
+    rates = changes.pop("request_rates", {1: 100.0, 8: 30.0})
+    return replica(name, role="decode", running=running, request_rates=rates, **changes)  # type: ignore[arg-type]
 
 
 def test_decode_goes_where_it_will_be_fastest_once_it_is_there() -> None:
     fast = {1: 200.0, 8: 60.0}
-    pool = [decode("busy but fast", running=3, rates=fast), decode("idle")]
+    pool = [decode("busy but fast", running=3, request_rates=fast), decode("idle")]
 
     assert [r.replica for r in rank_decode(pool, 64, 16)] == ["busy but fast", "idle"]
     assert user_rate(pool[0]) == pytest.approx(200 - 3 * 20.0)
@@ -99,9 +99,9 @@ def test_room_comes_before_speed() -> None:
 
 def test_without_measured_steps_the_emptiest_is_taken() -> None:
     pool = [
-        decode("a", running=2, rates={}),
-        decode("b", running=1, waiting=2, rates={}),
-        decode("c", running=1, rates={}),
+        decode("a", running=2, request_rates={}),
+        decode("b", running=1, waiting=2, request_rates={}),
+        decode("c", running=1, request_rates={}),
     ]
 
     assert [r.replica for r in rank_decode(pool, 1, 16)] == ["c", "a", "b"]
@@ -167,7 +167,7 @@ def test_the_index_stays_bounded_and_keeps_what_is_used() -> None:
 
 
 def colocated(name: str, **changes: object):  # type: ignore[no-untyped-def]
-    return decode(name, **{"tokens_per_second": 100.0, "least_seconds": 0.01, **changes})
+    return decode(name, **{"tokens_per_second": 100.0, "min_step_seconds": 0.01, **changes})
 
 
 def test_prefilling_in_decode_costs_this_request_its_wait_and_the_others_theirs() -> None:

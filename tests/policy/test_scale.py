@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.facts import PageCounts
+from engine.stats import PageCounts
 from policy.load import FrontLoad, Load, ReplicaLoad
 from policy.scale import PREFILL, Bounds, Decision, State, Targets, decide, within_budget
 from tests.policy.replicas import replica
@@ -29,7 +29,7 @@ def prefiller(queued: float = 0.0, tokens: float = 0.0) -> ReplicaLoad:
         queued_tokens=queued,
         tokens=tokens,
         tokens_per_second=PACE,
-        least_seconds=0.01,
+        min_step_seconds=0.01,
         running=busy,
         requests=tokens / 100,
     )
@@ -300,7 +300,7 @@ def test_statistics_become_a_load_and_cross_as_flat_numbers() -> None:
         role="decode",
         running=3,
         waiting=2,
-        rates=RATES,
+        request_rates=RATES,
         accepted_length=1.5,
         pages=pages,
         queued_tokens={0: 5, 1: 6},

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.facts import Counters
 from engine.pages import CacheLayout, Entry, Pages, PageStore
+from engine.stats import Counters
 from engine.types import Request, Sampling, StopRules
 from prefill.schedule import Prompt, PromptChunk, PromptSchedule, WaitingPrompt
 

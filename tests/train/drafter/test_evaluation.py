@@ -58,7 +58,7 @@ def test_figures_pictures_and_records(prompts: Path, tmp_path: Path) -> None:
 
     assert done.exit_code == 0, done.stderr
     assert "accepted length, every draft verified" in done.stdout
-    assert "acceptance by place" in done.stdout
+    assert "acceptance by position" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
     kinds = {(row["domain"], row["setting"]) for row in found}
     assert kinds == {(d, s) for d in ("short", "asked") for s in ("greedy", "T=1 rejection", "T=1 seeded")}

@@ -1,0 +1,1 @@
+"""Checks of cluster files and configurations before anything is started."""
