@@ -109,6 +109,8 @@ class Pair:
                     self._feed(state, self.route(request))
                 case Wait():
                     self._feed(state, Waited())
+                case CancelAttempt() if isinstance(event, RequestEnded):
+                    pass  # each engine ends a request by itself, and leases and deadlines tell the other one
                 case Deliver(chunk):
                     self.chunks[request_id].append(chunk)
                 case Fail(error):
@@ -117,6 +119,7 @@ class Pair:
                     try:
                         self.perform(action)
                     except SparkpoolError as error:
+                        self.perform(CancelAttempt(request_id))
                         self._feed(state, RequestEnded(request_id=request_id, error=error))
         if state.ended:
             self.requests.pop(request_id, None)

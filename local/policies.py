@@ -14,7 +14,7 @@ def routing_rules(config: Config) -> Rules:
         tiers=config.gateway.tiers,
         pool_policy=PoolPolicy(config.gateway.pool_policy),
         target_rate=config.targets.tokens_per_second,
-        most_queued_seconds=config.gateway.max_queued_seconds,
+        max_queued_seconds=config.gateway.max_queued_seconds,
     )
 
 

@@ -31,7 +31,7 @@ class Rules:
     tiers: Mapping[str, str] = field(default_factory=dict)
     pool_policy: PoolPolicy = PoolPolicy.FIRST
     target_rate: float | None = None
-    most_queued_seconds: float = float("inf")
+    max_queued_seconds: float = float("inf")
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Board:
             self._replicas(PREFILL),
             request.priority,
             request.seconds_left,
-            self._rules.most_queued_seconds,
+            self._rules.max_queued_seconds,
         )
         if refused is not None:
             raise Overloaded(refused.reason, retry_seconds=refused.retry_seconds)

@@ -81,8 +81,8 @@ class CallerLeft:
 
 
 JourneyEvent = Begin | Routed | Handoff | Chunk | RequestEnded | Waited | DeadlinePassed | CallerLeft
-"""Handoff, Chunk and RequestEnded come from the current attempt's replicas: a driver drops those of earlier attempts, and
-does not report how a prefill stream ends after its handoff. RequestEnded without an error: the stream stopped too
+"""Handoff, Chunk and RequestEnded come from the current attempt's replicas: a driver drops those of earlier attempts,
+and does not report how a prefill stream ends after its handoff. RequestEnded without an error: the stream stopped too
 early."""
 
 

@@ -10,13 +10,13 @@ class PrefixIndex:
     """Replicas by the beginnings of the prompts that they were sent, page by page.
 
     A replica may have forgotten what it was sent, and knows what others sent it; a wrong guess costs time, never
-    tokens, and is right once it has been acted on. Of `most_pages` entries, the ones that were of no use for longest go
+    tokens, and is right once it has been acted on. Of `max_pages` entries, the ones that were of no use for longest go
     first.
     """
 
-    def __init__(self, page_tokens: int, most_pages: int = 200_000) -> None:
+    def __init__(self, page_tokens: int, max_pages: int = 200_000) -> None:
         self._page_tokens = page_tokens
-        self._most_pages = most_pages
+        self._max_pages = max_pages
         self._replicas: OrderedDict[Key, set[str]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -27,7 +27,7 @@ class PrefixIndex:
         for key in self._keys(tokens, salt):
             self._replicas.setdefault(key, set()).add(replica)
             self._replicas.move_to_end(key)
-        while len(self._replicas) > self._most_pages:
+        while len(self._replicas) > self._max_pages:
             self._replicas.popitem(last=False)
 
     def known_tokens(self, tokens: Sequence[int], salt: str = "") -> dict[str, int]:

@@ -246,7 +246,7 @@ def _capacity(targets: Targets, replica: ReplicaLoad) -> float:
     floor = _floor(targets, replica)
     most = int(replica.max_requests)
     by_rate = next((n for n in range(most, 0, -1) if replica.user_rate(n) >= floor), 1)
-    by_pages = PAGES / (replica.pages_used / replica.running) if replica.running and replica.pages_used else math.inf
+    by_pages = PAGES * replica.running / replica.pages_used if replica.running and replica.pages_used else math.inf
     return max(1.0, min(float(by_rate), by_pages))
 
 

@@ -177,7 +177,7 @@ def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
     file.write_text("before")
 
     def write_half() -> None:
-        with files.replaced(file) as partial:
+        with files.atomic_write(file) as partial:
             partial.write_text("half")
             raise RuntimeError("half")
 

@@ -113,7 +113,7 @@ def test_a_garbage_notification_is_survived(peer: Peer, transfer: NixlTransfer, 
 
 def test_garbage_metadata_is_no_agent(transfer: NixlTransfer) -> None:
     for metadata in (b"", b"garbage", transfer.entry.metadata):
-        assert not transfer._meet("stranger", metadata)
+        assert not transfer._connect("stranger", metadata)
 
 
 def test_a_dead_peer_fails_soon_and_its_successor_can_be_read(transfer: NixlTransfer) -> None:

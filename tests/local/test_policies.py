@@ -41,5 +41,5 @@ def test_routing_goes_by_the_configuration() -> None:
         tiers={"fast": "b"},
         pool_policy=PoolPolicy.SPILL,
         target_rate=33.0,
-        most_queued_seconds=7.0,
+        max_queued_seconds=7.0,
     )

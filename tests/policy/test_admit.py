@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.admit import MOST_RETRY_SECONDS, RetryBudget, refusal
+from policy.admit import MAX_RETRY_SECONDS, RetryBudget, refusal
 from policy.route import rank_prefill
 from tests.policy.replicas import replica
 
@@ -55,7 +55,7 @@ def test_where_nothing_is_known_everybody_may_come() -> None:
 def test_a_hint_is_never_longer_than_anybody_would_wait() -> None:
     refused = asked(num_tokens=10**9, seconds_left=1.0)
 
-    assert refused is not None and refused.retry_seconds == MOST_RETRY_SECONDS
+    assert refused is not None and refused.retry_seconds == MAX_RETRY_SECONDS
 
 
 @given(st.lists(st.booleans(), max_size=300), st.integers(1, 20))

@@ -154,7 +154,7 @@ def test_replicas_that_are_gone_are_forgotten_and_leave_nothing() -> None:
 
 
 def test_the_index_stays_bounded_and_keeps_what_is_used() -> None:
-    index = PrefixIndex(page_tokens=2, most_pages=4)
+    index = PrefixIndex(page_tokens=2, max_pages=4)
     index.note("a", (1, 2, 3, 4))
     index.note("a", (9, 9, 8, 8))
     assert index.known_tokens((1, 2, 3, 4, 5)) == {"a": 4}
