@@ -42,7 +42,7 @@ class TorchBackend:
         return Output(logits.float(), taps)
 
 
-class Decoder(Protocol):
+class DecoderModule(Protocol):
     """A decoder of transformers, such as LlamaModel."""
 
     layers: Iterable[Callable[..., Tensor]]
@@ -56,7 +56,7 @@ class Decoder(Protocol):
 
 
 def hidden_states(
-    decoder: Decoder, batch: Batch, store: PageStore, tap_layers: Sequence[int] = ()
+    decoder: DecoderModule, batch: Batch, store: PageStore, tap_layers: Sequence[int] = ()
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Run a decoder; return the hidden states [T, hidden] after its final norm and after the tapped layers.
 

@@ -1,10 +1,10 @@
 """The cost of one layer's attention, by kind: weights, cache, bytes that a step reads of it, and operations.
 
-    GQA     K and V heads for each token; all of the context, or a window of it
-    MLA     one latent and one rope key for all heads (DeepSeek-V2, V3); with an indexer (V3.2) only the best `topk`
-            tokens are read, and all index keys
-    CSA     a window of 128 tokens, and one compressed entry for every 4 or 128 tokens before (DeepSeek-V4); at 4 an
-            indexer chooses among them
+    GqaCost   K and V heads for each token; all of the context, or a window of it
+    MlaCost   one latent and one rope key for all heads (DeepSeek-V2, V3); with an indexer (V3.2) only the best `topk`
+              tokens are read, and all index keys
+    CsaCost   a window of 128 tokens, and one compressed entry for every 4 or 128 tokens before (DeepSeek-V4); at 4 an
+              indexer chooses among them
 
 Entries as vLLM and SGLang store them: an fp8 latent keeps its rope part in bfloat16 and has scales beside it.
 """
@@ -63,7 +63,7 @@ def seen(context: int, window: int | None) -> int:
 
 
 @dataclass(frozen=True)
-class GQA:
+class GqaCost:
     hidden: int
     heads: int
     kv_heads: int
@@ -119,7 +119,7 @@ def latent_bytes(values: int, rope: int, precision: CachePrecision, scale_bytes:
 
 
 @dataclass(frozen=True)
-class MLA:
+class MlaCost:
     hidden: int
     heads: int
     q_rank: int | None
@@ -168,7 +168,7 @@ class MLA:
 
 
 @dataclass(frozen=True)
-class CSA:
+class CsaCost:
     """`ratio` 0: the window alone. The compressor's inputs that are not compressed yet are kept in float32: at 4 those
     of two groups, which overlap, at 128 those of one."""
 

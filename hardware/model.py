@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError
-from hardware.attention import CSA, GQA, MLA, Attention, CachePrecision, Indexer, IndexPrecision
+from hardware.attention import Attention, CachePrecision, CsaCost, GqaCost, Indexer, IndexPrecision, MlaCost
 
 MODELS = Path(__file__).parent / "models"
 STORED = {"fp4": 0.5 + 1 / 32, "fp8": 1.0 + 4 / 128**2, "bf16": 2.0, "fp32": 4.0}
@@ -204,7 +204,7 @@ def _moe(config: Mapping[str, Any], experts: int, chosen: int, shared: int = 0) 
 
 def _gqa(config: Mapping[str, Any], cache: CachePrecision, index: object) -> Iterable[Layer]:
     heads = config["num_attention_heads"]
-    attention = GQA(
+    attention = GqaCost(
         hidden=config["hidden_size"],
         heads=heads,
         kv_heads=config.get("num_key_value_heads") or heads,
@@ -232,7 +232,7 @@ def _gemma4(config: Mapping[str, Any], cache: CachePrecision, index: object) -> 
     for layer, kind in enumerate(config["layer_types"]):
         everywhere = kind == "full_attention"
         k_is_v = everywhere and bool(config.get("attention_k_eq_v"))
-        attention = GQA(
+        attention = GqaCost(
             hidden=config["hidden_size"],
             heads=config["num_attention_heads"],
             kv_heads=(config.get("num_global_key_value_heads") if k_is_v else None) or config["num_key_value_heads"],
@@ -251,7 +251,7 @@ def _mla(config: Mapping[str, Any], cache: CachePrecision, index: IndexPrecision
     if config.get("index_topk"):
         heads, dim = config["index_n_heads"], config["index_head_dim"]
         indexer = Indexer(heads, dim, config["index_topk"], index or ("fp8" if cache == "fp8" else cache))
-    attention = MLA(
+    attention = MlaCost(
         hidden=config["hidden_size"],
         heads=config["num_attention_heads"],
         q_rank=config.get("q_lora_rank"),
@@ -284,7 +284,7 @@ def _csa(config: Mapping[str, Any], cache: CachePrecision, index: IndexPrecision
     for ratio in ratios[: config["num_hidden_layers"]]:  # the list may go on with next-token layers
         if ratio not in KINDS.values():
             raise ValueError(f"compress_ratios: {ratio} is none of {', '.join(map(str, KINDS.values()))}")
-        attention = CSA(
+        attention = CsaCost(
             hidden=hidden,
             heads=config["num_attention_heads"],
             head_dim=config["head_dim"],
