@@ -1,4 +1,4 @@
-"""What the policies decide by, from a configuration: the cluster and the simulator take it from here."""
+"""Derives the settings of routing, admission and scaling from a configuration, for the cluster and the simulator."""
 
 from engine.config import Config
 from policy.board import Rules
@@ -7,7 +7,7 @@ from policy.scale import Bounds, Targets
 
 
 def routing_rules(config: Config) -> Rules:
-    """Return what routing and admission decide by."""
+    """Return the settings of routing and admission."""
     return Rules(
         pools=tuple(config.decode),
         page_tokens=config.model.page_tokens,
@@ -34,8 +34,8 @@ def scaling_bounds(config: Config) -> dict[str, Bounds]:
     """Return the bounds of each pool that is scaled by service level."""
     return {
         pool: Bounds(
-            least=section.scale.min_replicas,
-            most=section.scale.max_replicas,
+            min_replicas=section.scale.min_replicas,
+            max_replicas=section.scale.max_replicas,
             devices=section.scale.devices,
             watts=section.scale.watts,
         )

@@ -1,5 +1,5 @@
-"""Decisions without I/O: where a request goes, whether it is let in, how many replicas there should be.
+"""Decides without I/O where requests are sent, which are admitted, and how many replicas each pool should have.
 
-Pure functions of what replicas say of themselves (engine.facts.ReplicaStats). The cluster applies them, the simulator
-replays them. No torch here: Serve runs the scaling policy in its controller.
+The decisions depend only on the replicas' statistics (engine.stats.ReplicaStats). The cluster applies them and the
+simulator replays them. No torch here: Serve runs the scaling policy in its controller.
 """

@@ -1,7 +1,7 @@
-"""Decides which requests are admitted, and how many lost ones may be sent again.
+"""Decides which requests are admitted, and how many lost requests may be retried.
 
-A request that cannot be answered in time would delay others: it is refused when it arrives, with the time after which
-it would be admitted.
+A request that would miss its deadline would only delay others: it is refused on arrival, with the seconds to wait
+before a retry.
 """
 
 from collections.abc import Sequence
@@ -29,21 +29,21 @@ def refusal(
     seconds_left: float,
     max_queued_seconds: float,
 ) -> Refusal | None:
-    """Return None if the request is admitted.
+    """Return why a request is refused, or None if it is admitted.
 
-    `prefill`: the replicas as ranked for it, with the seconds to its first token. `seconds_left`: its deadline.
-    `max_queued_seconds`: how many seconds of work may wait before prefill; only what is served before this request
-    counts, so a higher priority is admitted where a lower one is not.
+    `prefill`: the replicas ranked by the seconds to its first token. `seconds_left`: its deadline.
+    `max_queued_seconds`: seconds of prefill work that may wait. Only prompts served before this request count, so a
+    higher priority is admitted where a lower one is not.
     """
     if not prefill or not replicas:
-        return None  # nothing is known: whoever takes it decides
+        return None  # without statistics the replica decides
     soonest = prefill[0].expected
     if soonest > seconds_left:
-        late = f"its first token would come in {soonest:.1f} s, and it has {seconds_left:.1f} s (deadline_seconds)"
+        late = f"the first token would take {soonest:.1f} s, the deadline is in {seconds_left:.1f} s (deadline_seconds)"
         return _refused(late, soonest - seconds_left)
     queued = min(queued_seconds(stats, priority) for stats in replicas)
     if queued > max_queued_seconds:
-        full = f"{queued:.1f} s of prompts wait already, {max_queued_seconds:.1f} s may (gateway.max_queued_seconds)"
+        full = f"{queued:.1f} s of prompts are queued, {max_queued_seconds:.1f} s may be (gateway.max_queued_seconds)"
         return _refused(full, queued - max_queued_seconds)
     return None
 
@@ -53,10 +53,10 @@ def _refused(reason: str, seconds: float) -> Refusal:
 
 
 class RetryBudget:
-    """Limits how many attempts more all requests together may have.
+    """Limits the retries of all requests together.
 
-    Each attempt more takes one from the budget, and each request that ends well gives back `share`. So while nearly
-    everything is well, every loss is cured; when everything fails, there are `max_attempts` more and then no storm.
+    Each retry takes one from the budget, and each request that succeeds gives back `share`. While most requests
+    succeed, every lost one is retried; when everything fails, there are `max_attempts` retries and no retry storm.
     """
 
     def __init__(self, max_attempts: int, share: float = 0.5) -> None:
@@ -65,12 +65,12 @@ class RetryBudget:
         self.left = float(max_attempts)
 
     def take(self) -> bool:
-        """Take one attempt more; return False if the budget is spent."""
+        """Take one retry; return False if the budget is spent."""
         if self.left < 1:
             return False
         self.left -= 1
         return True
 
     def give_back(self) -> None:
-        """Count a request that has ended well."""
+        """Give back the share of a request that has succeeded."""
         self.left = min(self._max_attempts, self.left + self._share)

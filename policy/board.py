@@ -1,7 +1,6 @@
-"""What is known of every replica: what each said last of itself, and what was sent there since.
+"""The board keeps the last statistics of every replica, corrected by the requests that this gateway sent there since.
 
-Routing and admission go by it. What the board's keeper sent is known exactly; what others sent shows when a replica
-next says how things stand with it.
+Routing and admission decide by it. Requests that other gateways send show only in a replica's next statistics.
 """
 
 import contextlib
@@ -23,8 +22,12 @@ PREFILL = "prefill"
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What decisions depend on besides the replicas: the decode pools in their order, those of service tiers, tokens
-    of a page, how a pool is chosen for a request that names neither, and how many seconds of prompts may wait."""
+    """The settings of routing and admission.
+
+    `pools`: the decode pools in the order of the configuration. `tiers`: the decode pool of each service tier.
+    `pool_policy` and `target_rate` (tokens per second) choose the pool of a request that names neither pool nor tier.
+    `max_queued_seconds`: seconds of prefill work that may wait.
+    """
 
     pools: tuple[str, ...]
     page_tokens: int
@@ -36,8 +39,8 @@ class Rules:
 
 @dataclass
 class Sent:
-    """What a replica has got from this gateway and not finished: requests, their tokens, and by priority those of
-    prompts that it has to compute."""
+    """Counts the requests that this gateway has at a replica, their tokens, and by priority the prompt tokens that the
+    replica has to compute for them."""
 
     requests: int = 0
     tokens: int = 0
@@ -53,25 +56,25 @@ class Sent:
 
 
 class Board:
-    """Replicas as they are now, as far as anybody here knows."""
+    """Estimates the present state of every replica, and ranks the replicas for a request."""
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._prefixes = PrefixIndex(rules.page_tokens)
-        self._said: list[ReplicaStats] = []
+        self._stats: list[ReplicaStats] = []
         self._alive: set[str] = set()
         self._sent: dict[str, Sent] = defaultdict(Sent)
         self._sent_then: dict[str, Sent] = {}
         self._handoff_seconds = ExponentialMean(EMA_WEIGHT)
 
     def sent(self) -> dict[str, Sent]:
-        """What each replica has now from here; to be given to `heard` with what they say of this moment."""
+        """Return what each replica has from this gateway; `heard` takes it with the statistics of the same moment."""
         return {replica: sent.copy() for replica, sent in self._sent.items()}
 
-    def heard(self, said: list[ReplicaStats], then: dict[str, Sent]) -> None:
-        """All replicas that are there say how things stood when they had `then` from here."""
-        self._said, self._sent_then = said, then
-        alive = {stats.name for stats in said}
+    def heard(self, stats: list[ReplicaStats], then: dict[str, Sent]) -> None:
+        """Take the statistics of all live replicas, gathered when they had `then` from this gateway."""
+        self._stats, self._sent_then = stats, then
+        alive = {one.name for one in stats}
         if alive != self._alive:
             self._prefixes.keep_only(alive)
         self._alive = alive
@@ -79,7 +82,7 @@ class Board:
             del self._sent[gone]
 
     def admit(self, request: Request) -> None:
-        """Raises Overloaded, with a hint when to try again, if the request would be late or too much waits already."""
+        """Raise Overloaded, with the seconds until a retry, if the request would be late or the queue is full."""
         refused = refusal(
             self._rank_prefill(request),
             self._replicas(PREFILL),
@@ -90,24 +93,26 @@ class Board:
         if refused is not None:
             raise Overloaded(refused.reason, retry_seconds=refused.retry_seconds)
 
-    def pool(self, request: Request, wished: str = "", tier: str = "") -> str:
-        """The decode pool of a request: the one it names, that of its tier, or by the pool policy. Raises BadRequest
-        for a pool or a tier that is not there."""
-        if tier and not wished:
+    def pool(self, request: Request, named: str = "", tier: str = "") -> str:
+        """Return the decode pool of a request: `named`, that of its service tier, or the pool policy's choice.
+
+        Raises BadRequest for a pool or a tier that does not exist.
+        """
+        if tier and not named:
             if tier not in self._rules.tiers:
-                known = f"{', '.join(self._rules.tiers)} are" if self._rules.tiers else "none is (gateway.tiers)"
-                raise BadRequest("service_tier", f"{tier!r} is not there; {known}")
-            wished = self._rules.tiers[tier]
-        if wished and wished not in self._rules.pools:
-            raise BadRequest("decode_pool", f"{wished!r} is not there; {', '.join(self._rules.pools)} are")
-        if wished or len(self._rules.pools) == 1:
-            return wished or self._rules.pools[0]
+                known = ", ".join(self._rules.tiers) or "none (gateway.tiers)"
+                raise BadRequest("service_tier", f"unknown service tier {tier!r}; the tiers are: {known}")
+            named = self._rules.tiers[tier]
+        if named and named not in self._rules.pools:
+            raise BadRequest("decode_pool", f"unknown pool {named!r}; the pools are: {', '.join(self._rules.pools)}")
+        if named or len(self._rules.pools) == 1:
+            return named or self._rules.pools[0]
         ranked = {pool: self._rank_decode(pool, request) for pool in self._rules.pools}
         return choose_pool(self._rules.pool_policy, ranked, self._rules.target_rate) or self._rules.pools[0]
 
     def local(self, pool: str, request: Request) -> tuple[str, ...]:
-        """Decode replicas that should prefill the request themselves, best first; none if a handoff is cheaper, or
-        while nobody knows what one costs."""
+        """Return the decode replicas that should prefill the request themselves, best first; none if a handoff is
+        cheaper, or while no handoff has been measured."""
         if self._handoff_seconds.value is None:
             return ()
         known = self._known(request)
@@ -115,16 +120,16 @@ class Board:
         remote = self._rank_prefill(request)
         if not ranked or not remote or ranked[0].expected > remote[0].expected + self._handoff_seconds.value:
             return ()
-        return tuple(place.replica for place in ranked)
+        return tuple(one.replica for one in ranked)
 
     def handed_over(self, seconds: float) -> None:
-        """A handoff took so long, from the end of prefill until decode had the pages."""
+        """Record the duration of a handoff, from the end of prefill until the decode replica had the pages."""
         self._handoff_seconds.observe(seconds)
 
     @contextlib.contextmanager
     def prefilling(self, request: Request) -> Iterator[tuple[str, ...]]:
-        """Where to send a request to be prefilled, best first; it counts as queued there while the block runs."""
-        preferred_replicas = tuple(place.replica for place in self._rank_prefill(request))
+        """Yield the prefill replicas for a request, best first. It counts as queued at the first in this block."""
+        preferred_replicas = tuple(one.replica for one in self._rank_prefill(request))
         best = preferred_replicas[0] if preferred_replicas else ""
         tokens = request.num_tokens - self._known(request).get(best, 0)
         if best:
@@ -134,14 +139,14 @@ class Board:
 
     @contextlib.contextmanager
     def decoding(self, pool: str, request: Request) -> Iterator[tuple[str, ...]]:
-        """Where to send a request to be decoded, best first; it counts as there while the block runs."""
-        preferred_replicas = tuple(place.replica for place in self._rank_decode(pool, request))
+        """Yield the decode replicas for a request, best first. It counts as running at the first in this block."""
+        preferred_replicas = tuple(one.replica for one in self._rank_decode(pool, request))
         with self._decoding_at(preferred_replicas, request, queued_tokens=0):
             yield preferred_replicas
 
     @contextlib.contextmanager
     def serving(self, preferred_replicas: Sequence[str], request: Request) -> Iterator[None]:
-        """The request counts as there, its prompt too, while the block runs."""
+        """Count the request and its prompt at the first of the replicas in this block."""
         queued = request.num_tokens - self._known(request).get(preferred_replicas[0], 0)
         with self._decoding_at(preferred_replicas, request, queued):
             yield
@@ -164,10 +169,10 @@ class Board:
         return self._prefixes.known_tokens(request.tokens, request.cache_salt)
 
     def _replicas(self, pool: str) -> list[ReplicaStats]:
-        return [self._corrected(stats) for stats in self._said if stats.identity.pool == pool]
+        return [self._corrected(stats) for stats in self._stats if stats.identity.pool == pool]
 
     def _corrected(self, stats: ReplicaStats) -> ReplicaStats:
-        """What it said, and what has been sent there or has ended there since."""
+        """Return a replica's statistics, corrected by the requests sent to it or ended there since they were taken."""
         now, then = self._sent[stats.name], self._sent_then.get(stats.name, Sent())
         queue = stats.prefill_queue
         levels = {*queue.queued_tokens, *now.queued, *then.queued}
@@ -193,5 +198,5 @@ class Board:
 
 
 def _with(counts: PageCounts, taken: int) -> PageCounts:
-    """Pages after so many more have been taken (or given back, if negative), as far as there are any."""
+    """Return the counts after `taken` more pages were taken (or given back, if negative), within what is there."""
     return replace(counts, free=max(-counts.cached, min(counts.free - taken, counts.total - counts.cached)))

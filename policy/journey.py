@@ -1,8 +1,8 @@
 """The life of one request, from its admission to its last token: states, events and actions, without I/O.
 
 A driver feeds events to `advance` and performs the actions that it returns. There are three: asyncio with replicas in a
-cluster (cluster/gateway.py), virtual time (compare/simulator/simulated_gateway.py) and a plain loop in one process
-(local/pair.py). What happens when is decided here alone:
+cluster (cluster/serving/gateway.py), virtual time (compare/simulator/simulated_gateway.py) and a loop in one process
+(local/pair.py). The transitions are decided here alone:
 
     state         event           next state    actions
     new           begin           routing       choose replicas
@@ -21,9 +21,9 @@ cluster (cluster/gateway.py), virtual time (compare/simulator/simulated_gateway.
 
 "At replicas" is prefilling, local or decoding. A pair of state and event without a row cannot happen.
 
-Each time a request is sent to replicas is an attempt. It goes on from the tokens that the caller already has, so that
+Each time a request is sent to replicas is an attempt. It continues from the tokens that the caller already has, so that
 no token is delivered twice and none is missing. A preempted request is sent again at once, however often that happens:
-each time it gets further. One whose replica or pages were lost is sent again after a moment, as often as the
+each time it has made progress. One whose replica or pages were lost is sent again after a moment, as often as the
 RetryPolicy allows. Any other error, and the deadline, ends the request.
 """
 
@@ -59,8 +59,8 @@ class Begin:
 
 @dataclass(frozen=True)
 class Routed:
-    """The answer to ChooseReplicas: the decode replicas that should also prefill the request, best first; if there are
-    none, it goes through both pools."""
+    """The answer to ChooseReplicas: the decode replicas that should also prefill the request, best first. Without any,
+    the request is prefilled in the prefill pool."""
 
     local_replicas: tuple[str, ...] = ()
 
@@ -171,7 +171,7 @@ TABLE: dict[tuple[Phase, EventKind], tuple[Phase, tuple[type[Action], ...]]] = {
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a request may be lost before it fails, and the budget that all requests share."""
+    """Limits how often a request may be lost before it fails; `budget` limits the retries of all requests together."""
 
     max_retries: int
     budget: RetryBudget
@@ -208,7 +208,7 @@ def advance(state: RequestState, event: JourneyEvent, now: float, retries: Retry
 def _classify(
     state: RequestState, event: JourneyEvent, retries: RetryPolicy | None
 ) -> tuple[EventKind, SparkpoolError | None]:
-    """Return what the event means for the table, and the error that comes with it."""
+    """Return what the event means for the table, and its error, if any."""
     match event:
         case Begin():
             return EventKind.BEGIN, None

@@ -1,4 +1,4 @@
-"""What scaling goes by: a service's load at one moment, as it is measured, recorded and replayed."""
+"""Describes a service's load at one moment, by which scaling decides; it is measured, recorded and replayed."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -17,9 +17,13 @@ SLOW_PERCENTILE = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaLoad:
-    """One engine. `requests` and `tokens` are counters, the rest levels: prompt tokens not computed yet, tokens per
-    second of full prefill steps and seconds of the least, requests that wait and run, the share of pages in use (of the
-    group that has fewest left), and the tokens per second of each request if there were so many (ReplicaStats)."""
+    """The load of one engine.
+
+    `requests` and `tokens` are counters, the rest gauges. `queued_tokens`: prompt tokens not computed yet.
+    `tokens_per_second`: the speed of full prefill steps. `min_step_seconds`: the duration of the shortest.
+    `pages_used`: the share of pages in use, of the group with the fewest left. `budget`: tokens verified per decode
+    step. `rates`: the tokens per second of each request, by the number of requests.
+    """
 
     requests: float = 0.0
     tokens: float = 0.0
@@ -36,11 +40,11 @@ class ReplicaLoad:
 
     @property
     def users(self) -> float:
-        """Requests that wait and run."""
+        """The number of requests that wait or run."""
         return self.waiting + self.running
 
     def user_rate(self, users: float) -> float:
-        """Tokens per second of each of so many; 0 if steps have not been measured."""
+        """Return the tokens per second of each of `users` requests; 0 if no step has been measured."""
         return rate_at(self.rates, max(1, round(users)), int(self.max_requests))
 
     @classmethod
@@ -63,7 +67,7 @@ class ReplicaLoad:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The same as flat numbers, which is what Serve carries."""
+        """The load as flat numbers, the form that Ray Serve's metrics have."""
         flat = {name: float(value) for name, value in vars(self).items() if name != "rates"}
         return flat | {f"{RATE_AT}{count}": float(rate) for count, rate in self.rates.items()}
 
@@ -76,22 +80,25 @@ class ReplicaLoad:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontLoad:
-    """All gateways, of answers that ended lately: seconds to the first token at the target's percentile, and tokens per
-    second of the slowest twentieth; None if there were none."""
+    """The latencies that all gateways measured over recent answers; None if there were none.
+
+    `ttft_seconds`: seconds to the first token, at the target's percentile. `user_rate`: tokens per second of the
+    slowest twentieth.
+    """
 
     ttft_seconds: float | None = None
     user_rate: float | None = None
 
 
 class RecentAnswers:
-    """Latencies and rates of the answers that ended within the last RECENT_SECONDS."""
+    """Keeps the latencies and rates of the answers that ended within the last RECENT_SECONDS."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._first_token_seconds = SlidingWindow(RECENT_SECONDS, now)
         self._user_rates = SlidingWindow(RECENT_SECONDS, now)
 
     def add(self, state: RequestState) -> None:
-        """Count a request that has just ended well."""
+        """Add a request that has just succeeded."""
         if state.first_token_seconds is not None:
             self._first_token_seconds.add(state.first_token_seconds)
         if state.tokens_per_second is not None:
@@ -106,8 +113,11 @@ class RecentAnswers:
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """`now` in seconds, on any clock that does not jump. `prefill` and each pool of `decode`: replicas by name;
-    `replicas`: how many of each pool are wanted at this moment, running or not."""
+    """The load of the service at `now`, seconds on a monotonic clock.
+
+    `replicas`: the target number of replicas of each pool, running or not. `prefill` and each pool of `decode` have
+    the running replicas by name.
+    """
 
     now: float
     replicas: Mapping[str, int]
@@ -120,7 +130,7 @@ class Load:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Load":
-        """Raises KeyError or TypeError if `content` is no load."""
+        """Raise KeyError or TypeError if `content` is not a load."""
         return cls(
             now=content["now"],
             replicas=dict(content["replicas"]),

@@ -1,4 +1,4 @@
-"""Which replica has seen the beginning of a prompt: a guess, made where requests are sent out."""
+"""Guesses which replicas have the prefix of a prompt cached, from the prompts that the gateway sent them."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -7,11 +7,11 @@ Key = int
 
 
 class PrefixIndex:
-    """Replicas by the beginnings of the prompts that they were sent, page by page.
+    """Maps the prefixes of prompts, page by page, to the replicas that were sent them.
 
-    A replica may have forgotten what it was sent, and knows what others sent it; a wrong guess costs time, never
-    tokens, and is right once it has been acted on. Of `max_pages` entries, the ones that were of no use for longest go
-    first.
+    It is a guess: a replica may have evicted the pages, or have pages from another gateway. A wrong guess costs time,
+    never correctness, and is right once a request has followed it. Beyond `max_pages` entries, the least recently used
+    are dropped.
     """
 
     def __init__(self, page_tokens: int, max_pages: int = 200_000) -> None:
@@ -23,7 +23,7 @@ class PrefixIndex:
         return len(self._replicas)
 
     def note(self, replica: str, tokens: Sequence[int], salt: str = "") -> None:
-        """A prompt was sent to a replica, which will keep its full pages."""
+        """Record that a prompt was sent to a replica, which will cache its full pages."""
         for key in self._keys(tokens, salt):
             self._replicas.setdefault(key, set()).add(replica)
             self._replicas.move_to_end(key)
@@ -31,22 +31,24 @@ class PrefixIndex:
             self._replicas.popitem(last=False)
 
     def known_tokens(self, tokens: Sequence[int], salt: str = "") -> dict[str, int]:
-        """For each replica that has some of it: how many tokens of the prompt's beginning. Never all of them: the last
-        token is always computed."""
+        """Return how many tokens of the prompt's prefix each replica has cached; replicas without any are left out.
+
+        The last token of the prompt never counts, because it is always computed.
+        """
         known: dict[str, int] = {}
-        going: set[str] | None = None
+        matching: set[str] | None = None
         for page, key in enumerate(self._keys(tokens, salt), start=1):
-            here = self._replicas.get(key, set())
-            going = set(here) if going is None else going & here
-            if not going:
+            replicas = self._replicas.get(key, set())
+            matching = set(replicas) if matching is None else matching & replicas
+            if not matching:
                 break
             self._replicas.move_to_end(key)
-            known.update(dict.fromkeys(going, min(page * self._page_tokens, len(tokens) - 1)))
+            known.update(dict.fromkeys(matching, min(page * self._page_tokens, len(tokens) - 1)))
         return known
 
     def keep_only(self, replicas: set[str]) -> None:
         """Forget every replica but these."""
-        for key in [key for key, here in self._replicas.items() if not here <= replicas]:
+        for key in [key for key, known in self._replicas.items() if not known <= replicas]:
             self._replicas[key] &= replicas
             if not self._replicas[key]:
                 del self._replicas[key]

@@ -1,4 +1,4 @@
-"""What is known of one request while it is served. policy/journey.py says what changes it."""
+"""The state of one request while it is served; policy/journey.py changes it."""
 
 import enum
 from dataclasses import dataclass, field, replace
@@ -22,9 +22,9 @@ ELSEWHERE = (Phase.ROUTING, Phase.WAITING)
 
 @dataclass
 class RequestState:
-    """What is known of one request while it is served. Moments are seconds on the driver's clock.
+    """The state of one request while it is served. Times are seconds on the driver's clock.
 
-    `pool` is the decode pool that the request names, or else the one that it is given; `index` is its number among the
+    `pool` is the decode pool that the request names or is assigned; `index` is its number among the
     answers to one prompt. If `numbered`, each attempt has an id of its own, because a replica may still know an earlier
     attempt. `prefills` counts the attempts. `cached_tokens` and `prompt_logprobs` are those of the first handoff.
     """

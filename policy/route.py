@@ -1,13 +1,13 @@
-"""Where a request goes.
+"""Ranks the replicas to which a request may be sent, and chooses its decode pool.
 
-    prefill   to the replica that will have its first token soonest: what waits there before it, and what of the prompt
-              it has not got already, at the pace that it is computing
-    decode    to the replica that has pages for it and gives it most tokens per second, once it is there
-    local     a short or mostly known prompt may be prefilled by the decode replica itself, where that costs all
-              requests together less time than a handoff does
-    pool      the one it names; otherwise by the pool policy
+    prefill   first the replica that will have the first token soonest: the tokens queued there and those of the prompt
+              that it has not cached, at the speed measured there
+    decode    first those that have pages for the request, and of them the one that gives it the most tokens per second
+    local     a short or mostly cached prompt may be prefilled by the decode replica itself, if that costs all requests
+              together less time than a handoff
+    pool      the one that the request names; otherwise the pool policy's choice
 
-Every answer is a ranking, best first: if the best is gone or full, the next one takes its place.
+If the first replica of a ranking is gone or full, the request is sent to the next.
 """
 
 import enum
@@ -20,22 +20,22 @@ from engine.stats import ReplicaStats
 
 class PoolPolicy(enum.StrEnum):
     FIRST = "first"  # the first pool of the configuration
-    FASTEST = "fastest"  # whichever gives most tokens per second now
-    SPILL = "spill"  # the first pool that gives the target's tokens per second; if none does, the fastest
+    FASTEST = "fastest"  # the pool that gives the most tokens per second now
+    SPILL = "spill"  # the first pool that gives the target's tokens per second, or else the fastest
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A replica, and what is expected of it: seconds to the first token (prefill), tokens per second (decode)."""
+    """A replica with the value it is ranked by: seconds to the first token (prefill), tokens per second (decode)."""
 
     replica: str
     expected: float
 
 
 def first_token_seconds(stats: ReplicaStats, num_tokens: int, known_tokens: int, priority: int) -> float:
-    """Seconds until this prefill replica has computed a prompt: what is queued before it, then its own tokens.
+    """Return the seconds until a replica has computed a prompt: the tokens queued before it, then its own.
 
-    A replica that has measured nothing yet says 0 for its pace: then 0.
+    Returns 0 for a replica that has not measured its speed yet.
     """
     queue = stats.prefill_queue
     if not queue.tokens_per_second:
@@ -45,7 +45,7 @@ def first_token_seconds(stats: ReplicaStats, num_tokens: int, known_tokens: int,
 
 
 def queued_seconds(stats: ReplicaStats, priority: int) -> float:
-    """Seconds of prompts that a replica computes before one of this priority."""
+    """Return the seconds of queued prompts that a replica computes before one of this priority."""
     queue = stats.prefill_queue
     if not queue.tokens_per_second:
         return 0.0
@@ -56,8 +56,10 @@ def queued_seconds(stats: ReplicaStats, priority: int) -> float:
 def rank_prefill(
     replicas: Sequence[ReplicaStats], num_tokens: int, known_tokens: Mapping[str, int], priority: int = 0
 ) -> list[Ranked]:
-    """Prefill replicas for a prompt, soonest first. `known_tokens`: of its beginning, by replica. Ties go to the one
-    that has had least to do, then by name."""
+    """Rank the prefill replicas for a prompt, soonest first; then by the tokens computed so far, then by name.
+
+    `known_tokens`: how many tokens of the prompt's prefix each replica has cached.
+    """
 
     def seconds(stats: ReplicaStats) -> float:
         return first_token_seconds(stats, num_tokens, known_tokens.get(stats.name, 0), priority)
@@ -67,10 +69,10 @@ def rank_prefill(
 
 
 def rank_decode(replicas: Sequence[ReplicaStats], num_tokens: int, page_tokens: int) -> list[Ranked]:
-    """Decode replicas for a request of so many tokens in pages, best first.
+    """Rank the decode replicas for a request that needs pages for `num_tokens`, best first.
 
-    Those that have room for it now come before those where it would have to wait; then by the tokens per second that
-    it would get; where steps have not been measured, by the fewest requests.
+    Replicas that have room now rank before those where it would wait; then by the tokens per second that it would get;
+    where steps have not been measured, by the fewest requests.
     """
 
     def order(stats: ReplicaStats) -> tuple[bool, float, int, str]:
@@ -86,10 +88,10 @@ def rank_local(
     page_tokens: int,
     priority: int = 0,
 ) -> list[Ranked]:
-    """Decode replicas that could prefill the prompt themselves, at once, the cheapest first.
+    """Rank the decode replicas that could prefill the prompt themselves without waiting for room, cheapest first.
 
-    `expected`: seconds that all requests together would lose by it: this one until its first token, and each that runs
-    there for as long as the prompt is being computed.
+    `expected`: the seconds that all requests together would lose: this one until its first token, and each that runs
+    there while the prompt is computed.
     """
 
     def seconds(stats: ReplicaStats) -> float:
@@ -104,40 +106,44 @@ def rank_local(
 
 
 def has_room(stats: ReplicaStats, num_tokens: int, page_tokens: int) -> bool:
-    """Whether a request of so many tokens could begin at once: a place in the batch, and pages of every group."""
+    """Return whether a request could begin at once: the batch is not full, and every group has enough pages."""
     needed = -(-num_tokens // page_tokens)
     free = min((pages.free + pages.cached for pages in stats.pages.values()), default=needed)
     return _requests(stats) < stats.max_requests and free >= needed
 
 
 def user_rate(stats: ReplicaStats, more: int = 1) -> float:
-    """Tokens per second that each request of a decode replica would get with so many more of them; those that cannot
-    run at once take turns. 0 if nothing has been measured there."""
+    """Return the tokens per second that each request of a decode replica would get with `more` requests.
+
+    Requests beyond `max_requests` take turns. Returns 0 if no step has been measured there.
+    """
     return rate_at(stats.forecast.request_rates, _requests(stats) + more, stats.max_requests)
 
 
 def rate_at(rates: Mapping[int, float], requests: int, max_requests: int) -> float:
-    """`rates` between and beyond the counts it has; beyond `max_requests`, requests take turns."""
+    """Interpolate `rates`, tokens per second by number of requests; beyond `max_requests`, requests take turns."""
     if not rates:
         return 0.0
     running = max(1, min(requests, max_requests))
     counts = sorted(rates)
-    place = bisect_left(counts, running)
-    if place == 0:
+    above = bisect_left(counts, running)
+    if above == 0:
         rate = rates[counts[0]]
-    elif place == len(counts):
+    elif above == len(counts):
         rate = rates[counts[-1]] * counts[-1] / running
     else:
-        below, above = counts[place - 1], counts[place]
-        rate = rates[below] + (rates[above] - rates[below]) * (running - below) / (above - below)
+        low, high = counts[above - 1], counts[above]
+        rate = rates[low] + (rates[high] - rates[low]) * (running - low) / (high - low)
     return rate * running / max(running, requests)
 
 
 def choose_pool(
     policy: PoolPolicy, pools: Mapping[str, Sequence[Ranked]], target_rate: float | None = None
 ) -> str | None:
-    """The decode pool of a request that names none. `pools`: their replicas as `rank_decode` has them, in the order of
-    the configuration; a pool without replicas is passed over. None if no pool has any."""
+    """Return the decode pool of a request that names none, or None if no pool has a replica.
+
+    `pools`: the replicas of each pool, ranked by `rank_decode`, in the order of the configuration.
+    """
     alive = {pool: ranked[0].expected for pool, ranked in pools.items() if ranked}
     if not alive:
         return None

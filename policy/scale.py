@@ -1,15 +1,15 @@
-"""How many replicas each pool should have: one decision for both pools together.
+"""Decides how many replicas each pool should have, for all pools together.
 
-Predictive: prefill by the rate at which tokens are asked for and those that wait; decode by the requests that are there
-and those that will be when prefill is done with them, at the measured tokens per second that each would get (step
-times, accepted length and verify budget as they are now) and the pages that they take.
+The policy is predictive. Prefill is sized by the prompt tokens that arrive per second and those that are queued; decode
+by its requests and those that prefill will hand over, at the tokens per second that each would get (with the step
+times, accepted length and verify budget of now) and by the pages that they need.
 
-    up      to what is needed at UP of a replica's capacity, at once; and one more if by these numbers there are enough,
-            but what is measured misses the target, and no replica of the pool has nothing to do
-    down    to what would be needed at DOWN of it, when that has been less than there is for `down_seconds`: so what
-            remains still carries the load, and a load that does not change never moves it twice
+    up      at once, to the replicas needed at UP of a replica's capacity; and by one more if these would be enough but
+            the measured latency misses the target and no replica of the pool is idle
+    down    to the replicas needed at DOWN of it, once fewer than there are have been needed for `down_seconds`: the
+            remaining ones still carry the load, and a constant load never changes a pool twice
 
-At last, budgets: a device or watt too many is taken where it is missed least.
+Finally the budgets of devices and watts are kept: replicas are removed where the others have the least work.
 """
 
 import math
@@ -20,16 +20,18 @@ from policy.load import Load, ReplicaLoad
 
 PREFILL = "prefill"
 UP, DOWN = 0.85, 0.7
-ALONE = 0.8  # no replica can promise a user more than this share of what one request gets that is all alone
-PAGES = 0.9  # the share of pages that may be in use
-MEMORY_SECONDS = 5.0  # over so long the rate of tokens asked for is smoothed
-SETTLE_SECONDS = 15.0  # so long after a change it is seen in what is measured
+MAX_RATE_SHARE = 0.8  # the largest share of a lone request's rate that a replica can promise each user
+MAX_PAGES_USED = 0.9  # the share of pages that may be in use
+SMOOTHING_SECONDS = 5.0  # the time constant of the mean rate of arriving prompt tokens
+SETTLE_SECONDS = 15.0  # until a change shows in the measured latencies
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What the service promises, and what it may cost. Seconds to the first token, tokens per second of each user;
-    devices and watts of all pools together (None: no limit)."""
+    """The service levels that scaling keeps, and the budgets of all pools together (None: no limit).
+
+    `tokens_per_second` is each user's. `down_seconds`: how long fewer replicas must have been enough.
+    """
 
     ttft_seconds: float = 2.0
     tokens_per_second: float = 20.0
@@ -40,18 +42,18 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """Of one pool: replicas at least and at most, devices and watts of each replica."""
+    """The limits of one pool, and the devices and watts of each of its replicas."""
 
-    least: int = 1
-    most: int = 1
+    min_replicas: int = 1
+    max_replicas: int = 1
     devices: float = 1.0
     watts: float = 0.0
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is expected of a pool with so many replicas: seconds to the first token (prefill) or tokens per second of
-    each user (decode)."""
+    """The expected `value` of a pool with `replicas`: seconds to the first token (prefill) or tokens per second of each
+    user (decode). `made`: the moment of the prediction."""
 
     made: float
     pool: str
@@ -61,7 +63,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A prediction, and what was measured once it should have come true; None if nobody was served."""
+    """A prediction with the value measured SETTLE_SECONDS later; None if no request was served."""
 
     prediction: Prediction
     measured: float | None
@@ -69,7 +71,10 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Replicas of each pool, why, and what is expected of pools that change. `outcomes`: of earlier decisions."""
+    """The replicas that each pool should have, with the reasons.
+
+    `predictions` are about the pools that change, `outcomes` about those of earlier decisions.
+    """
 
     replicas: Mapping[str, int]
     reasons: Mapping[str, str]
@@ -79,7 +84,7 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What the policy remembers from one decision to the next."""
+    """The policy's memory between two decisions."""
 
     load: Load | None = None
     tokens_per_second: float = 0.0
@@ -90,20 +95,24 @@ class State:
 
 @dataclass(frozen=True)
 class Need:
-    """Of a pool: the replicas needed at UP and at DOWN of their capacity; whether they miss their target, all of them,
-    and one more could help; and the work that there is, in capacities of one replica."""
+    """The need of one pool.
+
+    `up`, `down`: the replicas needed at UP and at DOWN of their capacity. `misses`: the target is missed, and another
+    replica could help. `work`: the load, in capacities of one replica.
+    """
 
     up: int
     down: int
     misses: bool
     work: float
-    because: str
+    reason: str
 
 
 def decide(targets: Targets, bounds: Mapping[str, Bounds], load: Load, state: State) -> tuple[Decision, State]:
-    """The decision for `load`, and what to remember. A pool that is not in `bounds` stays as it is.
+    """Return the decision for `load` and the next state. A pool that is not in `bounds` stays as it is.
 
-    Pure: the same loads in the same order give the same decisions, here, in a replay and in the simulator.
+    The function is pure: the same loads in the same order give the same decisions in the service, a replay and the
+    simulator.
     """
     demand = offered(load, state)
     needs = {PREFILL: prefill_need(targets, load, demand)} if PREFILL in bounds else {}
@@ -131,7 +140,7 @@ def decide(targets: Targets, bounds: Mapping[str, Bounds], load: Load, state: St
 
 
 def offered(load: Load, state: State) -> float:
-    """Prompt tokens per second that are asked for: those computed and those that wait more than before, smoothed."""
+    """Return the arriving prompt tokens per second, smoothed: the tokens computed plus the growth of the queues."""
     before = state.load
     if before is None or load.now <= before.now:
         return state.tokens_per_second
@@ -140,12 +149,12 @@ def offered(load: Load, state: State) -> float:
     for name, now in load.prefill.items():
         then = before.prefill.get(name, ReplicaLoad(tokens=now.tokens))
         tokens += now.tokens - then.tokens + now.queued_tokens - then.queued_tokens
-    newest = 1 - math.exp(-seconds / MEMORY_SECONDS)
+    newest = 1 - math.exp(-seconds / SMOOTHING_SECONDS)
     return state.tokens_per_second + newest * (max(0.0, tokens) / seconds - state.tokens_per_second)
 
 
 def prefill_need(targets: Targets, load: Load, demand: float) -> Need:
-    """By the tokens asked for, and those that wait, which should be done within the target."""
+    """Size prefill by the arriving tokens, and by the queued ones, which should be computed within the target."""
     replicas = load.prefill.values()
     paces = [replica.tokens_per_second for replica in replicas if replica.tokens_per_second]
     current = load.replicas[PREFILL]
@@ -157,19 +166,19 @@ def prefill_need(targets: Targets, load: Load, demand: float) -> Need:
     measured, alone = load.front.ttft_seconds, _prompt_seconds(load.prefill.values())
     late = measured is not None and measured > targets.ttft_seconds > alone
     misses = late and all(replica.queued_tokens for replica in replicas)
-    because = f"{demand:.0f} tokens/s asked for, {queued:.0f} wait, {pace:.0f} tokens/s a replica"
-    return Need(_ceil(work / UP), _ceil(work / DOWN), misses, work, because)
+    reason = f"{demand:.0f} tokens/s arrive, {queued:.0f} tokens are queued, {pace:.0f} tokens/s a replica"
+    return Need(_ceil(work / UP), _ceil(work / DOWN), misses, work, reason)
 
 
 def decode_need(targets: Targets, load: Load, pool: str) -> Need:
-    """By the requests that are there and are coming, over those that a replica can serve at the target."""
+    """Size a decode pool by its requests and those in prefill, over those that a replica can serve at the target."""
     replicas, current = load.decode[pool].values(), load.replicas[pool]
     measured = [replica for replica in replicas if replica.rates]
     if not measured:
         return Need(current, current, False, 0.0, "no replica has measured its steps")
-    everybody = sum(replica.users for of_pool in load.decode.values() for replica in of_pool.values())
+    all_users = sum(replica.users for of_pool in load.decode.values() for replica in of_pool.values())
     here = sum(replica.users for replica in replicas)
-    share = here / everybody if everybody else 1 / len(load.decode)
+    share = here / all_users if all_users else 1 / len(load.decode)
     users = here + share * sum(replica.users for replica in load.prefill.values())
     capacity = sum(_capacity(targets, replica) for replica in measured) / len(measured)
     work = users / capacity
@@ -177,13 +186,15 @@ def decode_need(targets: Targets, load: Load, pool: str) -> Need:
     slow = rate is not None and rate < min(_floor(targets, replica) for replica in measured)
     misses = slow and all(replica.running > 1 for replica in measured)
     length = sum(replica.accepted_length for replica in measured) / len(measured)
-    because = f"{users:.0f} requests, {capacity:.1f} a replica at the target, accepted length {length:.2f}"
-    return Need(_ceil(work), _ceil(work / (DOWN / UP)), misses, work, because)
+    reason = f"{users:.0f} requests, {capacity:.1f} a replica at the target, accepted length {length:.2f}"
+    return Need(_ceil(work), _ceil(work / (DOWN / UP)), misses, work, reason)
 
 
 def expected(load: Load, pool: str, replicas: int, demand: float) -> float | None:
-    """What a pool would show with so many replicas: seconds to the first token, or tokens per second of each user; None
-    while nothing has been measured."""
+    """Predict the seconds to the first token (prefill) or tokens per second of each user (decode) with `replicas`.
+
+    Returns None while nothing has been measured.
+    """
     of_pool = (load.prefill if pool == PREFILL else load.decode[pool]).values()
     measured = [r for r in of_pool if (r.tokens_per_second if pool == PREFILL else r.rates)]
     if not measured or not replicas:
@@ -200,8 +211,10 @@ def expected(load: Load, pool: str, replicas: int, demand: float) -> float | Non
 def within_budget(
     targets: Targets, bounds: Mapping[str, Bounds], wanted: Mapping[str, int], work: Mapping[str, float]
 ) -> dict[str, int]:
-    """`wanted`, less what the budgets do not allow: one replica after the other, of the pool where each of those that
-    remain would have least to do. Never fewer than the bounds say."""
+    """Reduce `wanted` to the budgets, by one replica at a time, of the pool whose other replicas would have least work.
+
+    No pool gets fewer than its bounds allow.
+    """
     kept = dict(wanted)
 
     def over() -> bool:
@@ -210,7 +223,7 @@ def within_budget(
         return devices > (targets.devices or math.inf) or watts > (targets.watts or math.inf)
 
     while over():
-        shrinkable = [pool for pool in bounds if kept[pool] > max(1, bounds[pool].least)]
+        shrinkable = [pool for pool in bounds if kept[pool] > max(1, bounds[pool].min_replicas)]
         if not shrinkable:
             break
         kept[min(shrinkable, key=lambda pool: (work.get(pool, 0.0) / (kept[pool] - 1 or 0.5), pool))] -= 1
@@ -222,19 +235,19 @@ def _step(
 ) -> tuple[int, str]:
     current = load.replicas[pool]
     if need.up > current:
-        return need.up, f"up: {need.because}"
+        return need.up, f"up: {need.reason}"
     running = len(load.prefill if pool == PREFILL else load.decode[pool])
     settled = running >= current and load.now - state.changed.get(pool, -math.inf) >= SETTLE_SECONDS
     if need.misses and settled:
-        return current + 1, f"up: the target is missed though there should be enough; {need.because}"
+        return current + 1, f"up: the target is missed though there should be enough replicas; {need.reason}"
     enough = max((needed for _, needed in down_needs), default=current)
     if enough < current and not need.misses:
-        return enough, f"down: {enough} would have been enough for a while; {need.because}"
-    return current, need.because
+        return enough, f"down: {enough} would have been enough for a while; {need.reason}"
+    return current, need.reason
 
 
 def _prompt_seconds(replicas: Iterable[ReplicaLoad]) -> float:
-    """Seconds that a prompt of mean length takes in prefill when it is all alone."""
+    """Return the seconds that prefill takes for a lone prompt of mean length."""
     known = [replica for replica in replicas if replica.tokens_per_second]
     prompts = sum(replica.requests for replica in known)
     mean_tokens = sum(replica.tokens for replica in known) / prompts if prompts else 0.0
@@ -242,21 +255,22 @@ def _prompt_seconds(replicas: Iterable[ReplicaLoad]) -> float:
 
 
 def _capacity(targets: Targets, replica: ReplicaLoad) -> float:
-    """Requests that a replica can serve at the target's tokens per second, and has pages for; at least one."""
+    """Return how many requests a replica has pages for and serves at the target's tokens per second; at least one."""
     floor = _floor(targets, replica)
-    most = int(replica.max_requests)
-    by_rate = next((n for n in range(most, 0, -1) if replica.user_rate(n) >= floor), 1)
-    by_pages = PAGES * replica.running / replica.pages_used if replica.running and replica.pages_used else math.inf
+    by_rate = next((n for n in range(int(replica.max_requests), 0, -1) if replica.user_rate(n) >= floor), 1)
+    by_pages = (
+        MAX_PAGES_USED * replica.running / replica.pages_used if replica.running and replica.pages_used else math.inf
+    )
     return max(1.0, min(float(by_rate), by_pages))
 
 
 def _floor(targets: Targets, replica: ReplicaLoad) -> float:
-    """More replicas cannot make one request faster than it is alone: what cannot be had is not bought."""
-    return min(targets.tokens_per_second, ALONE * replica.user_rate(1))
+    """Return the tokens per second that each user must get: the target, unless even a lone request is slower."""
+    return min(targets.tokens_per_second, MAX_RATE_SHARE * replica.user_rate(1))
 
 
 def _outcomes(load: Load, state: State, changed: list[str]) -> tuple[tuple[Outcome, ...], tuple[Prediction, ...]]:
-    """Predictions whose time has come, and those that still wait. One that was overtaken by a change is dropped."""
+    """Return the outcomes of predictions that are due, and those pending; one whose pool has changed is dropped."""
     due: list[Outcome] = []
     pending: list[Prediction] = []
     for prediction in state.pending:
@@ -274,7 +288,7 @@ def _outcomes(load: Load, state: State, changed: list[str]) -> tuple[tuple[Outco
 
 
 def _within(replicas: int, bounds: Bounds) -> int:
-    return max(bounds.least, min(replicas, bounds.most))
+    return max(bounds.min_replicas, min(replicas, bounds.max_replicas))
 
 
 def _ceil(replicas: float) -> int:

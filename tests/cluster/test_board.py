@@ -145,7 +145,7 @@ def test_pools_by_name_and_by_policy() -> None:
             await room.later(0.0)
             assert room.board.pool(request()) == pool
             assert room.board.pool(request(), "lpu") == "lpu"
-        with pytest.raises(BadRequest, match="decode_pool: 'tpu' is not there; gpu, lpu are"):
+        with pytest.raises(BadRequest, match="decode_pool: unknown pool 'tpu'; the pools are: gpu, lpu"):
             room.board.pool(request(), "tpu")
 
     asyncio.run(scenario())

@@ -56,7 +56,7 @@ def test_a_tier_that_is_not_there_is_a_bad_request(service: Service) -> None:
         service.ask(PROMPT, max_tokens=1, service_tier="gold")
 
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert caught.value.details() == "service_tier: 'gold' is not there; interactive, standard are"
+    assert caught.value.details() == "service_tier: unknown service tier 'gold'; the tiers are: interactive, standard"
 
 
 def test_the_bench_says_whose_time_it_was(service: Service, tmp_path: Path) -> None:

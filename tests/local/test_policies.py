@@ -23,7 +23,9 @@ def test_every_target_of_the_configuration_reaches_scaling() -> None:
 def test_only_scaled_pools_have_bounds() -> None:
     config = Config.parse({"prefill": {"scale": SCALE}, "decode": {"a": {"scale": SCALE}, "b": {"replicas": 3}}})
 
-    assert scaling_bounds(config) == dict.fromkeys(("prefill", "a"), Bounds(least=2, most=5, devices=8.0, watts=900.0))
+    assert scaling_bounds(config) == dict.fromkeys(
+        ("prefill", "a"), Bounds(min_replicas=2, max_replicas=5, devices=8.0, watts=900.0)
+    )
     assert initial_replicas(config) == {"prefill": 2, "a": 2, "b": 3}
     assert len(fields(Bounds)) == len(ScaleConfig.model_fields)
 

@@ -1,4 +1,4 @@
-"""Replicas as they might describe themselves."""
+"""Builds the statistics of replicas."""
 
 from dataclasses import fields
 from typing import Any
@@ -16,7 +16,7 @@ GROUPS = {"identity": Identity, "counters": Counters, "prefill_queue": PrefillQu
 
 
 def replica(name: str = "a", role: str = "prefill", free: int = 100, total: int = 100, **changes: Any) -> ReplicaStats:
-    """An idle one, but for `changes`, whichever group they belong to."""
+    """Return the statistics of an idle replica with `changes` to fields of any group."""
     given = {"role": role, "replica": name, "agent": name, "max_requests": 8} | changes
     groups = {
         group: kind(**{f.name: given.pop(f.name) for f in fields(kind) if f.name in given})

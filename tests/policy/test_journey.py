@@ -1,4 +1,4 @@
-"""The life of a request as a table: what follows from which event, and what holds for every order of events."""
+"""Tests the transitions of a request, and what holds for every order of events."""
 
 from dataclasses import dataclass, field, replace
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cluster.gateway
+import cluster.serving.gateway
 import compare.simulator.simulated_gateway
 import local.pair
 import policy.journey
@@ -59,7 +59,7 @@ def ended(error: SparkpoolError | None = None) -> RequestEnded:
 
 
 def given_events(*events: JourneyEvent, retries: RetryPolicy | None = PLENTY) -> tuple[RequestState, list[Action]]:
-    """The state after these events, one a second, and the actions of the last one."""
+    """Return the state after these events, one per second, and the actions of the last one."""
     state, actions = RequestState(REQUEST, arrived_at=0.0), []
     for now, event in enumerate(events):
         actions = advance(state, event, float(now), retries)
@@ -72,11 +72,11 @@ LOCAL = (Begin(), Routed(("d1", "d2")))
 
 
 def test_gateway_simulator_and_pair_share_one_journey() -> None:
-    drivers = (cluster.gateway, compare.simulator.simulated_gateway, local.pair)
+    drivers = (cluster.serving.gateway, compare.simulator.simulated_gateway, local.pair)
     assert all(driver.advance is policy.journey.advance for driver in drivers)
     assert all(driver.RequestState is policy.request_state.RequestState for driver in drivers)
     for name in ("RetryPolicy", "RetryBudget", "RecentAnswers", "RequestState"):
-        assert getattr(cluster.gateway, name) is getattr(compare.simulator.simulated_gateway, name)
+        assert getattr(cluster.serving.gateway, name) is getattr(compare.simulator.simulated_gateway, name)
     for driver in drivers:
         assert not [name for name in vars(driver) if name in ("RETRY_SECONDS", "RECENT_SECONDS", "RETRYABLE")]
 
@@ -115,7 +115,7 @@ def test_a_request_may_stay_in_one_replica() -> None:
 @pytest.mark.parametrize("error", [LOST, Unavailable("gone"), EngineFailure("bug"), None])
 @pytest.mark.parametrize("before", [PREFILLING, LOCAL, (*DECODING, chunk(1))])
 def test_a_loss_is_followed_by_another_attempt(before: tuple[JourneyEvent, ...], error: SparkpoolError | None) -> None:
-    """Without an error too: a stream that ends too early is a loss."""
+    """A stream that ends too early without an error is a loss too."""
     state, actions = given_events(*before, ended(error))
     cancel, wait = actions
     assert cancel == CancelAttempt("r.1")
@@ -125,7 +125,7 @@ def test_a_loss_is_followed_by_another_attempt(before: tuple[JourneyEvent, ...],
     assert choose == ChooseReplicas(replace(REQUEST.aged(9.0).resumed(tuple(state.tokens)), id="r.2"))
 
 
-def test_each_loss_waits_longer_and_the_last_one_is_told() -> None:
+def test_each_loss_waits_longer_and_the_last_one_is_reported() -> None:
     again = (Waited(), Routed(), ended(LOST))
     state, (_, second) = given_events(*PREFILLING, ended(LOST), *again)
     assert isinstance(second, Wait) and second.seconds == 2 * RETRY_SECONDS
@@ -138,7 +138,7 @@ def test_each_loss_waits_longer_and_the_last_one_is_told() -> None:
     assert str(fail.error) == "r was lost 4 times (gateway.retries); last: gone"
 
 
-def test_the_budget_is_shared_and_refilled_by_answers_that_end_well() -> None:
+def test_the_budget_is_shared_and_refilled_by_successful_answers() -> None:
     retries = RetryPolicy(99, RetryBudget(1))
     _, (_, wait) = given_events(*PREFILLING, ended(LOST), retries=retries)
     assert isinstance(wait, Wait)
@@ -151,7 +151,7 @@ def test_the_budget_is_shared_and_refilled_by_answers_that_end_well() -> None:
 
 
 @pytest.mark.parametrize("retries", [None, RetryPolicy(0, RetryBudget(0))])
-def test_a_preempted_request_goes_on_at_once_and_costs_no_retry(retries: RetryPolicy | None) -> None:
+def test_a_preempted_request_is_sent_again_at_once_and_costs_no_retry(retries: RetryPolicy | None) -> None:
     again = (Waited(), *DECODING[1:], chunk(1), ended(PREEMPTED))
     state, actions = given_events(*DECODING, chunk(1), ended(PREEMPTED), *again, *again, retries=retries)
 
@@ -164,12 +164,12 @@ def test_other_errors_end_the_request(error: SparkpoolError) -> None:
     assert given_events(*DECODING, ended(error))[1] == [CancelAttempt("r.1"), Fail(error)]
 
 
-def test_without_retries_a_loss_is_told_as_it_is() -> None:
+def test_without_retries_the_error_of_the_loss_is_reported() -> None:
     assert given_events(*DECODING, ended(LOST), retries=None)[1] == [CancelAttempt("r.1"), Fail(LOST)]
 
 
 @pytest.mark.parametrize(("before", "cancels"), [((Begin(),), 0), (PREFILLING, 1), ((*DECODING, ended(LOST)), 0)])
-def test_deadlines_and_callers_end_a_request_everywhere(before: tuple[JourneyEvent, ...], cancels: int) -> None:
+def test_a_deadline_or_the_caller_ends_a_request_in_every_state(before: tuple[JourneyEvent, ...], cancels: int) -> None:
     state, actions = given_events(*before, DeadlinePassed())
     *cancelled, fail = actions
     assert state.ended and len(cancelled) == cancels
@@ -189,7 +189,7 @@ ANSWER = tuple(range(100, 112))
 
 @dataclass
 class World:
-    """Replicas, a board and a clock, as one request can meet them: it knows actions and events, and no table."""
+    """Imitates what one request meets, replicas, board and clock: it knows actions and events, but not the table."""
 
     open: str = ""
     position: int = 0
@@ -204,7 +204,7 @@ class World:
                 self.open = "route"
             case Prefill(request) | Serve(request):
                 assert request.id not in self.sent, "each attempt has an id of its own"
-                assert list(request.generated) == self.delivered, "it goes on from what the caller has"
+                assert list(request.generated) == self.delivered, "an attempt continues from what the caller has"
                 self.sent.append(request.id)
                 self.position = len(request.generated)
                 self.open = "prefill" if isinstance(action, Prefill) else "serve"
@@ -222,7 +222,7 @@ class World:
                 self.ends.append(action)
 
     def events(self) -> st.SearchStrategy[JourneyEvent]:
-        """What can happen now."""
+        """Return the events that can happen now."""
         errors = st.sampled_from([LOST, PREEMPTED, EngineFailure("bug"), None, BadRequest("x", "y")])
         anywhere = st.sampled_from([DeadlinePassed(), CallerLeft()])
         here: st.SearchStrategy[JourneyEvent]
@@ -245,10 +245,10 @@ class World:
 
 @given(st.data(), st.integers(0, 3), st.integers(0, 5))
 @settings(max_examples=300, deadline=None)
-def test_whatever_happens_a_request_ends_once_and_says_no_token_twice(
+def test_in_every_order_of_events_a_request_ends_once_and_delivers_no_token_twice(
     data: st.DataObject, max_retries: int, budget: int
 ) -> None:
-    """In every order of events that the world can bring about, there is a row for each of them."""
+    """Every order of events that the world can produce has a row for each of them."""
     world, state = World(), RequestState(REQUEST, arrived_at=0.0)
     retries = RetryPolicy(max_retries, RetryBudget(budget))
     event: JourneyEvent = Begin()

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cluster.bench.report
+import cluster.loadgen.report
 import compare.simulator.outcome
 import compare.study.measured
 import policy.percentile
 from policy.percentile import SlidingWindow, percentile
 
 
-def test_there_is_one_definition() -> None:
-    for user in (cluster.bench.report, compare.study.measured, compare.simulator.outcome):
+def test_all_users_share_one_definition() -> None:
+    for user in (cluster.loadgen.report, compare.study.measured, compare.simulator.outcome):
         assert user.percentile is policy.percentile.percentile
 
 

@@ -1,4 +1,4 @@
-"""Scaling decisions: bounds, monotone in load, still under a constant load, back after a burst, and repeatable."""
+"""Tests that scaling keeps its bounds, is monotone in load, settles under constant load, and is repeatable."""
 
 import json
 import math
@@ -15,11 +15,11 @@ from policy.load import FrontLoad, Load, ReplicaLoad
 from policy.scale import PREFILL, Bounds, Decision, State, Targets, decide, within_budget
 from tests.policy.replicas import replica
 
-PACE, MOST = 1000.0, 8
+PACE, MAX_REQUESTS = 1000.0, 8
 RATES = {1: 100.0, 2: 80.0, 4: 60.0, 8: 30.0}
-BOUNDS = {PREFILL: Bounds(least=1, most=10), "gpu": Bounds(least=1, most=10)}
+BOUNDS = {PREFILL: Bounds(min_replicas=1, max_replicas=10), "gpu": Bounds(min_replicas=1, max_replicas=10)}
 TARGETS = Targets(ttft_seconds=1.0, tokens_per_second=50.0, down_seconds=30.0)
-NOBODY = FrontLoad()
+NO_ANSWERS = FrontLoad()
 AT_TARGET = 5  # requests at which a replica still gives 50 tokens/s: 60 at 4, 52.5 at 5, 45 at 6
 
 
@@ -36,11 +36,19 @@ def prefiller(queued: float = 0.0, tokens: float = 0.0) -> ReplicaLoad:
 
 
 def decoder(running: float = 0.0, waiting: float = 0.0, pages_used: float = 0.0, **changes: object) -> ReplicaLoad:
-    fields = {"running": running, "waiting": waiting, "pages_used": pages_used, "max_requests": MOST, "rates": RATES}
+    fields = {
+        "running": running,
+        "waiting": waiting,
+        "pages_used": pages_used,
+        "max_requests": MAX_REQUESTS,
+        "rates": RATES,
+    }
     return ReplicaLoad(**{"accepted_length": 2.0, **fields, **changes})  # type: ignore[arg-type]
 
 
-def load(prefill: list[ReplicaLoad], decode: list[ReplicaLoad], now: float = 0.0, front: FrontLoad = NOBODY) -> Load:
+def load(
+    prefill: list[ReplicaLoad], decode: list[ReplicaLoad], now: float = 0.0, front: FrontLoad = NO_ANSWERS
+) -> Load:
     return Load(
         now=now,
         replicas={PREFILL: len(prefill), "gpu": len(decode)},
@@ -59,28 +67,28 @@ def test_decode_has_as_many_replicas_as_its_users_need_at_the_target() -> None:
         assert wanted(load([prefiller()], [decoder(running=users)]))["gpu"] == math.ceil(users / AT_TARGET)
 
 
-def test_who_is_in_prefill_now_will_be_in_decode_next() -> None:
+def test_requests_in_prefill_count_for_decode() -> None:
     waiting = replace(prefiller(queued=100), waiting=6.0, running=1.0)
 
     assert wanted(load([waiting], [decoder(running=4)]))["gpu"] == math.ceil((4 + 7) / AT_TARGET)
 
 
 def test_longer_accepted_length_needs_fewer_replicas() -> None:
-    """Rates are what accepted length and step times make of them."""
+    """A longer accepted length raises the rates, here by two."""
     quick = {count: 2 * rate for count, rate in RATES.items()}
 
     assert wanted(load([prefiller()], [decoder(running=16, rates=quick)]))["gpu"] == 2
     assert wanted(load([prefiller()], [decoder(running=16)]))["gpu"] == 4
 
 
-def test_pages_can_be_what_there_is_too_few_of() -> None:
-    """Two requests take 0.8 of the pages: 0.9 of them are enough for 2.25."""
+def test_pages_can_limit_a_replicas_capacity() -> None:
+    """Two requests use 0.8 of the pages, so 0.9 of them hold 2.25 requests."""
     assert wanted(load([prefiller()], [decoder(running=2, waiting=4, pages_used=0.8)]))["gpu"] == math.ceil(6 / 2.25)
 
 
-def test_prefill_is_sized_by_the_tokens_asked_for_and_those_that_wait() -> None:
+def test_prefill_is_sized_by_arriving_and_queued_tokens() -> None:
     state = State()
-    for second in range(40):  # 2,000 tokens a second come, 2,000 are computed, 300 wait
+    for second in range(40):  # 2,000 tokens arrive per second, 2,000 are computed, 300 are queued
         now = load([prefiller(300, tokens=2000.0 * second)], [decoder()], now=float(second))
         decision, state = decide(TARGETS, BOUNDS, now, state)
 
@@ -88,14 +96,14 @@ def test_prefill_is_sized_by_the_tokens_asked_for_and_those_that_wait() -> None:
     assert decision.replicas[PREFILL] == math.ceil((2000 + 300) / PACE / 0.85)
 
 
-def test_a_target_that_one_request_cannot_have_buys_nothing() -> None:
-    """100 tokens/s is what a request gets all alone: for 500, replicas are filled to four fifths of that instead."""
+def test_a_target_beyond_a_lone_requests_rate_adds_no_replicas() -> None:
+    """A lone request gets 100 tokens/s: with a target of 500, replicas are filled to four fifths of 100 instead."""
     greedy = replace(TARGETS, tokens_per_second=500.0)
 
     assert wanted(load([prefiller()], [decoder(running=2)]), targets=greedy)["gpu"] == 1
 
 
-def test_one_more_if_the_target_is_missed_though_there_should_be_enough() -> None:
+def test_a_missed_target_adds_a_replica_though_there_should_be_enough() -> None:
     slow = FrontLoad(ttft_seconds=3.0, user_rate=20.0)
     busy = load([prefiller(100, tokens=2000.0)], [decoder(running=3)] * 2, front=slow)
 
@@ -104,18 +112,18 @@ def test_one_more_if_the_target_is_missed_though_there_should_be_enough() -> Non
     assert decision.replicas == {PREFILL: 2, "gpu": 3}
     assert all("though there should be enough" in reason for reason in decision.reasons.values())
     more = load([prefiller(100, tokens=2000.0)] * 2, [decoder(running=3)] * 3, now=2.0, front=slow)
-    assert wanted(more, state) == {PREFILL: 2, "gpu": 3}, "the last ones have only just come"
+    assert wanted(more, state) == {PREFILL: 2, "gpu": 3}, "the last replicas have only just started"
     assert wanted(replace(more, now=20.0), state) == {PREFILL: 3, "gpu": 4}
 
 
-def test_but_not_while_a_replica_has_nothing_to_do() -> None:
+def test_a_missed_target_adds_none_while_a_replica_is_idle() -> None:
     slow = FrontLoad(ttft_seconds=3.0, user_rate=20.0)
     one_idle = load([prefiller(100), prefiller()], [decoder(running=3), decoder(running=1)], front=slow)
 
     assert wanted(one_idle) == {PREFILL: 2, "gpu": 2}
 
 
-def test_nor_where_one_prompt_alone_takes_longer_than_the_target() -> None:
+def test_a_missed_target_adds_none_if_a_lone_prompt_takes_longer() -> None:
     """Prompts of 2,000 tokens take 2 s, and the target is 1 s: more replicas would wait as long."""
     long = replace(prefiller(100, tokens=20_000.0), requests=10.0)
 
@@ -145,27 +153,27 @@ replica_loads = st.builds(
     st.tuples(st.integers(0, 3), st.integers(3, 9)),
     st.floats(1, 40),
 )
-def test_a_decision_keeps_bounds_and_budget_whatever_comes(
+def test_a_decision_keeps_bounds_and_budget_under_any_load(
     prefill: list[ReplicaLoad], decode: list[ReplicaLoad], limits: tuple[int, int], devices: float
 ) -> None:
     bounds = {
-        PREFILL: Bounds(least=1, most=limits[1]),
-        "gpu": Bounds(least=limits[0], most=limits[1], devices=4.0, watts=700),
+        PREFILL: Bounds(min_replicas=1, max_replicas=limits[1]),
+        "gpu": Bounds(min_replicas=limits[0], max_replicas=limits[1], devices=4.0, watts=700),
     }
     targets = replace(TARGETS, devices=devices, watts=3000.0)
 
     decision, _ = decide(targets, bounds, load(prefill, decode), State())
 
     for pool, bound in bounds.items():
-        assert bound.least <= decision.replicas[pool] <= bound.most
-    least = {pool: max(1, bound.least) for pool, bound in bounds.items()}
+        assert bound.min_replicas <= decision.replicas[pool] <= bound.max_replicas
+    least = {pool: max(1, bound.min_replicas) for pool, bound in bounds.items()}
     at_least = all(decision.replicas[pool] <= least[pool] for pool in bounds)
     assert at_least or (decision.replicas[PREFILL] + 4 * decision.replicas["gpu"] <= devices)
     assert at_least or 700 * decision.replicas["gpu"] <= 3000
 
 
-def test_a_budget_takes_where_it_is_missed_least() -> None:
-    targets, bounds = replace(TARGETS, devices=5.0), {PREFILL: Bounds(most=9), "gpu": Bounds(most=9)}
+def test_a_budget_removes_replicas_where_the_others_have_least_work() -> None:
+    targets, bounds = replace(TARGETS, devices=5.0), {PREFILL: Bounds(max_replicas=9), "gpu": Bounds(max_replicas=9)}
 
     assert within_budget(targets, bounds, {PREFILL: 4, "gpu": 4}, {PREFILL: 3.5, "gpu": 1.0}) == {PREFILL: 4, "gpu": 1}
     assert within_budget(targets, bounds, {PREFILL: 4, "gpu": 4}, {PREFILL: 2.0, "gpu": 2.0}) == {PREFILL: 3, "gpu": 2}
@@ -173,14 +181,14 @@ def test_a_budget_takes_where_it_is_missed_least() -> None:
 
 @dataclass
 class Service:
-    """A service in the small: requests of `prompt` tokens that take `stay` seconds in decode, served by as many
-    replicas as the policy says, each `start` seconds after it says so."""
+    """A model of a service: requests of `prompt` tokens that decode for `stay` seconds, on the replicas that the policy
+    decides, each of which takes `start` seconds to start."""
 
     arrivals: Callable[[float], float]  # requests per second, at a time
     prompt: float = 100.0
     stay: float = 4.0
     start: float = 3.0
-    front: FrontLoad = NOBODY
+    front: FrontLoad = NO_ANSWERS
     state: State = field(default_factory=State)
     targets: Targets = TARGETS
     history: list[tuple[float, dict[str, int]]] = field(default_factory=list)
@@ -224,7 +232,7 @@ class Service:
 
 @settings(deadline=None, max_examples=40)
 @given(st.floats(0.1, 50.0))
-def test_a_constant_load_is_found_and_then_left_alone(rate: float) -> None:
+def test_replicas_settle_under_a_constant_load(rate: float) -> None:
     service = Service(arrivals=lambda now: rate).run(300)
 
     for pool in BOUNDS:
@@ -232,7 +240,7 @@ def test_a_constant_load_is_found_and_then_left_alone(rate: float) -> None:
         assert service.changes(pool, after=150) == []
 
 
-def test_after_a_burst_both_pools_are_back_where_they_were() -> None:
+def test_after_a_burst_both_pools_return_to_their_size() -> None:
     service = Service(arrivals=lambda now: 30.0 if 60 <= now < 90 else 1.0).run(300)
 
     at = dict(service.history)
@@ -265,7 +273,7 @@ def test_a_recorded_load_replays_to_the_same_decisions() -> None:
     assert len({tuple(decision.replicas.items()) for decision in replayed}) > 3
 
 
-def test_what_was_predicted_is_compared_with_what_came() -> None:
+def test_predictions_are_compared_with_measurements() -> None:
     front = FrontLoad(ttft_seconds=0.3, user_rate=55.0)
     service = Service(arrivals=lambda now: 1.0 if now < 10 else 10.0, front=front).run(90)
 
@@ -281,8 +289,8 @@ def test_what_was_predicted_is_compared_with_what_came() -> None:
     assert len(outcomes) < len(made), "some were overtaken by the next change"
 
 
-def test_a_replica_that_comes_or_starts_anew_asks_for_nothing() -> None:
-    """Counters that fall or appear are no tokens that somebody asked for."""
+def test_a_new_or_restarted_replica_adds_no_demand() -> None:
+    """Counters that fall or appear do not count as arriving tokens."""
     state = decide(TARGETS, BOUNDS, load([prefiller(tokens=1000.0)], [decoder()], now=0.0), State())[1]
     with_another = load([prefiller(tokens=1000.0), prefiller(tokens=90_000.0)], [decoder()], now=1.0)
     assert decide(TARGETS, BOUNDS, with_another, state)[1].tokens_per_second == 0.0
@@ -290,7 +298,7 @@ def test_a_replica_that_comes_or_starts_anew_asks_for_nothing() -> None:
     assert decide(TARGETS, BOUNDS, started_anew, state)[1].tokens_per_second == 0.0
 
 
-def test_statistics_become_a_load_and_cross_as_flat_numbers() -> None:
+def test_statistics_become_a_load_and_survive_as_flat_numbers() -> None:
     pages = {
         "full": PageCounts(total=10, free=2, held=6, quarantined=1, cached=1),
         "window": PageCounts(total=4, free=4, held=0, quarantined=0),
