@@ -1,4 +1,4 @@
-"""What a decode engine has done, in all and for each running request."""
+"""Keeps the counters of a decode engine and the timings of each running request."""
 
 from dataclasses import dataclass, replace
 
@@ -12,8 +12,8 @@ NO_TIME = DecodeTimings(wait_seconds=0.0, transfer_seconds=0.0, decode_seconds=0
 
 @dataclass
 class RequestTimings:
-    """When a running request passed its phases, on the engine's clock. `overruns` counts the steps that took longer
-    than they would on the emulated device."""
+    """The moments at which a running request passed its phases, on the engine's clock. `overruns` counts the steps that
+    took longer than they would on the emulated device."""
 
     incoming: Incoming
     admitted: float
@@ -33,7 +33,7 @@ class RequestTimings:
 
 
 class Accounts:
-    """Counts what the engine does, and completes the last chunk of each request with its timings and acceptance.
+    """Counts the engine's work, and completes the last chunk of each request with its timings and acceptance.
 
     `synthetic`: drafts are accepted at given rates; `emulated`: the device whose pace the steps keep, or "".
     """

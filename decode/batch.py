@@ -1,4 +1,4 @@
-"""The batch of a decode step: its requests, what the planner needs to know of them, and the rows that are verified."""
+"""The batch of a decode step: its requests, the facts that the planner needs, and the rows that are verified."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf

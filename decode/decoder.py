@@ -185,7 +185,7 @@ class Decoder:
 
     @property
     def idle(self) -> bool:
-        """Whether no request here holds pages or waits for them."""
+        """Return whether no request here holds pages or waits for them."""
         return not self._schedule.running and not len(self._inbox)
 
     @property

@@ -1,6 +1,6 @@
-"""What past steps say about the drafts to come: how far confidences can be trusted, and whether drafting pays.
+"""Calibrates confidences by the acceptance of past steps, and decides from it whether drafting pays.
 
-Nothing here depends on the drafts of the step that it decides about, so its decisions keep speculation lossless.
+Nothing here depends on the drafts of the step that it decides about, so speculation stays lossless.
 
 R = requests, K = drafts of a block
 """

@@ -139,7 +139,7 @@ class Incoming:
 
     @property
     def reads_pages(self) -> bool:
-        """Whether bytes may still arrive in its pages."""
+        """Return whether bytes may still arrive in its pages."""
         return self.phase in (ReadPhase.READING, ReadPhase.DRAINING)
 
     def on(self, event: ReadEvent) -> tuple[ReadAction, ...]:

@@ -1,4 +1,4 @@
-"""How many drafts of each request to make, and how many of them to verify: Algorithm 1 of the DSpark paper, and its
+"""Plans how many drafts of each request to make and how many to verify: Algorithm 1 of the DSpark paper, and its
 production form. objective.py defines the throughput, theta, that both maximise.
 
     causal   admits drafts while theta rises and stops at the first fall, by the confidences of these very drafts. The
@@ -8,9 +8,9 @@ production form. objective.py defines the throughput, theta, that both maximise.
              depend on these drafts, and spends it on the fresh drafts that survive best.
     fixed    verifies a fixed number, for measurements.
 
-Confidences are calibrated by what became of drafts at each position. Algorithm 1 begins when drafting has been paid
-for; whether to draft at all is decided before, from past steps (draft_length.py): theta with the drafts to be expected,
-against theta of a step without drafts.
+Confidences are calibrated by the acceptance of past drafts at each position. Algorithm 1 starts after drafting; whether
+to draft at all is decided before, from past steps (draft_length.py): theta with the expected drafts, against theta of a
+step without drafts.
 
 R = requests, K = drafts of a block
 """

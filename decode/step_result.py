@@ -11,7 +11,7 @@ from engine.types import SampledToken
 
 @dataclass(frozen=True)
 class StepTimestamps:
-    """When the phases of one step ended, on the engine's clock, and whether an emulated device would have been faster.
+    """The end times of the phases of one step, on the engine's clock, and whether an emulated device would be faster.
 
     On CUDA, drafting only queues work, unless the drafter has confidences, which are waited for. Forward and acceptance
     queue their work too; the step's one copy to the host, which ends verification, waits for all of it.
@@ -43,7 +43,7 @@ class StepTimestamps:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step drafted, verified and sampled, before any request has taken its tokens.
+    """The tokens that a step drafted, verified and sampled, before they are committed to the requests.
 
     Of each request, the first `lengths` drafts of `block` were verified; `tokens` are the accepted drafts and one more.
     """
@@ -67,7 +67,7 @@ class StepResult:
 
     @property
     def drafted(self) -> bool:
-        """Whether the step made drafts at all."""
+        """Return whether the step made drafts at all."""
         return self.block.length > 0
 
 

@@ -28,7 +28,7 @@ class StepRunner(Protocol):
 
     @property
     def synthetic(self) -> bool:
-        """Whether drafts are accepted at given rates, so that the output is not the target's own."""
+        """Return whether drafts are accepted at given rates, so that the output is not the target's own."""
         ...
 
     @property

@@ -135,7 +135,7 @@ class Exact:
 
 class Synthetic:
     """Accepts the draft at position j of a block with probability `rates[j]` if those before it were, and none beyond
-    `rates`; then comes a token of the target. It is for benchmarks on random weights. The noise of each position
+    `rates`; then a token of the target follows. It is for benchmarks on random weights. The noise of each position
     decides: with the same seeds and lengths, the same drafts are accepted."""
 
     synthetic = True

@@ -104,7 +104,7 @@ class Segment:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all rows have equally many tokens, as in decoding: then padding and unpadding are views."""
+        """Return whether all rows have equally many tokens, as in decoding: then padding and unpadding are views."""
         return self.flat_index_T.shape[0] == self.query_index_RQ.numel()
 
     def pad(self, own_T: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class Batch:
 
     @cached_property
     def prepared(self) -> dict[str, object]:
-        """What the first layer's kernel prepares for the others (engine/kernels/program.py)."""
+        """The data that the first layer's kernel prepares for the other layers (engine/kernels/program.py)."""
         return {}
 
     @classmethod

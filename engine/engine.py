@@ -1,4 +1,4 @@
-"""The interface that all engines share: what drives one in a thread or in virtual time needs no more."""
+"""The interface that all engines share, by which they are driven in a thread or in virtual time."""
 
 from typing import Protocol
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from engine.steptime import StepTimes
 
 SYNTHETIC_WARNING = (
-    "SYNTHETIC ACCEPTANCE: drafts are accepted at given rates (decode.POOL.synthetic_acceptance), whatever the model "
-    "thinks of them; times mean something, tokens do not"
+    "SYNTHETIC ACCEPTANCE: drafts are accepted at given rates (decode.POOL.synthetic_acceptance) instead of by the "
+    "model; times are valid, tokens are not"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What a caller may know of the model. `max_tokens` counts prompt and output together; `kernels` names what
-    computes it (engine/kernels)."""
+    """The facts of a model that callers may know. `max_tokens` counts prompt and output together; `kernels` names the
+    kernels that compute it (engine/kernels)."""
 
     name: str
     architecture: str
@@ -31,20 +31,23 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Survival:
-    """How often the draft at each place of a block, first to last, was accepted together with all before it; for drafts
-    that the target has not seen yet, how often it is expected to be. It never rises."""
+    """The survival probability of drafts: `at[k]` is the share of drafts at position k of their block that are accepted
+    together with all before them, measured or expected. It never rises with k."""
 
     at: Sequence[float] = ()
 
     def accepted_length(self, drafts: int) -> float:
-        """Tokens that a step of one request gives, in the mean, if the first `drafts` are verified."""
+        """Return the mean tokens that a step gives a request if the first `drafts` are verified."""
         return 1.0 + sum(self.at[:drafts])
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A step with so many `drafts` verified for each request: tokens per second of each request, and what one more
-    verified token would add to the tokens per second of all of them (negative: it costs more than it gives)."""
+    """The expected throughput of steps that verify `drafts` of each request.
+
+    `rate`: tokens per second of each request. `marginal_rate`: the tokens per second that one more verified token would
+    add for all requests; negative if it costs more than it gives.
+    """
 
     drafts: int
     rate: float
@@ -59,10 +62,10 @@ def expected_rate(
     overhead_seconds: float = 0.0,
     drafts: int | None = None,
 ) -> Expected:
-    """What each of `requests` requests gets with as many drafts as are worth most, or with just so many `drafts`.
+    """Return the expected throughput of each of `requests` with the best number of drafts, or with `drafts`.
 
-    The theta of Algorithm 1 (DSpark paper), for requests that are all alike: (1 + survival) over the seconds of a step
-    that drafts, verifies and takes `overhead_seconds` besides. Without drafts, nothing is drafted either.
+    It is theta of Algorithm 1 (DSpark paper) for equal requests: (1 + survival) over the seconds of a step that drafts
+    and verifies, plus `overhead_seconds`. A step without drafts has no drafting time.
     """
 
     def rate(count: int) -> float:
@@ -70,7 +73,7 @@ def expected_rate(
         seconds += times.draft_seconds(requests, context) if count else 0.0
         return survival.accepted_length(count) / seconds
 
-    most = len(survival.at)
-    best = max(range(most + 1), key=rate) if drafts is None else min(drafts, most)
-    more = rate(best + 1) - rate(best) if best < most else 0.0
+    max_drafts = len(survival.at)
+    best = max(range(max_drafts + 1), key=rate) if drafts is None else min(drafts, max_drafts)
+    more = rate(best + 1) - rate(best) if best < max_drafts else 0.0
     return Expected(best, rate(best), more)

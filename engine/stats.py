@@ -14,7 +14,8 @@ class Summable:
     """Gives a dataclass the `+` that its shape implies."""
 
     def __add__(self, other: Self) -> Self:
-        return _sum(self, other)  # type: ignore[no-any-return]
+        total: Self = _sum(self, other)
+        return total
 
 
 def _sum(one: Any, other: Any) -> Any:
@@ -33,7 +34,7 @@ def _sum(one: Any, other: Any) -> Any:
 
 @dataclass
 class Drafts(Summable):
-    """What became of drafted tokens. A draft beyond the end of its answer counts as verified and not as accepted."""
+    """Counts drafted tokens. A draft beyond the end of its answer counts as verified and not as accepted."""
 
     drafted: int = 0
     """Tokens drafted."""
@@ -61,8 +62,8 @@ class Drafts(Summable):
 
 @dataclass
 class Acceptance(Drafts):
-    """What became of one request's drafts in its last decode replica. Its accepted length is 1 + accepted / steps: the
-    first token of the answer came from prefill."""
+    """The drafts of one request in its last decode replica. Its accepted length is 1 + accepted / steps: the first
+    token of the answer came from prefill."""
 
     steps: int = 0
     """Decode steps that gave the request tokens."""
@@ -76,7 +77,7 @@ class Acceptance(Drafts):
 
 @dataclass
 class Counters(Drafts):
-    """What an engine has done since it started; these only grow. Seconds are sums over steps."""
+    """Counts the work of an engine since it started; these only grow. Seconds are sums over steps."""
 
     steps: int = 0
     """Engine steps that computed something; in a decode replica, decode steps only."""
@@ -89,7 +90,7 @@ class Counters(Drafts):
     cancelled: int = 0
     """Requests that were cancelled before their end."""
     preempted: int = 0
-    """Times that a request gave up its pages to one that goes before it."""
+    """Times that a request gave up its pages to one with precedence."""
     prompt_tokens: int = 0
     """Tokens of the prompts taken in."""
     prefix_hit_tokens: int = 0
@@ -115,7 +116,7 @@ class Counters(Drafts):
     """Prompt tokens computed in this decode replica itself."""
 
     def reset(self) -> None:
-        """Forget what a warm-up did."""
+        """Set all counters to 0, after a warm-up."""
         vars(self).update(vars(Counters()))
 
     def snapshot(self) -> "Counters":
@@ -125,7 +126,7 @@ class Counters(Drafts):
 
 @dataclass(frozen=True, kw_only=True)
 class Identity(Summable):
-    """What tells a replica from all others."""
+    """Identifies a replica."""
 
     role: str
     """"prefill" or "decode"."""
@@ -159,7 +160,7 @@ class PageCounts(Summable):
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillQueue(Summable):
-    """What a prompt has to wait for where prompts are computed."""
+    """The queue of prompts in a replica that prefills, and its speed."""
 
     queued_tokens: dict[int, int] = field(default_factory=dict)
     """Prompt tokens not computed yet, by request priority."""
@@ -171,7 +172,7 @@ class PrefillQueue(Summable):
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast(Summable):
-    """What a decode replica gives its requests, from recent steps; 0 or empty until measured."""
+    """The rates that a decode replica gives its requests, from recent steps; 0 or empty until measured."""
 
     request_rates: dict[int, float] = field(default_factory=dict)
     """Tokens per second that each request would get, by the number of running requests."""

@@ -101,7 +101,7 @@ class StopStrings:
         return ready, False
 
     def flush(self) -> str:
-        """Return what was held back, when no more text comes."""
+        """Return the text that was held back, at the end of the output."""
         held, self._held = self._held, ""
         return held
 

@@ -14,11 +14,14 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from engine.errors import ConfigError
 from engine.pages import PageStore
 from engine.types import AgentEntry, Region
+
+Block = tuple[int, int, int]
+"""A block of memory as NIXL has it: address, bytes, device."""
 
 
 class ReadState(enum.Enum):
@@ -97,7 +100,7 @@ class PageRead:
 class Transfer(Protocol):
     @property
     def entry(self) -> AgentEntry:
-        """How peers reach this agent."""
+        """The entry by which peers reach this agent."""
         ...
 
     def connect(self, peer: AgentEntry) -> bool:
@@ -170,7 +173,7 @@ class NixlTransfer:
         self._registered = self._agent.register_memory(blocks, self._memory)
         self._entry = AgentEntry(name=name, metadata=self._agent.get_agent_metadata(), regions=regions)
         self._peers: set[str] = set()
-        self._handles: dict[int, Any] = {}
+        self._handles: dict[int, object] = {}
         self._numbers = itertools.count()
 
     @property
@@ -262,7 +265,7 @@ class NixlTransfer:
             self._peers.add(name)
         return True
 
-    def _descriptors(self, peer: AgentEntry, reads: list[PageRead]) -> tuple[list[Any], list[Any]]:
+    def _descriptors(self, peer: AgentEntry, reads: list[PageRead]) -> tuple[list[Block], list[Block]]:
         local, remote = [], []
         for read in reads:
             ours, theirs = self._entry.regions[read.group], peer.regions[read.group]

@@ -83,7 +83,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class StopRules:
-    """When a request ends. `max_tokens` counts all generated tokens, including those of earlier attempts.
+    """The rules that end a request. `max_tokens` counts all generated tokens, including those of earlier attempts.
 
     Before `min_tokens` neither an end-of-text nor a stop token can be sampled. A `stop` string ends the request when
     the text contains it, even across tokens; it is not part of the output.
@@ -142,7 +142,7 @@ class Request:
 
     @property
     def needs_logits_processors(self) -> bool:
-        """Whether logits have to be changed before sampling."""
+        """Return whether logits have to be changed before sampling."""
         s = self.sampling
         penalties = s.repetition_penalty != 1.0 or s.presence_penalty != 0.0 or s.frequency_penalty != 0.0
         return penalties or bool(s.logit_bias or s.bad_words) or self.stop.min_tokens > 0
@@ -195,7 +195,7 @@ class Region:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentEntry:
-    """How peers reach a transfer agent. A restarted replica has a new `name`."""
+    """The address of a transfer agent for its peers. A restarted replica has a new `name`."""
 
     name: str
     metadata: bytes = field(repr=False)

@@ -1,4 +1,4 @@
-"""From a configuration to the engines of its pools, and both pools in one process."""
+"""Builds the engines of the pools of a configuration, and joins both pools in one process."""
 
 from local.build import Builder
 from local.colocated import ColocatedEngine

@@ -1,4 +1,4 @@
-"""What a replica of a pool runs: the one place where engines are put together.
+"""Assembles the engine of a replica from its parts.
 
 Both worlds call `assemble`: the real one (local/build.py) with a model, a device's pages and a network, the virtual one
 (compare/simulator/replica.py) with parts that take modelled time and compute nothing. Only their `Parts` differ.
@@ -27,7 +27,7 @@ from prefill.prefiller import Prefiller
 
 @dataclass(frozen=True, kw_only=True)
 class PrefillParts:
-    """What a Prefiller is made of."""
+    """The parts of a Prefiller."""
 
     pages: Pages
     backend: Backend
@@ -42,7 +42,7 @@ class PrefillParts:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeParts(PrefillParts):
-    """What a Decoder is made of, and with `backend` and `drafter` a Prefiller over the same pages."""
+    """The parts of a Decoder, and with `backend` and `drafter` those of a Prefiller over the same pages."""
 
     step_runner: StepRunner
     step_times: StepTimes

@@ -57,7 +57,7 @@ class Builder:
 
     @property
     def facts(self) -> ModelFacts:
-        """Return what a client may know of the model."""
+        """Return the facts of the model that clients may know."""
         model = self.model
         return ModelFacts(
             name=self.config.model.served_name,
@@ -105,7 +105,7 @@ class Builder:
     def decode_engine(
         self, name: str, transfer: MakeTransfer, text: Text, pool: str | None = None, clock: Clock | None = None
     ) -> Decoder | ColocatedEngine:
-        """Return what a replica of a decode pool runs, with pages of its own."""
+        """Return the engine of a decode replica, with pages of its own."""
         pool = pool or self.config.default_pool
         section = self.config.decode[pool]
         return assemble(section, self._decode_parts(name, transfer, text, pool, section, clock or MonotonicClock()))
@@ -113,7 +113,7 @@ class Builder:
     def decoder(
         self, name: str, transfer: MakeTransfer, text: Text, clock: Clock | None = None, pool: str | None = None
     ) -> Decoder:
-        """Return a decode engine that prefills nothing, whatever the pool's `local_chunk_tokens`."""
+        """Return a decode engine that prefills nothing, even if the pool has `local_chunk_tokens`."""
         pool = pool or self.config.default_pool
         section = self.config.decode[pool].model_copy(update={"local_chunk_tokens": 0})
         parts = self._decode_parts(name, transfer, text, pool, section, clock or MonotonicClock())

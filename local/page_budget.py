@@ -1,4 +1,4 @@
-"""How many pages a replica gets: from the bytes that its section of the configuration allows."""
+"""Computes how many pages a replica gets from the bytes that its section of the configuration allows."""
 
 import torch
 
@@ -24,8 +24,8 @@ def page_budget(section: EngineConfig, free: int, where: str) -> int:
 
 
 def page_counts(layout: CacheLayout, section: EngineConfig, budget: int, step_tokens: int) -> dict[str, int]:
-    """Return the pages of each group that `budget` bytes buy: room for the same number of tokens in every group, but
-    in a window group never more than `max_requests` requests can hold in steps of `step_tokens` tokens.
+    """Return the pages of each group that `budget` bytes hold: for the same number of tokens in every group, but in a
+    window group never more than `max_requests` requests can hold in steps of `step_tokens` tokens.
 
     Raises ConfigError if a group would have fewer than 2 pages.
     """
@@ -39,5 +39,5 @@ def page_counts(layout: CacheLayout, section: EngineConfig, budget: int, step_to
         counts[group.name] = int(count)
         budget -= (counts[group.name] + 1) * group.page_bytes
     if min(counts.values()) < 2:
-        raise ConfigError(f"cache_bytes: buys {counts} pages of {layout.page_tokens} tokens; 2 are the least")
+        raise ConfigError(f"cache_bytes: holds {counts} pages of {layout.page_tokens} tokens; at least 2 are needed")
     return counts

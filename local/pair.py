@@ -67,7 +67,7 @@ class Pair:
         return self.step_prefill() + self.take(self.decoder.step())
 
     def step_prefill(self) -> list[Event]:
-        """One step of prefill; what it hands over waits in decode."""
+        """Run one step of prefill; decode queues its handoffs."""
         return self.take(self.prefiller.step())
 
     def begin(self, requests: list[Request]) -> None:
@@ -90,7 +90,7 @@ class Pair:
         return Routed()
 
     def perform(self, action: Action) -> None:
-        """Do what concerns the engines. Raise what an engine says against it."""
+        """Perform an action on the engines. Raise the error with which one of them refuses it."""
         match action:
             case Prefill(request):
                 self.prefiller.add(request)

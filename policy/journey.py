@@ -125,7 +125,7 @@ class CancelAttempt:
 
 @dataclass(frozen=True)
 class Wait:
-    """Feed Waited after so many seconds. `error` is why there has to be another attempt."""
+    """Feed Waited after `seconds`. `error` is the reason for the next attempt."""
 
     seconds: float
     error: SparkpoolError

@@ -75,7 +75,7 @@ class ReplicaLoad:
     def from_metrics(cls, metrics: Mapping[str, float]) -> "ReplicaLoad":
         rates = {int(n.removeprefix(RATE_AT)): rate for n, rate in metrics.items() if n.startswith(RATE_AT)}
         known = {name: metrics[name] for name in cls.__dataclass_fields__ if name in metrics}
-        return cls(**known, rates=rates)  # type: ignore[arg-type]
+        return cls(**known, rates=rates)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ A lease is granted when a prompt is finished and its pages are offered to a deco
     held    expire      expired     give_back_pages, report_expired
 
 After `release` the pages have been read while the lease was held; after `hand_over` they belong to an engine over the
-same pages. A lease that was never granted or has ended is not held: its reader is told so, and nothing else happens.
+same pages. A lease that was never granted or has ended is not held: its reader gets that answer.
 """
 
 import enum

@@ -133,7 +133,7 @@ class Prefiller:
 
     @property
     def idle(self) -> bool:
-        """Whether no request here holds pages."""
+        """Return whether no request here holds pages."""
         return not self._schedule.running and not self._leases
 
     def next_deadline(self) -> float | None:
@@ -215,7 +215,7 @@ class Prefiller:
         return events
 
     def _sample(self, chunks: list[PromptChunk], logits_RV: Tensor) -> list[SampledToken]:
-        """Sample the token after each chunk. Where a prompt goes on, it is greedy, and only shows finite logits."""
+        """Sample the token after each chunk. Before the last chunk it only shows that logits are finite."""
         requests = [chunk.prompt.request for chunk in chunks]
         rows = [(r.sampling if c.is_last else Sampling(), r.num_tokens) for c, r in zip(chunks, requests, strict=True)]
         draws = [TokenHistory(r, r.tokens) if c.is_last else None for c, r in zip(chunks, requests, strict=True)]

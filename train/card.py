@@ -1,4 +1,4 @@
-"""What both model cards share: a Markdown template that is filled with measured figures alone."""
+"""Fills the Markdown templates of both model cards with measured figures."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import StateDict
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -108,11 +109,11 @@ class ScheduledOptimizers:
             optimizer.step()
             optimizer.zero_grad()
 
-    def state(self) -> list[dict[str, Any]]:
-        """Return what a checkpoint keeps."""
+    def state(self) -> list[StateDict]:
+        """Return the state that a checkpoint keeps."""
         return [optimizer.state_dict() for optimizer in self._optimizers]
 
-    def restore(self, state: list[dict[str, Any]]) -> None:
+    def restore(self, state: list[StateDict]) -> None:
         """Continue from the `state()` of an earlier run."""
         for optimizer, saved in zip(self._optimizers, state, strict=True):
             optimizer.load_state_dict(saved)

@@ -37,8 +37,8 @@ class GatewayConfig(Section):
     RESOURCE_EXHAUSTED. Work that would be done after the new request does not count."""
     pool_policy: Literal["first", "fastest", "spill"] = "first"
     """The decode pool of a request that names none: the first one of the configuration (first); the one that promises
-    most tokens per second now (fastest); or the first one that promises `targets.tokens_per_second`, and if none does,
-    the fastest (spill)."""
+    the most tokens per second now (fastest); or the first one that promises `targets.tokens_per_second`, or else the
+    fastest (spill)."""
     tiers: dict[str, str] = Field(default_factory=dict)
     """The decode pool of each `service_tier` that a request may name, such as {interactive: lpx, standard: default}."""
     default_max_tokens: Positive = 256

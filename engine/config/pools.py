@@ -15,7 +15,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class EngineConfig(Section):
-    """What prefill and decode pools have in common: replicas, device, threads and pages."""
+    """The options that prefill and decode pools share: replicas, device, threads and pages."""
 
     replicas: Positive = 1
     """Replicas of the pool, if their number is fixed."""
@@ -106,7 +106,7 @@ class DecodeConfig(EngineConfig):
     """Drafts of each request that `planner: fixed` verifies in a step."""
     synthetic_acceptance: Annotated[tuple[Probability, ...], Field(min_length=1)] | None = None
     """Only for benchmarks with random weights: the probability, 0 to 1, that the draft at each position of a block is
-    accepted if those before it were, whatever the model says; drafts beyond the list are rejected. None: drafts are
+    accepted if those before it were, without regard to the model; drafts beyond the list are rejected. None: drafts are
     accepted by the exact rules."""
     step_times: Path | None = None
     """A directory where measured step times, which the planner needs, are kept from one start to the next, by model,
@@ -128,7 +128,7 @@ class DecodeConfig(EngineConfig):
 
     @property
     def emulated(self) -> bool:
-        """Whether `device` is not a torch device."""
+        """Return whether `device` is not a torch device."""
         try:
             torch.device(self.device)
         except RuntimeError:
@@ -141,5 +141,5 @@ class DecodeConfig(EngineConfig):
 
     @property
     def prefills(self) -> bool:
-        """Whether the pool prefills some prompts itself. An emulated device does not: its prefill is not modelled."""
+        """Return whether the pool prefills some prompts itself. An emulated device has no modelled prefill."""
         return self.local_chunk_tokens > 0 and not self.emulated

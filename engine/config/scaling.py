@@ -1,4 +1,4 @@
-"""The sections `targets` and `scale`: what the service promises, and how many replicas may be used for that."""
+"""The sections `targets` and `scale`: the service levels that scaling keeps, and the replicas that it may use."""
 
 from pathlib import Path
 from typing import Annotated, Self

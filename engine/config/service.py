@@ -81,7 +81,7 @@ class Config(Section):
 
     @property
     def scaled(self) -> bool:
-        """Whether any pool is scaled by service level (`scale`)."""
+        """Return whether any pool is scaled by service level (`scale`)."""
         return any(section.scale is not None for section in self.sections.values())
 
     @property

@@ -113,7 +113,7 @@ class LoadedDrafter(Protocol):
     def block_length(self) -> int: ...
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """What its layers cache in pages."""
+        """The entries that its layers cache in pages."""
         ...
 
     @property

@@ -15,7 +15,6 @@ T = tokens, R = requests, K = drafts of a block, D = hidden size, V = vocabulary
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import transformers
@@ -76,8 +75,7 @@ class DSparkModel(nn.Module):
 
     @property
     def attentions(self) -> list[PagedAttention]:
-        layers: Any = self.layers
-        return [layer.self_attn for layer in layers]
+        return [child for layer in self.layers for child in layer.children() if isinstance(child, PagedAttention)]
 
 
 @dataclass(frozen=True)

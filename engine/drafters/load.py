@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from engine.attention import attach
 from engine.drafters import LoadedDrafter
@@ -85,7 +85,7 @@ def load_dspark(path: Path, target: LoadedModel) -> LoadedDSpark:
     _check_target(path, config, target.config)
     tensors = _tensors(path)
     digest = _digest(tensors)
-    module: Any = target.module
+    module = target.module
     _check_copies(path, module, tensors, *COPIES)
     with torch.device(target.device):
         model = DSparkModel(config, AutoConfig.for_model(config.model_type, **_without(raw, "model_type")))
@@ -107,7 +107,7 @@ def load_dspark(path: Path, target: LoadedModel) -> LoadedDSpark:
 
 def load_mtp(target: LoadedModel, block_length: int) -> LoadedMTP:
     """Load the first MTP layer of the target's checkpoint. Raises CheckpointRefused if it is missing or incomplete."""
-    module: Any = target.module
+    module = target.module
     number = target.config.num_hidden_layers
     prefix, where = f"model.layers.{number}.", target.files[0].parent
     if target.architecture != "DeepseekV3ForCausalLM":
@@ -200,7 +200,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return content.hexdigest()[:16]
 
 
-def _check_copies(path: Path, target: Any, tensors: dict[str, Tensor], embedding: str, head: str) -> None:
+def _check_copies(path: Path, target: PreTrainedModel, tensors: dict[str, Tensor], embedding: str, head: str) -> None:
     """Remove copies of the target's matrices from `tensors`. Raises CheckpointRefused if one differs from the target's:
     then the drafter was made for another target."""
     for name, module in ((embedding, target.get_input_embeddings()), (head, target.get_output_embeddings())):

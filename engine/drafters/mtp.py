@@ -6,7 +6,7 @@ is stored at position i+1: then a page depends on its own prefix only. Position 
 
     absorb     writes the entries of all tokens of a target step. The first one's needs the hidden state of the token
                before it, which the drafter keeps from the step before.
-    propose    runs the layer once for each draft, with its own normed hidden state in place of the target's, which
+    propose    runs the layer once for each draft, with its own normed hidden state instead of the target's, which
                has not processed the draft yet. `absorb` later overwrites the entries written here.
 
 T = tokens, R = requests, D = hidden size, V = vocabulary

@@ -54,7 +54,7 @@ class NativeAttention(nn.Module, ABC):
 
     @abstractmethod
     def writing(self, x: int, columns: Columns, keys_at: int = 0, values_at: int = 0) -> list[Op]:
-        """Return the operations that write the tokens' entries, offset by so many numbers from the call's slabs."""
+        """Return the operations that write the tokens' entries, offset by some elements from the call's slabs."""
 
     @abstractmethod
     def operations(self, x: int, y: int, add: int, columns: Columns) -> list[Op]:

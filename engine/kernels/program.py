@@ -120,7 +120,7 @@ class Call(Structure):
 
 
 class Columns:
-    """Allocates columns of the scratch memory: operands of so many float32 numbers per token. Nothing is freed."""
+    """Allocates columns of the scratch memory, float32 values of each token. Nothing is freed."""
 
     def __init__(self) -> None:
         self.width = 0

@@ -32,7 +32,7 @@ def dequantised_state(
     """
     raw: dict[str, Tensor] = {}
     for file in files:
-        with safe_open(file, framework="pt") as tensors:  # type: ignore[no-untyped-call]
+        with safe_open(file, framework="pt") as tensors:
             names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118 - no mapping
             raw.update({name: tensors.get_tensor(name) for name in names})
     state = {}

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch import nn
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from engine.attention import attach
@@ -31,7 +30,7 @@ class LoadedModel:
     `files` and `fp8_block` are for reading the rest of its checkpoint, such as an MTP layer.
     """
 
-    module: nn.Module
+    module: PreTrainedModel
     config: PretrainedConfig
     architecture: str
     entries: tuple[Entry, ...]

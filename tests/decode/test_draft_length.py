@@ -14,11 +14,11 @@ def chances(*values: float) -> torch.Tensor:
     return torch.tensor([values], dtype=torch.float64)
 
 
-def test_at_first_confidences_are_believed() -> None:
+def test_confidences_are_used_as_they_are_at_first() -> None:
     assert OnlineCalibration(BLOCK).applied(chances(0.9, 0.5, 0.2)).tolist() == [[0.9, 0.5, 0.2]]
 
 
-def test_what_survives_half_as_often_as_was_said_counts_half() -> None:
+def test_drafts_that_survive_half_as_often_as_predicted_count_half() -> None:
     calibration, said = OnlineCalibration(BLOCK), chances(0.8, 0.4, 0.4)
     for step in range(400):
         calibration.observe(said, [BLOCK], [[1, 0, 0, 0, 1][step % 5]])  # 0.4 at the first place, never at others
@@ -29,7 +29,7 @@ def test_what_survives_half_as_often_as_was_said_counts_half() -> None:
     assert applied[1] == applied[2] < 0.15
 
 
-def test_what_was_not_verified_says_nothing() -> None:
+def test_unverified_drafts_change_nothing() -> None:
     calibration, said = OnlineCalibration(BLOCK), chances(0.8, 0.7, 0.6)
     for _ in range(100):
         calibration.observe(said, [1], [0])
@@ -40,7 +40,7 @@ def test_what_was_not_verified_says_nothing() -> None:
     assert calibration._observed_K[1:].tolist() == calibration._expected_K[1:].tolist()
 
 
-def test_trust_comes_back() -> None:
+def test_the_calibration_recovers() -> None:
     calibration, said = OnlineCalibration(BLOCK), chances(0.9, 0.9, 0.9)
     for accepted in [0] * 200 + [BLOCK] * 400:
         calibration.observe(said, [BLOCK], [accepted])
@@ -52,8 +52,8 @@ def test_trust_comes_back() -> None:
     st.lists(st.tuples(st.integers(0, BLOCK), st.integers(0, BLOCK)), max_size=30),
     st.lists(st.floats(0.0, 1.0), min_size=BLOCK, max_size=BLOCK),
 )
-def test_survival_stays_survival(steps: list[tuple[int, int]], confidence: list[float]) -> None:
-    """Between 0 and 1, and never isotonic along a request."""
+def test_calibrated_survival_is_a_decreasing_probability(steps: list[tuple[int, int]], confidence: list[float]) -> None:
+    """Calibrated survival is between 0 and 1 and never rises along a request."""
     calibration = OnlineCalibration(BLOCK)
     survival_RK = chances(*confidence).cumprod(dim=1)
     for length, accepted in steps:

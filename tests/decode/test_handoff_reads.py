@@ -30,7 +30,7 @@ def test_the_documented_table_has_a_row_for_every_transition() -> None:
 
 
 @pytest.mark.parametrize(("phase", "event"), PAIRS, ids=str)
-def test_every_event_does_in_every_phase_what_the_table_says(phase: ReadPhase, event: ReadEvent) -> None:
+def test_every_event_follows_the_table_in_every_phase(phase: ReadPhase, event: ReadEvent) -> None:
     """Without a row, an event that may come late changes nothing, and any other cannot happen."""
     one, row = incoming(phase), documented().get((phase, event))
 
@@ -55,7 +55,7 @@ def test_every_phase_leads_to_an_end(phase: ReadPhase) -> None:
     assert reached - LIVE, f"{phase} never ends"
 
 
-def test_an_end_is_final() -> None:
+def test_a_final_phase_is_never_left() -> None:
     ends = set(ReadPhase) - LIVE
 
     assert ends == {ReadPhase.ADMITTED, ReadPhase.LOST, ReadPhase.CANCELLED, ReadPhase.GONE}
@@ -63,16 +63,16 @@ def test_an_end_is_final() -> None:
 
 
 @pytest.mark.parametrize("phase", sorted(LIVE - {ReadPhase.DRAINING}))
-def test_cancel_and_timeout_end_or_drain_every_phase_that_waits_for_someone(phase: ReadPhase) -> None:
-    """A phase that only the other side can end would hold its pages for ever when the other side is gone."""
+def test_cancel_and_timeout_end_or_drain_every_phase_that_waits_for_the_peer(phase: ReadPhase) -> None:
+    """A phase that only the peer can end would hold its pages for ever once the peer is gone."""
     for event in (ReadEvent.CANCEL, ReadEvent.TIMEOUT):
         after, _ = TRANSITIONS[phase, event]
         assert after not in (phase, ReadPhase.ADMITTED)
 
 
 @given(st.lists(st.sampled_from(ReadEvent), max_size=12))
-def test_whatever_happens_pages_and_lease_have_one_end(events: list[ReadEvent]) -> None:
-    """Over any sequence of possible events: what was taken is given back once, and not while bytes may arrive."""
+def test_pages_and_lease_are_released_once_in_every_order_of_events(events: list[ReadEvent]) -> None:
+    """In any sequence of possible events, pages are released once, and never while bytes may arrive."""
     one, done = incoming(), list[ReadAction]()
     for event in events:
         if (one.phase, event) in TRANSITIONS or event in IGNORED:
@@ -99,8 +99,8 @@ def test_whatever_happens_pages_and_lease_have_one_end(events: list[ReadEvent]) 
 
 
 @given(st.lists(st.sampled_from(ReadEvent), max_size=12))
-def test_a_lease_is_released_unless_its_holder_said_that_it_is_not_held(events: list[ReadEvent]) -> None:
-    """A lease that is not released keeps its pages in prefill until its term is over."""
+def test_a_lease_is_released_unless_prefill_answered_that_it_is_not_held(events: list[ReadEvent]) -> None:
+    """A lease that is not released keeps its pages in prefill until it expires."""
     one, done, lost = incoming(), list[ReadAction](), False
     for event in events:
         if (one.phase, event) in TRANSITIONS or event in IGNORED:

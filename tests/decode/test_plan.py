@@ -69,7 +69,7 @@ def test_causal_is_algorithm_1(confidence: list[list[float]], per_token: float) 
 @given(
     confidences, st.lists(st.integers(0, BLOCK), min_size=5, max_size=5), st.sampled_from(["causal", "lagged", "fixed"])
 )
-def test_nobody_gets_more_than_it_can_use(confidence: list[list[float]], limits: list[int], kind: str) -> None:
+def test_no_request_gets_more_than_it_can_use(confidence: list[list[float]], limits: list[int], kind: str) -> None:
     planner = {
         "causal": CausalPlanner(times(), BLOCK),
         "lagged": LaggedPlanner(times(), BLOCK),
@@ -84,8 +84,8 @@ def test_nobody_gets_more_than_it_can_use(confidence: list[list[float]], limits:
 
 
 @given(confidences)
-def test_verifying_is_dearer_never_more(confidence: list[list[float]]) -> None:
-    """A dearer token never makes the plan longer; a free one takes everything that can survive."""
+def test_a_higher_verify_cost_never_adds_drafts(confidence: list[list[float]]) -> None:
+    """A more expensive token never makes the plan longer; with a free one every draft that can survive is verified."""
     plans = [
         sum(CausalPlanner(times(per_token=p), BLOCK).plan(block(confidence), load(len(confidence))))
         for p in (0.0, 0.1, 0.5, 5.0)
@@ -95,7 +95,7 @@ def test_verifying_is_dearer_never_more(confidence: list[list[float]]) -> None:
     assert plans[0] == BLOCK * len(confidence)
 
 
-def test_of_equals_the_earlier_draft_and_then_the_earlier_request_goes_first() -> None:
+def test_ties_go_to_the_earlier_draft_and_then_to_the_earlier_request() -> None:
     survival_RK = torch.full((3, 2), 0.5, dtype=torch.float64)
 
     assert [top(survival_RK, n) for n in range(7)] == [
@@ -103,20 +103,20 @@ def test_of_equals_the_earlier_draft_and_then_the_earlier_request_goes_first() -
     ]  # fmt: skip
 
 
-def test_the_lagged_budget_comes_from_two_steps_ago_and_its_order_from_now() -> None:
+def test_the_lagged_planner_takes_its_budget_from_two_steps_ago_and_its_order_from_this_step() -> None:
     planner = LaggedPlanner(times(per_token=0.5), BLOCK)
     good, bad = [0.95] * BLOCK, [0.01] * BLOCK
     plans = [
         planner.plan(block(rows), load(2)) for rows in ([good, good], [bad, bad], [bad, good], [bad, bad], [good, bad])
     ]
 
-    assert sum(plans[0]) == sum(plans[1]) == 2 * BLOCK, "nobody is known yet: everything is verified"
+    assert sum(plans[0]) == sum(plans[1]) == 2 * BLOCK, "no request has confidences yet: everything is verified"
     assert sum(plans[2]) > BLOCK, "step 0 was good"
     assert plans[3] == [0, 0], "step 1 was bad"
     assert plans[4] == [BLOCK, 0], "step 2 was half good; now it is the other half"
 
 
-def test_a_new_request_does_not_inherit_anothers_confidence() -> None:
+def test_a_new_request_does_not_inherit_another_ones_confidence() -> None:
     planner = LaggedPlanner(times(per_token=0.5), BLOCK)
     for _ in range(2):
         planner.plan(block([[0.99] * BLOCK, [0.01] * BLOCK]), StepLoad(["sure", "unsure"], [BLOCK] * 2, 64))
@@ -126,7 +126,7 @@ def test_a_new_request_does_not_inherit_anothers_confidence() -> None:
     assert one == [0]
 
 
-def test_survival_is_the_product_so_far() -> None:
+def test_survival_is_the_cumulative_product() -> None:
     rows = survival(block([[0.5, 0.5, 1.0, 0.1]]), [3])
 
     assert rows.tolist() == [[0.5, 0.25, 0.25, 0.0]]
@@ -153,7 +153,7 @@ def drafted_steps(
 
 
 @pytest.mark.parametrize("kind", [CausalPlanner, LaggedPlanner])
-def test_drafting_that_pays_goes_on_and_drafting_that_does_not_is_tried_ever_more_rarely(
+def test_drafting_that_pays_continues_and_other_drafting_is_tried_ever_more_rarely(
     kind: type[CausalPlanner | LaggedPlanner],
 ) -> None:
     """A step takes 1 + 0.2 per token, drafting 1 more: a draft that survives half the time is not worth it."""
@@ -163,7 +163,7 @@ def test_drafting_that_pays_goes_on_and_drafting_that_does_not_is_tried_ever_mor
     assert drafted_steps(kind(seconds, BLOCK), 0.3, 800) == [0, 8, 24, 56, 120, 248, 504, 760]
 
 
-def test_drafting_begins_again_when_drafts_get_better() -> None:
+def test_drafting_resumes_when_drafts_get_better() -> None:
     planner = CausalPlanner(times(draft=1.0), BLOCK)
     drafted_steps(planner, 0.3, 60)
 
@@ -174,7 +174,7 @@ def test_drafting_begins_again_when_drafts_get_better() -> None:
 
 
 @given(confidences, st.floats(0.01, 3.0))
-def test_what_pays_is_what_theta_says_of_the_drafts_to_be_expected(confidence: list[list[float]], draft: float) -> None:
+def test_drafting_pays_if_theta_of_the_expected_drafts_is_higher(confidence: list[list[float]], draft: float) -> None:
     seconds, requests = times(draft=draft), len(confidence)
     controller = DraftLengthController(StepSeconds(seconds, BLOCK))
     controller.observe(survival(block(confidence), [BLOCK] * requests))
@@ -192,8 +192,8 @@ def test_what_pays_is_what_theta_says_of_the_drafts_to_be_expected(confidence: l
 
 
 @pytest.mark.parametrize("kind", [CausalPlanner, LaggedPlanner])
-def test_one_draft_more_is_made_than_is_worth_verifying(kind: type[CausalPlanner | LaggedPlanner]) -> None:
-    """Drafts that survive nine times of ten, then hardly ever, then always again."""
+def test_one_more_draft_is_made_than_is_worth_verifying(kind: type[CausalPlanner | LaggedPlanner]) -> None:
+    """Drafts survive nine times of ten, then hardly ever, then always."""
     planner = kind(times(per_token=0.3, draft=0.01), BLOCK)
     made = []
     for second in [0.1] * 12 + [0.95] * 40:
@@ -206,7 +206,7 @@ def test_one_draft_more_is_made_than_is_worth_verifying(kind: type[CausalPlanner
     assert made[-1] == BLOCK
 
 
-def test_nothing_is_drafted_for_requests_that_can_use_nothing() -> None:
+def test_nothing_is_drafted_for_requests_that_can_use_no_draft() -> None:
     for planner in (CausalPlanner(times(), BLOCK), LaggedPlanner(times(), BLOCK), FixedPlanner(3)):
         assert not planner.drafts(load(2, max_drafts=0))
         assert planner.drafts(load(2, max_drafts=1))
@@ -214,7 +214,7 @@ def test_nothing_is_drafted_for_requests_that_can_use_nothing() -> None:
 
 
 @given(st.floats(0.3, 3.0), st.floats(0.3, 3.0))
-def test_the_table_is_corrected_by_what_steps_take(drafting: float, plain: float) -> None:
+def test_measured_step_times_correct_the_table(drafting: float, plain: float) -> None:
     seconds, wanted = StepSeconds(times(), BLOCK), load(3)
     table, without = seconds.drafting(3, wanted).clone(), seconds.plain(3, wanted)
     for _ in range(100):
@@ -225,7 +225,7 @@ def test_the_table_is_corrected_by_what_steps_take(drafting: float, plain: float
     assert seconds.plain(3, wanted) == pytest.approx(plain * without, rel=0.01)
 
 
-def test_one_step_that_was_held_up_says_little() -> None:
+def test_a_single_slow_step_changes_little() -> None:
     seconds, wanted = StepSeconds(times(), BLOCK), load(1)
     for took in (1.2, 1.2, 500.0):  # 1.2 is the table's
         seconds.observe(step_result(wanted, [0], [0], took, drafted=False))
@@ -233,8 +233,8 @@ def test_one_step_that_was_held_up_says_little() -> None:
     assert seconds.plain(1, wanted) == pytest.approx(1.3 * 1.2)
 
 
-def test_drafting_that_the_table_promised_too_much_of_is_given_up() -> None:
-    """By the table it pays well; in fact steps that draft take three times as long."""
+def test_drafting_stops_if_measured_steps_are_slower_than_the_table() -> None:
+    """By the table it pays; but steps that draft take three times as long."""
     planner, wanted = CausalPlanner(times(draft=0.05), BLOCK), load(1)
     made = []
     for _ in range(60):
@@ -248,8 +248,8 @@ def test_drafting_that_the_table_promised_too_much_of_is_given_up() -> None:
     assert made[30:].count(0) > 25
 
 
-def test_what_a_step_takes_besides_makes_drafting_worth_more() -> None:
-    """Drafts save steps, and with them all that comes with a step."""
+def test_overhead_per_step_makes_drafting_worth_more() -> None:
+    """Drafts save steps and their overhead."""
     seconds = times(base=1.0, per_token=0.2, draft=1.0)
 
     def pays(overhead: float) -> bool:

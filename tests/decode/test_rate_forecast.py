@@ -20,7 +20,7 @@ def times() -> ProfiledTimes:
     return ProfiledTimes({}, 0, Curve((1, 16), (DRAFT, DRAFT)), verify)
 
 
-def test_expected_rate_is_what_comes_over_what_it_takes() -> None:
+def test_the_expected_rate_is_tokens_over_step_seconds() -> None:
     survival = Survival([0.9, 0.5, 0.1])
 
     by_count = [expected_rate(times(), survival, 2, 0, drafts=n) for n in range(4)]
@@ -35,12 +35,12 @@ def test_expected_rate_is_what_comes_over_what_it_takes() -> None:
     assert expected_rate(times(), survival, 2, 0, overhead_seconds=1.0, drafts=0).rate == pytest.approx(1 / 2.2)
 
 
-def test_nothing_is_drafted_where_drafts_are_not_worth_their_time() -> None:
+def test_no_drafts_are_expected_where_they_cost_more_than_they_give() -> None:
     assert expected_rate(times(), Survival([0.1, 0.01]), 1, 0).drafts == 0
     assert expected_rate(times(), Survival(), 1, 0).marginal_rate == 0.0
 
 
-def test_rates_follow_what_becomes_of_drafts_and_what_steps_take() -> None:
+def test_rates_follow_the_acceptance_of_drafts_and_the_step_times() -> None:
     planner = FixedPlanner(2, StepSeconds(times(), 4))
     forecast = RateForecast(planner, max_requests=6)
     assert sorted(forecast.rates()) == [1, 2, 4, 6]
@@ -60,7 +60,7 @@ def test_rates_follow_what_becomes_of_drafts_and_what_steps_take() -> None:
     assert forecast.rates()[6] < forecast.rates()[2]
 
 
-def test_what_was_not_measured_is_not_said() -> None:
+def test_there_is_no_forecast_without_measurements() -> None:
     forecast = RateForecast(FixedPlanner(0), max_requests=4)
 
     assert (forecast.rates(), forecast.marginal_rate()) == ({}, 0.0)

@@ -73,7 +73,7 @@ def test_a_step_is_read_back_as_it_was_recorded(tmp_path: Path) -> None:
     assert [*steps] == [first, second]
 
 
-def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+def test_a_truncated_last_line_is_ignored(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     recorder = FileRecorder(file, HEADER)
     for began in (1.0, 2.0, 3.0):
@@ -94,7 +94,7 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
         (json.dumps(vars(HEADER)) + "\n{]\n{}\n", "a.jsonl:2: "),
     ],
 )
-def test_another_file_is_refused_by_line(tmp_path: Path, content: str, complaint: str) -> None:
+def test_an_invalid_file_is_refused_with_the_line(tmp_path: Path, content: str, complaint: str) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(content)
 
@@ -102,9 +102,7 @@ def test_another_file_is_refused_by_line(tmp_path: Path, content: str, complaint
         [*read(file)[1]]
 
 
-def test_a_disk_that_stands_still_costs_records_and_says_how_many(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stalled_disk_drops_records_and_counts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "MAX_WAITING", 3)
     monkeypatch.setattr(record, "WRITE_SECONDS", 0.001)
     recorder: Any = FileRecorder(tmp_path / "a.jsonl", HEADER)
@@ -143,7 +141,7 @@ class SlowFile:
         return getattr(self.file, name)
 
 
-def test_what_waits_is_written_without_being_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queued_records_are_written_without_a_flush(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "WRITE_SECONDS", 0.001)
     recorder = FileRecorder(tmp_path / "a.jsonl", HEADER)
     recorder.observe(step())
@@ -187,11 +185,11 @@ def test_a_replica_records_every_step_it_takes(qwen3: Path, tmp_path: Path) -> N
             assert len(one.confidence[a]) == len(one.survival[a]) == max(one.lengths), "as many as are used"
 
 
-def test_nothing_is_written_unless_it_is_asked_for(qwen3: Path) -> None:
+def test_nothing_is_written_without_a_directory(qwen3: Path) -> None:
     assert isinstance(Pair(pair_config(qwen3, None)).decoder._recorder, NoRecorder)
 
 
-def test_a_directory_that_cannot_be_made_is_named_at_start(qwen3: Path, tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_named_at_start(qwen3: Path, tmp_path: Path) -> None:
     (tmp_path / "steps").write_text("a file")
 
     with pytest.raises(ConfigError, match=r"decode\.default\.record: .*steps"):

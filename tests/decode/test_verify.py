@@ -159,7 +159,7 @@ def test_three_tokens_together_have_the_targets_distribution(planner: str, propo
 
 @pytest.mark.parametrize("option", [Sampling(), *(replace(o, seeded=True) for o in OPTIONS.values())], ids=str)
 @pytest.mark.parametrize("planner", PLANNERS)
-def test_coupled_requests_say_what_the_target_alone_would(planner: str, option: Sampling) -> None:
+def test_coupled_requests_give_the_targets_own_tokens(planner: str, option: Sampling) -> None:
     requests = requests_of(option, 200)
     alone = Game("certain").play(requests, lambda: FixedPlanner(0))
 
@@ -211,7 +211,7 @@ def test_stopping_at_the_first_fall_is_lossless_and_a_global_search_is_not() -> 
     assert Appendix().share_of_a(retrospective, replace(FREE, seeded=True)) == pytest.approx(0.70, abs=0.015)
 
 
-def test_nan_ends_a_request_only_where_it_would_have_spoken() -> None:
+def test_nan_ends_a_request_only_at_a_position_that_is_sampled() -> None:
     logits = torch.zeros(4, VOCAB)
     logits[:, 2] = 5.0
     logits[1] = float("nan")
@@ -226,7 +226,7 @@ def test_nan_ends_a_request_only_where_it_would_have_spoken() -> None:
     assert [[draw.token for draw in drawn] for drawn in well] == [[2, 2], [2]], "after a draft that was refused"
 
 
-def test_no_drafts_are_the_plain_draw() -> None:
+def test_without_drafts_acceptance_is_a_plain_sample() -> None:
     torch.manual_seed(0)
     logits = torch.randn(6, 40)
     options = SamplingBatch.of(
@@ -251,7 +251,7 @@ def synthetic(
     return [[draw.token for draw in drawn] for drawn in accepted.to_host()], block.token_RK, own
 
 
-def test_synthetic_acceptance_has_the_given_rate_at_each_place_of_those_that_got_there() -> None:
+def test_synthetic_acceptance_has_the_given_conditional_rate_at_each_position() -> None:
     count = 20_000
 
     said, _, _ = synthetic((0.8, 0.3), [BLOCK] * count)
@@ -263,7 +263,7 @@ def test_synthetic_acceptance_has_the_given_rate_at_each_place_of_those_that_got
     assert reached[3] == 0, "beyond the list nothing is accepted"
 
 
-def test_synthetic_answers_are_drafts_and_then_a_token_of_the_targets_own() -> None:
+def test_synthetic_tokens_are_drafts_and_then_one_of_the_target() -> None:
     lengths = [r % (BLOCK + 1) for r in range(60)]
 
     said, drafts, own = synthetic((0.9, 0.7, 0.5), lengths)
@@ -286,7 +286,7 @@ def test_synthetic_acceptance_depends_on_seed_and_position_alone() -> None:
 
 
 @pytest.mark.parametrize(("rate", "tokens"), [(0.0, 1), (1.0, BLOCK + 1)])
-def test_certain_rates_are_certain(rate: float, tokens: int) -> None:
+def test_rates_of_zero_and_one_are_deterministic(rate: float, tokens: int) -> None:
     said, _, _ = synthetic((rate,) * BLOCK, [BLOCK] * 5000)
 
     assert {len(one) for one in said} == {tokens}

@@ -247,7 +247,7 @@ def test_replicas_on_one_node_share_its_memory(tmp_path: Path, memory: int, code
         ({"model": {"path": "nowhere"}}, "no such directory"),
         ({"model": {"drafter": "nowhere"}}, "nowhere/config.json: cannot be read"),
         ({"prefill": {"cache_bytes": "5TiB"}}, "prefill: cache_bytes: 5120.00 GiB of pages"),
-        ({"decode": {"a": {"cache_bytes": 1000}}}, "decode.a: cache_bytes: buys"),
+        ({"decode": {"a": {"cache_bytes": 1000}}}, "decode.a: cache_bytes: holds"),
         ({"prefill": {"device": "cuda"}}, "prefill: device: cuda: each replica needs a GPU; this machine has 0"),
     ],
 )

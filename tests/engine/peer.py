@@ -1,4 +1,4 @@
-"""Another process with pages and a NIXL agent: it answers every question with `held`, until it is told to stop."""
+"""Runs another process with pages and a NIXL agent, which answers every lease command with `held` until stopped."""
 
 import multiprocessing
 import os

@@ -58,7 +58,7 @@ cases = pytest.mark.parametrize("case", [make(seed) for seed in range(25)], ids=
 
 
 @cases
-def test_every_token_is_there_once_at_its_position(case: Case) -> None:
+def test_every_token_occurs_once_at_its_position(case: Case) -> None:
     batch = case.batch
 
     assert sorted(batch.token_ids_T.tolist()) == [t for row in case.rows for t in row.tokens]
@@ -67,7 +67,7 @@ def test_every_token_is_there_once_at_its_position(case: Case) -> None:
 
 
 @cases
-def test_logits_come_in_the_order_of_the_rows_given(case: Case) -> None:
+def test_logits_are_in_the_order_of_the_rows(case: Case) -> None:
     wanted = [t for row in case.rows if row.num_logits for t in row.tokens[-row.num_logits :]]
 
     assert case.batch.token_ids_T[case.batch.logits_index].tolist() == wanted
@@ -107,7 +107,7 @@ def where(owners: list[tuple[int, int] | None], key: int) -> tuple[int, int] | N
 
 
 @cases
-def test_unpadding_undoes_padding_and_the_segments_make_the_whole(case: Case) -> None:
+def test_unpadding_undoes_padding_and_the_segments_cover_the_batch(case: Case) -> None:
     values_T2 = torch.randn(case.batch.num_tokens, 2)
 
     parts = [segment.unpad(segment.pad(values_T2[segment.tokens])) for segment in case.batch.segments]
@@ -121,7 +121,7 @@ def test_a_long_row_has_a_segment_to_itself(case: Case) -> None:
         assert segment.num_queries <= SHORT_ROW_TOKENS or segment.query_index_RQ.shape[0] == 1
 
 
-def test_a_row_that_its_tables_do_not_reach_is_a_bug() -> None:
+def test_a_row_beyond_its_page_tables_raises() -> None:
     pages = Pages(LAYOUT, PageStore(LAYOUT, dict.fromkeys(LAYOUT.groups, 9), CPU))
     tables = pages.open("r")
     assert pages.extend(tables, PAGE_TOKENS)

@@ -34,7 +34,7 @@ def test_a_chat_ends_where_the_assistant_begins() -> None:
         (chat_text(), [{"role": "king", "content": "hi"}], "no king"),
     ],
 )
-def test_a_chat_that_the_template_cannot_take_is_the_requests_fault(
+def test_a_chat_that_the_template_refuses_is_a_bad_request(
     text: Text, messages: list[dict[str, str]], complaint: str
 ) -> None:
     with pytest.raises(BadRequest, match=complaint) as refused:

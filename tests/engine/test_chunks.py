@@ -39,30 +39,30 @@ def interleaved(draw: st.DrawFn) -> list[Event]:
 
 
 def said(events: list[Event]) -> dict[str, tuple[object, ...]]:
-    """What each request was told, however it was cut."""
+    """Return what each request received, independent of its chunks."""
     by_request: dict[str, list[Event]] = defaultdict(list)
     for event in events:
         by_request[event.request_id].append(event)
-    told = {}
+    received = {}
     for request_id, mine in by_request.items():
         parts = [event for event in mine if isinstance(event, Chunk)]
         tokens = [token for part in parts for token in part.tokens]
         logprobs = [logprob for part in parts for logprob in part.logprobs]
         ends = [(part.finish, part.timings) for part in parts if part.finish is not None]
         text = "".join(part.text for part in parts)
-        told[request_id] = (tokens, logprobs, text, ends, [e for e in mine if isinstance(e, RequestEnded)])
-    return told
+        received[request_id] = (tokens, logprobs, text, ends, [e for e in mine if isinstance(e, RequestEnded)])
+    return received
 
 
 @settings(max_examples=50)
 @given(interleaved())
-def test_coalescing_changes_nothing_that_is_said(events: list[Event]) -> None:
+def test_merging_chunks_keeps_every_requests_output(events: list[Event]) -> None:
     assert said(merge_chunks(events)) == said(events)
 
 
 @settings(max_examples=50)
 @given(interleaved())
-def test_no_two_neighbours_of_one_request_are_left(events: list[Event]) -> None:
+def test_adjacent_chunks_of_one_request_are_merged(events: list[Event]) -> None:
     whole = merge_chunks(events)
 
     for before, after in pairwise(whole):
@@ -75,8 +75,8 @@ class Wider(Chunk):
     ranks: tuple[int, ...] = ()
 
 
-def test_joining_needs_no_list_of_fields() -> None:
-    """A field with an entry per token is put end to end whatever its name."""
+def test_joining_finds_the_per_token_fields_by_itself() -> None:
+    """Fields with an entry per token are concatenated by their type, under any name."""
     parts = [Wider(request_id="a", tokens=(i,), logprobs=(0.0,), text=str(i), ranks=(i, i)) for i in range(3)]
 
     whole = Wider.joined(parts)

@@ -74,7 +74,7 @@ def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
         Config.load(tmp_path)
 
 
-def test_a_relative_model_path_is_looked_for_beside_the_file(tmp_path: Path) -> None:
+def test_a_relative_model_path_starts_at_the_file(tmp_path: Path) -> None:
     config = Config.load(written(tmp_path, "model: {path: ../models/mine}"))
 
     assert config.model.path == (tmp_path.parent / "models" / "mine").resolve()
@@ -91,7 +91,7 @@ def test_every_relative_path_starts_at_the_file(tmp_path: Path) -> None:
     assert (config.decode["other"].record, config.decode["other"].step_times) == (Path("/var/steps"), None)
 
 
-def test_synthetic_acceptance_survives_the_way_through_serve(tmp_path: Path) -> None:
+def test_synthetic_acceptance_survives_serialization(tmp_path: Path) -> None:
     text = "model: {drafter: d}\ndecode: {gpu: {synthetic_acceptance: [0.9, 0, 1], record: steps}}"
     config = Config.load(written(tmp_path, text))
 
@@ -119,7 +119,7 @@ def test_a_request_that_names_no_pool_goes_to_the_first(tmp_path: Path) -> None:
     assert Config.load(written(tmp_path, "decode: {slow: {}, fast: {}}")).default_pool == "slow"
 
 
-def test_scaling_pools_count_with_the_most_they_may_have(tmp_path: Path) -> None:
+def test_scaled_pools_count_with_their_max_replicas(tmp_path: Path) -> None:
     config = Config.load(written(tmp_path, "decode: {a: {autoscaling_config: {max_replicas: 5}}, b: {replicas: 2}}"))
 
     assert config.max_replicas == 1 + 5 + 2

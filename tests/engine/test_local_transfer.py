@@ -28,7 +28,7 @@ def test_a_read_copies_the_bytes_asked_for_and_no_others(ends: tuple[LocalTransf
     assert torch.equal(reader._store.records["full"], expected)
 
 
-def test_a_stalled_wire_moves_nothing_until_it_goes_on(
+def test_a_stalled_wire_moves_nothing_until_it_resumes(
     wire: LocalWire, ends: tuple[LocalTransfer, LocalTransfer]
 ) -> None:
     reader, source = ends
@@ -43,7 +43,7 @@ def test_a_stalled_wire_moves_nothing_until_it_goes_on(
     assert reader.poll(number) == ReadState.FAILED, "its number is forgotten"
 
 
-def test_an_agent_that_was_cut_off_cannot_be_read_nor_told(
+def test_a_disconnected_agent_can_neither_be_read_nor_notified(
     wire: LocalWire, ends: tuple[LocalTransfer, LocalTransfer]
 ) -> None:
     reader, source = ends
@@ -66,7 +66,7 @@ def test_messages_arrive_in_order_once(ends: tuple[LocalTransfer, LocalTransfer]
     assert source.notifications() == []
 
 
-def test_only_an_agent_that_was_met_or_said_who_it_is_can_be_told(
+def test_only_a_connected_agent_or_one_that_sent_its_metadata_can_be_notified(
     ends: tuple[LocalTransfer, LocalTransfer],
 ) -> None:
     """As between processes: a replica that forgot to connect would be found out there only."""

@@ -61,9 +61,7 @@ def test_a_bias_is_added_and_other_rows_stay_as_they_are() -> None:
     ("generated", "forbidden"),
     [([], {8}), ([3], {8, 4}), ([3, 4], {8, 5}), ([4], {8}), ([3, 3], {8, 4}), ([5, 3, 4], {8, 5})],
 )
-def test_the_last_token_of_a_bad_word_is_forbidden_when_the_rest_was_said(
-    generated: list[int], forbidden: set[int]
-) -> None:
+def test_the_last_token_of_a_bad_word_is_forbidden_after_the_rest(generated: list[int], forbidden: set[int]) -> None:
     words = ((8,), (3, 4), (3, 4, 5))
 
     ours = edited(torch.zeros(1, VOCAB), draw([3, 4], generated, bad_words=words))[0]
@@ -72,7 +70,7 @@ def test_the_last_token_of_a_bad_word_is_forbidden_when_the_rest_was_said(
 
 
 @pytest.mark.parametrize("count", [0, 2, 3, 4])
-def test_no_end_can_be_drawn_before_min_tokens(count: int) -> None:
+def test_no_end_token_is_sampled_before_min_tokens(count: int) -> None:
     """0 ends the text, 2 is a stop token; both are most likely."""
     logits = torch.zeros(1, VOCAB)
     logits[0, [0, 2]] = 50.0
@@ -94,7 +92,7 @@ def test_log_probabilities_are_those_before_any_edit() -> None:
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=VOCAB), st.floats(0.01, 1.0), st.floats(0.3, 2.0))
-def test_min_p_keeps_what_is_likely_enough(logits: list[float], min_p: float, temperature: float) -> None:
+def test_min_p_keeps_the_tokens_that_are_likely_enough(logits: list[float], min_p: float, temperature: float) -> None:
     row = torch.tensor([logits])
     probs = (row / temperature).softmax(-1)[0]
     close = ((probs / probs.max() / min_p).log().abs() < 1e-4).any()
@@ -120,7 +118,7 @@ def test_a_row_that_is_not_finite_gives_no_token_and_harms_no_other(bad: float) 
         assert tokens == [NO_TOKEN if i == row else token for i, token in enumerate(expected)]
 
 
-def test_requests_without_options_need_no_edits() -> None:
+def test_requests_without_options_need_no_processors() -> None:
     plain = draw([1], [2])
 
     assert LogitsProcessors.of([plain, replace(plain, tokens=[1])], (0,), CPU) is None

@@ -3,7 +3,7 @@ import pytest
 from engine.mean import ExponentialMean
 
 
-def test_the_first_sample_is_taken_whole_and_later_ones_by_their_weight() -> None:
+def test_the_first_sample_counts_fully_and_later_ones_by_their_weight() -> None:
     mean = ExponentialMean(0.25)
     assert mean.or_else(7.0) == 7.0
 

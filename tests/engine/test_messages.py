@@ -40,13 +40,13 @@ def test_a_message_survives_the_wire(verb: LeaseCommand, nonce: str, held: bool 
     ],
     ids=lambda data: repr(data[:30]),
 )
-def test_what_is_no_message_is_refused(data: bytes) -> None:
+def test_invalid_messages_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  each in words of its own
         LeaseMessage.decode(data)
 
 
 @given(st.one_of(st.binary(), st.recursive(st.none() | st.text(), st.lists).map(lambda v: json.dumps(v).encode())))
-def test_no_bytes_at_all_raise_anything_else(data: bytes) -> None:
+def test_any_bytes_raise_at_most_a_value_error(data: bytes) -> None:
     try:
         LeaseMessage.decode(data)
     except ValueError:
@@ -60,7 +60,7 @@ def fewest(pairs: list[tuple[int, int]]) -> int:
 
 
 @given(page_ids, page_ids)
-def test_whole_pages_go_in_the_fewest_descriptors(remote: list[int], local: list[int]) -> None:
+def test_whole_pages_need_the_fewest_descriptors(remote: list[int], local: list[int]) -> None:
     pairs = [*zip(remote, local, strict=False)]
     remote, local = [a for a, _ in pairs], [b for _, b in pairs]
     read = PageRead(group="full", remote_pages=tuple(remote), local_pages=tuple(local), num_bytes=PAGE_BYTES)

@@ -26,7 +26,7 @@ def test_uniforms_are_uniform_inside_the_open_interval(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_same_index_over_positions_is_uniform_too(seed: int) -> None:
-    """One vocabulary entry along a request: the stream that decides whether one token comes too often."""
+    """This stream, one vocabulary entry along a request, decides how often one token is sampled."""
     positions = torch.arange(20_000)
 
     values = uniform(torch.full_like(positions, seed), positions, 0, 4)

@@ -31,7 +31,7 @@ def test_numbers_add_up_in_every_group_lists_by_element_and_dictionaries_by_key(
     assert both.forecast == STATS.forecast
 
 
-def test_texts_and_flags_of_a_sum_are_those_of_the_first() -> None:
+def test_a_sum_has_the_texts_and_flags_of_the_first_summand() -> None:
     assert (STATS + replace(STATS, identity=Identity(role="prefill", agent="b"))).identity == STATS.identity
 
 

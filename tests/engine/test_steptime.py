@@ -18,18 +18,18 @@ TABLE = ProfiledTimes(
 def test_more_work_never_looks_cheaper(seconds: list[float], asked: list[int]) -> None:
     curve = Curve.fitted([2 * i + 1 for i in range(len(seconds))], seconds)
 
-    told = [curve.at(count) for count in sorted(asked)]
+    seconds_at = [curve.at(count) for count in sorted(asked)]
 
-    assert all(a <= b + 1e-9 for a, b in pairwise(told))
-    assert min(told) >= min(seconds) - 1e-9
+    assert all(a <= b + 1e-9 for a, b in pairwise(seconds_at))
+    assert min(seconds_at) >= min(seconds) - 1e-9
 
 
-def test_what_rises_is_left_as_it_was_measured() -> None:
+def test_rising_measurements_are_kept() -> None:
     assert Curve.fitted([1, 2, 4], [1.0, 2.0, 2.5]).seconds == (1.0, 2.0, 2.5)
     assert Curve.fitted([1, 2, 4], [1.0, 3.0, 2.0]).seconds == (1.0, 2.5, 2.5)
 
 
-def test_between_measurements_are_straight_lines_and_beyond_them_the_last_one_goes_on() -> None:
+def test_the_curve_is_linear_between_measurements_and_extends_the_last_line() -> None:
     curve = Curve((1, 3, 5), (1.0, 2.0, 6.0))
 
     assert [curve.at(n) for n in (1, 2, 3, 4, 5, 6)] == [1.0, 1.5, 2.0, 4.0, 6.0, 8.0]
@@ -43,7 +43,7 @@ def test_a_number_of_requests_between_two_is_interpolated() -> None:
     assert TABLE.draft_seconds(2, 0) == pytest.approx(0.2)
 
 
-def test_a_table_is_read_back_for_its_own_key_alone(tmp_path: Path) -> None:
+def test_a_table_is_read_back_only_with_its_own_key(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "times.json"
     assert ProfiledTimes.load(file, TABLE.key) is None
     TABLE.save(file)
@@ -74,7 +74,7 @@ def test_a_table_is_read_back_for_its_own_key_alone(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_file_that_holds_no_table_is_named(tmp_path: Path, content: str) -> None:
+def test_an_invalid_table_file_is_named(tmp_path: Path, content: str) -> None:
     file = tmp_path / "times.json"
     file.write_text(content)
 

@@ -10,7 +10,7 @@ letters = st.text("ab", min_size=1, max_size=4)
 
 
 @given(st.lists(st.text("ab", max_size=3), max_size=12), st.lists(letters, max_size=3))
-def test_the_text_ends_before_the_first_stop_string_however_it_is_cut(pieces: list[str], stops: list[str]) -> None:
+def test_the_text_ends_before_the_first_stop_string_for_any_chunks(pieces: list[str], stops: list[str]) -> None:
     """What was sent must never have to be taken back, so the sum of the pieces is compared after each."""
     watch, sent, whole = StopStrings(tuple(stops)), "", ""
     for piece in pieces:
@@ -27,5 +27,5 @@ def test_the_text_ends_before_the_first_stop_string_however_it_is_cut(pieces: li
 
 
 @pytest.mark.parametrize(("said", "sent"), [("x", "x"), ("xS", "x"), ("xST", "x"), ("xSx", "xSx"), ("SST", "S")])
-def test_only_what_may_begin_a_stop_string_is_held_back(said: str, sent: str) -> None:
+def test_only_text_that_may_begin_a_stop_string_is_held_back(said: str, sent: str) -> None:
     assert StopStrings(("STOP",)).push(said) == (sent, False)

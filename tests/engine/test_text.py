@@ -41,7 +41,7 @@ def cut(tokens: tuple[int, ...], sizes: list[int]) -> list[tuple[int, ...]]:
 
 
 @given(bytes_of_text, outputs, st.lists(st.integers(0, 4), max_size=8))
-def test_the_pieces_make_the_text_of_all_tokens(prompt: bytes, output: bytes, sizes: list[int]) -> None:
+def test_the_pieces_add_up_to_the_text_of_all_tokens(prompt: bytes, output: bytes, sizes: list[int]) -> None:
     stream = TextStream(TEXT, tokens_of(prompt))
 
     pieces = [stream.push(tokens) for tokens in cut(tokens_of(output), sizes)]
@@ -50,7 +50,7 @@ def test_the_pieces_make_the_text_of_all_tokens(prompt: bytes, output: bytes, si
 
 
 @given(st.text(st.characters(exclude_characters=UNFINISHED, codec="utf-8"), max_size=20))
-def test_no_broken_character_is_sent_of_a_text_that_has_none(text: str) -> None:
+def test_no_incomplete_character_is_sent(text: str) -> None:
     stream = TextStream(TEXT, ())
 
     pieces = [stream.push((token,)) for token in tokens_of(text.encode())]
@@ -60,7 +60,7 @@ def test_no_broken_character_is_sent_of_a_text_that_has_none(text: str) -> None:
 
 
 @given(bytes_of_text, outputs, st.integers(0, 24))
-def test_a_resumed_stream_goes_on_where_the_first_one_stopped(prompt: bytes, output: bytes, at: int) -> None:
+def test_a_resumed_stream_continues_where_the_first_one_stopped(prompt: bytes, output: bytes, at: int) -> None:
     """The first one may have stopped inside a character: then its text was not sent yet, and nothing else is."""
     tokens = tokens_of(output)
     first = TextStream(TEXT, tokens_of(prompt))

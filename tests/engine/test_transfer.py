@@ -35,7 +35,7 @@ def transfer(store: PageStore) -> Iterator[NixlTransfer]:
 
 @pytest.mark.parametrize("group", ["full", "window20"])
 @pytest.mark.parametrize("part", [1.0, 0.5])
-def test_what_is_read_is_what_was_written_and_nothing_else_changes(
+def test_a_read_copies_the_written_bytes_and_changes_no_others(
     peer: Peer, transfer: NixlTransfer, store: PageStore, group: str, part: float
 ) -> None:
     ours, theirs = store.records[group], peer.records[group]
@@ -62,7 +62,7 @@ def test_one_read_fills_every_group(peer: Peer, transfer: NixlTransfer, store: P
         assert torch.equal(records[5:7], peer.records[group][2:4, : records.shape[1]])
 
 
-def test_a_finished_read_is_forgotten(peer: Peer, transfer: NixlTransfer) -> None:
+def test_a_finished_read_is_released(peer: Peer, transfer: NixlTransfer) -> None:
     number = transfer.read(peer.entry, [PageRead(group="full", remote_pages=(1,), local_pages=(1,), num_bytes=256)])
     assert ended(transfer, number) == ReadState.DONE
 
@@ -70,7 +70,7 @@ def test_a_finished_read_is_forgotten(peer: Peer, transfer: NixlTransfer) -> Non
     assert transfer.poll(number) == ReadState.FAILED
 
 
-def test_a_peer_that_was_dropped_in_error_is_met_again(peer: Peer, transfer: NixlTransfer) -> None:
+def test_a_peer_that_was_dropped_by_mistake_is_connected_again(peer: Peer, transfer: NixlTransfer) -> None:
     one_page = PageRead(group="full", remote_pages=(1,), local_pages=(2,), num_bytes=256)
     assert finished(transfer, peer, one_page) == ReadState.DONE
 
@@ -79,7 +79,7 @@ def test_a_peer_that_was_dropped_in_error_is_met_again(peer: Peer, transfer: Nix
     assert finished(transfer, peer, one_page) == ReadState.DONE
 
 
-def test_a_question_is_answered_by_an_agent_that_never_met_the_asker(peer: Peer, transfer: NixlTransfer) -> None:
+def test_a_command_is_answered_by_an_agent_that_was_not_connected(peer: Peer, transfer: NixlTransfer) -> None:
     transfer.connect(peer.entry)
 
     assert transfer.notify(
@@ -89,8 +89,8 @@ def test_a_question_is_answered_by_an_agent_that_never_met_the_asker(peer: Peer,
     assert last_message(transfer) == (peer.entry.name, LeaseMessage(command=LeaseCommand.RENEW, nonce="n-1", held=True))
 
 
-def test_an_agent_we_never_met_cannot_be_told_anything(transfer: NixlTransfer) -> None:
-    assert not transfer.notify("nobody", LeaseMessage(command=LeaseCommand.RELEASE, nonce="n"))
+def test_an_unconnected_agent_cannot_be_notified(transfer: NixlTransfer) -> None:
+    assert not transfer.notify("unknown", LeaseMessage(command=LeaseCommand.RELEASE, nonce="n"))
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_the_message_says_how_the_lengths_add_up() -> None:
         replace(GOOD, stop=StopRules(max_tokens=30)).check(MODEL)
 
 
-def test_a_resumed_request_keeps_its_limits_and_knows_what_was_sent() -> None:
+def test_a_resumed_request_keeps_its_limits_and_has_the_sent_tokens() -> None:
     resumed = GOOD.resumed((8, 9)).resumed((10,))
 
     assert resumed.tokens == (5, 6, 7, 8, 9, 10)

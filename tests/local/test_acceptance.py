@@ -1,4 +1,4 @@
-"""What is told of speculation: by each request's last chunk, and by the replica's statistics."""
+"""Tests the statistics of speculation in each request's last chunk and in the replica's statistics."""
 
 import logging
 import time
@@ -52,12 +52,12 @@ def replayed(position: int, max_tokens: int, error_every: int) -> Acceptance:
     while left > 0:
         drafts = min(BLOCK, left - 1)
         good = next((i for i in range(drafts) if (position + i) % error_every == 0), drafts)
-        found.count(drafts, drafts, good)  # nothing is drafted that nobody could say
+        found.count(drafts, drafts, good)  # no draft is made beyond the end of an answer
         position, left = position + good + 1, left - good - 1
     return found
 
 
-def test_counting_is_by_place() -> None:
+def test_drafts_are_counted_by_position() -> None:
     found = Acceptance()
     for verified, accepted in ((3, 2), (0, 0), (1, 0), (4, 4)):
         found.count(5, verified, accepted)
@@ -66,7 +66,7 @@ def test_counting_is_by_place() -> None:
 
 
 @pytest.mark.parametrize("error_every", [1, 3, 7, 1000])
-def test_a_request_tells_its_steps_and_what_was_accepted_at_each_place(qwen3: Path, error_every: int) -> None:
+def test_a_request_reports_its_steps_and_the_accepted_drafts_by_position(qwen3: Path, error_every: int) -> None:
     one = request("r", tokens=70, max_tokens=60)
     pair = knowing(qwen3, [one], error_every)
 
@@ -80,7 +80,7 @@ def test_a_request_tells_its_steps_and_what_was_accepted_at_each_place(qwen3: Pa
     assert {name: getattr(stats, name) for name in told} == told
 
 
-def test_what_a_stop_token_cuts_off_was_verified_and_not_accepted(qwen3: Path) -> None:
+def test_drafts_after_a_stop_token_count_as_verified_and_not_accepted(qwen3: Path) -> None:
     free = request("free", tokens=70, max_tokens=60)
     said = answer(qwen3, free)
     at = next(i for i in range(7, 60) if (i - 1) % (BLOCK + 1) == 2 and said.index(said[i]) == i)
@@ -96,8 +96,8 @@ def test_what_a_stop_token_cuts_off_was_verified_and_not_accepted(qwen3: Path) -
     assert pair.decoder.stats().counters.accepted == found.accepted
 
 
-def test_everybody_has_an_account_of_its_own(qwen3: Path) -> None:
-    """One is drafted for as far as may be, one a little, one not at all, and one is without drafts by its length."""
+def test_each_request_has_its_own_counts(qwen3: Path) -> None:
+    """One request has a full block, one few drafts, one none, and one none because of its length."""
     limits = {"free": 2**31, "two": 2, "off": 0}
     one = request("one", tokens=40, max_tokens=31)
     requests = [replace(one, id=name, max_drafts=most) for name, most in limits.items()]
@@ -123,7 +123,7 @@ def test_without_a_drafter_every_token_is_a_step(qwen3: Path) -> None:
     assert account(pair, "r") == Acceptance(steps=8)
 
 
-def test_only_the_last_round_counts(qwen3: Path) -> None:
+def test_only_the_last_attempt_counts(qwen3: Path) -> None:
     one = request("r", tokens=70, max_tokens=60)
     pair = knowing(qwen3, [one], 1000)
 
@@ -133,7 +133,7 @@ def test_only_the_last_round_counts(qwen3: Path) -> None:
     assert found.steps + found.accepted == 19
 
 
-def test_times_are_those_of_drafting_planning_and_verifying(qwen3: Path) -> None:
+def test_step_seconds_are_split_into_drafting_planning_and_verifying(qwen3: Path) -> None:
     clock = ManualClock()
     one = request("r", tokens=70, max_tokens=20)
     pair = knowing(qwen3, [one], 7, clock)
@@ -159,7 +159,7 @@ def test_times_are_those_of_drafting_planning_and_verifying(qwen3: Path) -> None
     assert timings is not None and timings.decode_seconds == 3.75 * stats.counters.steps
 
 
-def test_of_a_step_the_models_time_and_the_engines_own_are_told_apart(qwen3: Path) -> None:
+def test_compute_seconds_are_apart_from_the_engines_own_time(qwen3: Path) -> None:
     one = request("r", tokens=70, max_tokens=6)
     pair = knowing(qwen3, [one], 7)
     decoder, prefiller = cast(Any, pair.decoder), cast(Any, pair.prefiller)
@@ -183,7 +183,7 @@ def test_of_a_step_the_models_time_and_the_engines_own_are_told_apart(qwen3: Pat
     assert decode.peak_bytes >= prefill.peak_bytes > 100 * MIB, "of the process"
 
 
-def test_statistics_do_not_change_after_they_were_told(qwen3: Path) -> None:
+def test_statistics_are_a_snapshot(qwen3: Path) -> None:
     one = request("r", tokens=70, max_tokens=60)
     pair = knowing(qwen3, [one], 1000)
     pair.generate([one])
@@ -215,7 +215,7 @@ def test_handoffs_without_the_drafters_context_are_served_counted_and_logged_onc
     assert "drafts over what is decoded here alone" in message
 
 
-def test_handoffs_with_the_context_or_without_need_of_it_are_not_counted(qwen3: Path, drafter: Path) -> None:
+def test_handoffs_with_the_context_or_without_a_drafter_are_not_counted(qwen3: Path, drafter: Path) -> None:
     both = Pair(pair_config(qwen3, drafter))
     only_prefill = with_other_prefill(pair_config(qwen3, None), pair_config(qwen3, drafter))
 
@@ -247,7 +247,7 @@ def test_synthetic_acceptance_has_its_rates_and_says_so(qwen3: Path, drafter: Pa
     assert len({pair.chunks[one.id][-1].acceptance.accepted for one in requests}) > 1, "seeds differ"
 
 
-def test_what_is_exact_does_not_call_itself_synthetic(qwen3: Path, drafter: Path) -> None:
+def test_exact_acceptance_is_not_reported_as_synthetic(qwen3: Path, drafter: Path) -> None:
     pair = Pair(pair_config(qwen3, drafter))
 
     pair.generate([request("r")])
@@ -257,7 +257,7 @@ def test_what_is_exact_does_not_call_itself_synthetic(qwen3: Path, drafter: Path
     assert not account(pair, "r").synthetic
 
 
-def test_what_steps_take_besides_is_the_time_between_them_while_somebody_waits(qwen3: Path) -> None:
+def test_step_overhead_is_the_time_between_steps_while_requests_wait(qwen3: Path) -> None:
     clock = ManualClock(100.0)
     pair = knowing(
         qwen3, [request("r", tokens=20, max_tokens=40), request("later", tokens=20, max_tokens=40)], 1, clock

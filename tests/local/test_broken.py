@@ -20,7 +20,7 @@ def poisoned(rig: Rig) -> Iterator[Rig]:
 
 
 @pytest.mark.parametrize("place", ["prompt", "generated"])
-def test_a_request_with_nan_ends_with_an_error_and_the_others_go_on(poisoned: Rig, place: str) -> None:
+def test_a_request_with_nan_fails_and_the_others_continue(poisoned: Rig, place: str) -> None:
     healthy = [request(f"healthy {i}", tokens=20 + i, max_tokens=12) for i in range(3)]
     alone = poisoned.generate(healthy)
     sick = request("sick", tokens=30, max_tokens=20)
@@ -45,9 +45,9 @@ def test_a_request_with_nan_ends_with_an_error_and_the_others_go_on(poisoned: Ri
 
 
 @pytest.mark.parametrize("place", ["the answer to its release", "its read"])
-def test_what_was_read_in_vain_leaves_nothing_behind(rig: Rig, place: str) -> None:
-    """It once did: if its pages had gone to a broken prompt meanwhile, NaN came along, for whoever took them next."""
-    grows = replace(request("grows", tokens=60, max_tokens=12), cache_salt="grows")  # into a page that nobody read
+def test_pages_of_a_lost_read_keep_no_bytes(rig: Rig, place: str) -> None:
+    """They once did: if a broken prompt had reused the pages, their next holder read NaN."""
+    grows = replace(request("grows", tokens=60, max_tokens=12), cache_salt="grows")  # into a page that was not read
     expected = rig.generate([grows])["grows"]
     rig.wire.stalled = True
     rig.add(request("lost", tokens=150))
@@ -68,8 +68,8 @@ def test_what_was_read_in_vain_leaves_nothing_behind(rig: Rig, place: str) -> No
 
 
 @pytest.mark.parametrize("place", ["prompt", "generated"])
-def test_no_page_of_a_broken_request_is_found_again(poisoned: Rig, place: str) -> None:
-    """What it had published was looked at, but why trust it?"""
+def test_no_page_of_a_broken_request_is_a_prefix_hit(poisoned: Rig, place: str) -> None:
+    """Its published pages were finite, but are not trusted."""
     sick = request("sick", tokens=140, max_tokens=20)
     if place == "prompt":
         sick = replace(sick, prompt=(*sick.prompt, POISON))

@@ -43,7 +43,7 @@ def test_a_window_group_never_gets_more_than_all_requests_can_hold() -> None:
     assert counts["full"] > 1000
 
 
-def test_a_share_of_free_memory_is_taken_when_no_bytes_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_of_free_memory_is_used_without_cache_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("local.page_budget.free_memory", lambda device: 10_000_000)
 
     taken = num_pages(LAYOUT, DecodeConfig(cache_fraction=0.25), CPU, 1)
@@ -51,7 +51,7 @@ def test_a_share_of_free_memory_is_taken_when_no_bytes_are_given(monkeypatch: py
     assert taken == num_pages(LAYOUT, DecodeConfig(cache_bytes=2_500_000), CPU, 1)
 
 
-def test_more_pages_than_memory_is_refused_in_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_pages_than_memory_are_refused_with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("local.page_budget.free_memory", lambda device: 2**30)
 
     with pytest.raises(ConfigError, match=r"cache_bytes: 2\.00 GiB of pages, 1\.00 GiB free on cpu"):
@@ -59,12 +59,12 @@ def test_more_pages_than_memory_is_refused_in_numbers(monkeypatch: pytest.Monkey
 
 
 def test_too_few_pages_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"cache_bytes: buys .* 2 are the least"):
+    with pytest.raises(ConfigError, match=r"cache_bytes: holds .* at least 2 are needed"):
         num_pages(LAYOUT, DecodeConfig(cache_bytes=3 * FULL.page_bytes), CPU, 1)
 
 
 @pytest.mark.parametrize(("device", "says"), [("tpu9000", "is not known"), ("cuda", "torch sees no GPU")])
-def test_a_device_that_is_not_there_is_named(qwen3: Path, device: str, says: str) -> None:
+def test_a_missing_device_is_named(qwen3: Path, device: str, says: str) -> None:
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("there is one")
     settings = Config.parse({"model": {"path": qwen3}, "decode": {"default": {"device": device}}})
@@ -124,7 +124,7 @@ def profiler(qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pr
     return Profiler(pair_config(qwen3, drafter, {**decode, "planner": "causal"}), monkeypatch)
 
 
-def test_step_times_are_measured_once_for_the_same_thing(profiler: Profiler) -> None:
+def test_step_times_are_measured_once_for_the_same_setup(profiler: Profiler) -> None:
     first = profiler.build()
 
     assert profiler.build(planner="lagged", read_timeout_seconds=9.0) == first
@@ -133,9 +133,7 @@ def test_step_times_are_measured_once_for_the_same_thing(profiler: Profiler) -> 
 
 
 @pytest.mark.parametrize("change", ["max_requests", "drafter", "threads", "target"])
-def test_step_times_of_something_else_are_not_used(
-    profiler: Profiler, change: str, qwen3: Path, tmp_path: Path
-) -> None:
+def test_step_times_of_another_setup_are_not_used(profiler: Profiler, change: str, qwen3: Path, tmp_path: Path) -> None:
     profiler.build()
     model = profiler.config.model
     if change == "max_requests":
@@ -175,7 +173,7 @@ def test_a_table_that_cannot_be_read_is_logged_and_measured_anew(
     assert ProfiledTimes.load(file, times.key) == times
 
 
-def test_a_directory_that_cannot_be_written_costs_a_line_in_the_log(
+def test_a_directory_that_cannot_be_written_is_logged(
     profiler: Profiler, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "times").write_text("a file")

@@ -15,7 +15,7 @@ def assert_gone(rig: Rig, name: str) -> None:
     assert not rig.errors
 
 
-def test_while_it_waits_for_prefill(make_rig: MakeRig) -> None:
+def test_cancel_while_it_waits_for_prefill(make_rig: MakeRig) -> None:
     rig = make_rig(prefill={"max_requests": 1})
     rig.add(request("first", tokens=200))
     rig.add(request("r", tokens=200))
@@ -29,7 +29,7 @@ def test_while_it_waits_for_prefill(make_rig: MakeRig) -> None:
     assert len(rig.tokens("first")) == 5
 
 
-def test_in_the_middle_of_its_prompt(rig: Rig) -> None:
+def test_cancel_in_the_middle_of_its_prompt(rig: Rig) -> None:
     rig.add(request("r", tokens=200))
     rig.step()
     assert rig.prefiller.stats().running == 1
@@ -41,7 +41,7 @@ def test_in_the_middle_of_its_prompt(rig: Rig) -> None:
     assert_gone(rig, "r")
 
 
-def test_when_its_pages_are_leased_and_nobody_has_come(rig: Rig) -> None:
+def test_cancel_while_its_pages_are_leased_and_not_read(rig: Rig) -> None:
     rig.add(request("r"))
     (handoff,) = rig.prefiller.step()
     assert rig.leases == 1
@@ -52,7 +52,7 @@ def test_when_its_pages_are_leased_and_nobody_has_come(rig: Rig) -> None:
     assert_gone(rig, "r")
 
 
-def test_while_decode_waits_for_room(make_rig: MakeRig) -> None:
+def test_cancel_while_it_waits_for_pages_in_decode(make_rig: MakeRig) -> None:
     rig = make_rig(decode={"max_requests": 1})
     rig.add(request("first", max_tokens=50))
     rig.add(request("r"))
@@ -66,7 +66,7 @@ def test_while_decode_waits_for_room(make_rig: MakeRig) -> None:
     assert len(rig.tokens("first")) == 50
 
 
-def test_while_its_pages_are_read(rig: Rig) -> None:
+def test_cancel_while_its_pages_are_read(rig: Rig) -> None:
     rig.wire.stalled = True
     rig.add(request("r"))
     rig.until(lambda: rig.phases() == {"r": "reading"})
@@ -82,7 +82,7 @@ def test_while_its_pages_are_read(rig: Rig) -> None:
     assert_gone(rig, "r")
 
 
-def test_while_it_waits_for_the_answer_to_its_release(rig: Rig) -> None:
+def test_cancel_while_its_release_is_not_answered(rig: Rig) -> None:
     rig.add(request("r"))
     rig.until(lambda: rig.phases() == {"r": "releasing"})
 
@@ -93,7 +93,7 @@ def test_while_it_waits_for_the_answer_to_its_release(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_second_time_while_it_drains(rig: Rig, times: int) -> None:
+def test_cancel_again_while_its_read_drains(rig: Rig, times: int) -> None:
     rig.wire.stalled = True
     rig.add(request("r"))
     rig.until(lambda: rig.phases() == {"r": "reading"})
@@ -106,7 +106,7 @@ def test_a_second_time_while_it_drains(rig: Rig, times: int) -> None:
     assert_gone(rig, "r")
 
 
-def test_while_it_decodes(rig: Rig) -> None:
+def test_cancel_while_it_decodes(rig: Rig) -> None:
     rig.add(request("r", max_tokens=50))
     rig.until(lambda: rig.decoding("r"))
 
@@ -116,7 +116,7 @@ def test_while_it_decodes(rig: Rig) -> None:
     assert_gone(rig, "r")
 
 
-def test_when_it_has_finished(rig: Rig) -> None:
+def test_cancel_after_it_has_finished(rig: Rig) -> None:
     rig.add(request("r"))
     rig.run()
 
@@ -126,7 +126,7 @@ def test_when_it_has_finished(rig: Rig) -> None:
     assert rig.decoder.stats().counters.cancelled == rig.prefiller.stats().counters.cancelled == 0
 
 
-def test_before_its_first_token_went_out(rig: Rig) -> None:
+def test_cancel_before_its_first_token_was_sent(rig: Rig) -> None:
     rig.add(request("r"))
     (handoff,) = rig.prefiller.step()
     rig.decoder.add(rig.requests["r"].request, handoff)
@@ -137,8 +137,8 @@ def test_before_its_first_token_went_out(rig: Rig) -> None:
     assert rig.chunks["r"] == []
 
 
-def test_pages_that_were_given_to_another_prompt_are_never_decoded(rig: Rig) -> None:
-    """Prefill forgets a request that decode still reads: the bytes are another prompt's, and the answer says so."""
+def test_pages_that_another_prompt_has_reused_are_never_decoded(rig: Rig) -> None:
+    """Prefill cancels a request that decode still reads: the bytes are another prompt's, and the answer says so."""
     rig.wire.stalled = True
     rig.add(request("r"))
     rig.until(lambda: rig.phases() == {"r": "reading"})
@@ -154,7 +154,7 @@ def test_pages_that_were_given_to_another_prompt_are_never_decoded(rig: Rig) -> 
     assert len(rig.tokens("other")) == 5
 
 
-def test_an_unknown_request_cannot_be_cancelled_and_nothing_happens(rig: Rig) -> None:
+def test_cancelling_an_unknown_request_changes_nothing(rig: Rig) -> None:
     rig.cancel("nobody")
 
     assert rig.idle

@@ -1,4 +1,4 @@
-"""A decode engine that prefills some requests itself: what they say, what is told of them, and what is left."""
+"""Tests a decode engine that prefills some requests itself: its tokens, its statistics and its pages."""
 
 import inspect
 import json
@@ -70,7 +70,7 @@ def test_tokens_are_those_of_the_oracle(target: Path) -> None:
 
 @pytest.mark.parametrize("drafter", [SHIPPED_DRAFTER, "mtp"], ids=["dspark", "mtp"])
 def test_drafts_are_as_good_as_after_a_handoff(drafter: Path | str) -> None:
-    """Step by step the same tokens are accepted: the drafter has its context, of prefixes that were found as well."""
+    """The same tokens are accepted in every step: the drafter has its context, also of cached prefixes."""
     text = Text.load(SHIPPED_MODEL).encode(inspect.getsource(json.decoder))
     stop = StopRules(max_tokens=40, ignore_eos=True)
     requests = [
@@ -89,7 +89,7 @@ def test_drafts_are_as_good_as_after_a_handoff(drafter: Path | str) -> None:
     assert mixed.colocated.stats().counters.accepted > 40, "hardly anything was accepted"
 
 
-def test_the_handoff_comes_first_and_says_what_the_other_pools_would(rig: MixedRig) -> None:
+def test_the_first_event_is_the_handoff_that_the_prefill_pool_would_give(rig: MixedRig) -> None:
     one = replace(request("r", tokens=100), prompt_logprobs=True)
     rig.add(replace(one, id="handed"))
     rig.run()
@@ -114,7 +114,7 @@ def test_the_handoff_comes_first_and_says_what_the_other_pools_would(rig: MixedR
     assert local.timings.prefill_seconds == pytest.approx(0.003), "four chunks, and a poll between two of them"
 
 
-def test_its_pages_change_hands_as_they_are(rig: MixedRig) -> None:
+def test_its_pages_pass_to_decode_without_a_copy(rig: MixedRig) -> None:
     rig.serve(request("r", tokens=100))
     rig.until(lambda: rig.decoding("r"))
 
@@ -130,7 +130,7 @@ def test_its_pages_change_hands_as_they_are(rig: MixedRig) -> None:
 
 @pytest.mark.parametrize("drafter", [False, True], ids=["no drafter", "drafter"])
 @pytest.mark.parametrize("first", ["handed over", "served"])
-def test_a_prefix_is_found_whichever_way_it_came(qwen3: Path, tmp_path: Path, first: str, drafter: bool) -> None:
+def test_a_prefix_is_found_by_either_path(qwen3: Path, tmp_path: Path, first: str, drafter: bool) -> None:
     source = save_random_drafter(qwen3, tmp_path) if drafter else None
     mixed = MixedPair(pair_config(qwen3, source))
     same = [replace(request(name), prompt=prompt("same", 150) + prompt(name, 20)) for name in ("a", "b")]
@@ -152,7 +152,7 @@ def test_a_prefix_is_found_whichever_way_it_came(qwen3: Path, tmp_path: Path, fi
 
 
 @pytest.mark.parametrize("max_tokens", [1, 9])
-def test_an_answer_may_end_with_its_first_token(rig: MixedRig, max_tokens: int) -> None:
+def test_a_request_may_end_with_its_first_token(rig: MixedRig, max_tokens: int) -> None:
     one = request("r", tokens=70, max_tokens=max_tokens)
     if max_tokens > 1:
         (first, *_) = rig.generate([replace(one, id="before")])["before"]
@@ -167,7 +167,7 @@ def test_an_answer_may_end_with_its_first_token(rig: MixedRig, max_tokens: int) 
 
 
 @pytest.mark.parametrize("state", ["waiting", "prefilling", "decoding", "done"])
-def test_it_can_be_cancelled_in_every_state(make_mixed: MakeMixed, state: str) -> None:
+def test_a_request_can_be_cancelled_in_every_state(make_mixed: MakeMixed, state: str) -> None:
     rig = make_mixed(decode={"local_chunk_tokens": 32, "max_requests": 1})
     if state == "waiting":
         rig.serve(request("first", tokens=40, max_tokens=20))
@@ -190,7 +190,7 @@ def test_it_can_be_cancelled_in_every_state(make_mixed: MakeMixed, state: str) -
 
 
 @pytest.mark.parametrize("state", ["waiting", "prefilling", "decoding"])
-def test_its_deadline_counts_from_when_it_came(make_mixed: MakeMixed, state: str) -> None:
+def test_a_deadline_counts_from_the_arrival(make_mixed: MakeMixed, state: str) -> None:
     rig = make_mixed(decode={"local_chunk_tokens": 32, "max_requests": 1})
     if state == "waiting":
         rig.serve(request("first", tokens=40, max_tokens=500))
@@ -241,8 +241,8 @@ def test_a_request_with_nan_ends_alone(poisoned: MixedRig, place: str) -> None:
         assert records[1:].view(torch.float32).isfinite().all(), "NaN stays in a page"
 
 
-def test_a_chunk_goes_between_two_steps_of_those_who_run(rig: MixedRig) -> None:
-    """Every step gives every running answer its token, however long the prompt that comes in."""
+def test_a_prefill_chunk_runs_between_two_decode_steps(rig: MixedRig) -> None:
+    """Every step gives every running request a token, however long a new prompt is."""
     rig.serve(request("runs", tokens=20, max_tokens=60))
     rig.until(lambda: rig.decoding("runs"))
     rig.serve(request("long", tokens=32 * 9 + 1))

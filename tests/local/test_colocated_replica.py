@@ -23,7 +23,7 @@ def rig(make_mixed: MakeMixed) -> MixedRig:
     return make_mixed(decode={"local_chunk_tokens": 32})
 
 
-def test_a_full_queue_and_too_long_a_request_are_refused_by_name(make_mixed: MakeMixed) -> None:
+def test_a_full_queue_and_a_request_that_is_too_long_are_refused_by_name(make_mixed: MakeMixed) -> None:
     rig = make_mixed(decode={"max_waiting": 2, "cache_bytes": 1_200_000})
     with pytest.raises(DoesNotFit, match=r"max_tokens: 1000 tokens in all, .* \(decode\.cache_bytes\)"):
         rig.serve(request("r", tokens=100, max_tokens=900))
@@ -61,7 +61,7 @@ def test_everything_is_counted_once(rig: MixedRig, computing_takes_time: TakesTi
     assert counters.step_seconds == pytest.approx(1e-3 * sum(part.steps for part in parts))
 
 
-def test_a_warm_up_leaves_nothing_behind_but_the_pace(rig: MixedRig, computing_takes_time: TakesTime) -> None:
+def test_a_warm_up_leaves_nothing_but_measured_step_times(rig: MixedRig, computing_takes_time: TakesTime) -> None:
     computing_takes_time(rig.clock)
 
     def counted() -> ReplicaStats:
@@ -76,7 +76,7 @@ def test_a_warm_up_leaves_nothing_behind_but_the_pace(rig: MixedRig, computing_t
     rig.assert_consistent()
 
 
-def test_a_warm_up_ends_where_a_chunk_would_fill_all_pages(make_mixed: MakeMixed) -> None:
+def test_a_warm_up_ends_before_a_chunk_fills_all_pages(make_mixed: MakeMixed) -> None:
     rig = make_mixed(decode={"local_chunk_tokens": 10_000, "cache_bytes": 400_000})
 
     rig.colocated.warm_up()
@@ -85,7 +85,7 @@ def test_a_warm_up_ends_where_a_chunk_would_fill_all_pages(make_mixed: MakeMixed
 
 
 @pytest.mark.parametrize(("chunk_tokens", "kind"), [(0, Decoder), (16, ColocatedEngine)])
-def test_a_pool_prefills_if_it_has_a_chunk_for_it(
+def test_a_decode_pool_with_local_chunk_tokens_prefills(
     qwen3_sliding: Path, sliding_model: LoadedModel, chunk_tokens: int, kind: type
 ) -> None:
     settings = config(qwen3_sliding, decode={"local_chunk_tokens": chunk_tokens})
@@ -98,7 +98,7 @@ def test_a_pool_prefills_if_it_has_a_chunk_for_it(
     assert type(engine) is kind
 
 
-def test_a_request_that_is_preempted_goes_back_to_whoever_owns_it(make_mixed: MakeMixed) -> None:
+def test_a_preempted_request_returns_to_the_gateway(make_mixed: MakeMixed) -> None:
     rig = make_mixed(decode={"cache_bytes": 1_200_000, "local_chunk_tokens": 32})
     growing = [request(f"r{i}", tokens=30 + i, max_tokens=150) for i in range(6)]
 

@@ -73,8 +73,8 @@ def test_both_engines_draw_from_the_distribution_of_the_formulas(drawn: SampledT
     assert chi_square_p(counts_VV.flatten(), both_VV.flatten()) > LEVEL
 
 
-def test_every_token_is_told_with_the_log_softmax_of_the_models_own_logits(drawn: SampledToken) -> None:
-    """Whatever the options; all tokens are told, in the order of what the model itself thinks of them."""
+def test_every_logprob_is_the_log_softmax_of_the_models_own_logits(drawn: SampledToken) -> None:
+    """Under all options, all tokens are returned, in the order of the model's own logits."""
     told, expected = [], []
     for chunks in drawn.chunks.values():
         end = GENERATED

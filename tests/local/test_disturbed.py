@@ -1,4 +1,4 @@
-"""Every disturbance at once, on every family and with every drafter: nobody can tell from its tokens.
+"""Tests every disturbance at once, on every family and with every drafter: tokens stay the same.
 
 Sixteen requests with a common beginning come in two waves over few pages: prompts go in chunks, pages are shared,
 evicted and found again, the wire stalls, others are cancelled, and decode runs out of pages.
@@ -143,7 +143,7 @@ def test_disturbed_requests_get_the_tokens_of_undisturbed_ones(checkpoint: Path)
     ids=str,
     indirect=["checkpoint"],
 )
-def test_with_speculation_too(
+def test_disturbed_requests_with_speculation_get_the_tokens_of_undisturbed_ones(
     checkpoint: Path, drafter: str, decode: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "profiled", lambda *_: CHEAP)

@@ -26,8 +26,8 @@ def seconds_of(pair: Pair, one: Request) -> float:
     return last.timings.decode_seconds
 
 
-def test_tokens_are_the_models_and_time_is_the_devices(qwen3: Path) -> None:
-    """A step of V4-Flash on two racks takes some 0.1 ms there; here 400 times as long."""
+def test_tokens_are_the_models_and_times_are_the_emulated_devices(qwen3: Path) -> None:
+    """A step of V4-Flash on two racks takes about 0.1 ms; slowed down, 400 times as long."""
     one = request("a", max_tokens=9)
     plain = Pair(config(qwen3, device="cpu")).generate([one])
     slow = config(qwen3, emulation={**LPX, "time_scale": 400.0})
@@ -45,7 +45,7 @@ def test_tokens_are_the_models_and_time_is_the_devices(qwen3: Path) -> None:
     assert last is not None and last.emulated == stats.identity.emulated
 
 
-def test_what_this_machine_cannot_show_is_an_overrun(qwen3: Path) -> None:
+def test_a_step_slower_than_the_emulated_device_is_an_overrun(qwen3: Path) -> None:
     pair = Pair(config(qwen3, emulation={**LPX, "time_scale": 1e-6}))
     one = request("a", max_tokens=9)
     pair.generate([one])
@@ -55,8 +55,8 @@ def test_what_this_machine_cannot_show_is_an_overrun(qwen3: Path) -> None:
     assert last is not None and last.overruns == 8
 
 
-def test_planners_plan_for_the_device(qwen3: Path) -> None:
-    """Its rates are what routing and scaling see."""
+def test_planners_use_the_step_times_of_the_emulated_device(qwen3: Path) -> None:
+    """Routing and scaling see the rates of the emulated device."""
     settings = config(qwen3, emulation={**LPX, "time_scale": 400.0})
     pair = Pair(settings)
     pair.generate([request("a", max_tokens=5)])
@@ -65,8 +65,8 @@ def test_planners_plan_for_the_device(qwen3: Path) -> None:
     assert pair.decoder.stats().forecast.request_rates[1] == pytest.approx(1 / step, rel=0.35)
 
 
-def test_the_link_is_the_devices(qwen3: Path) -> None:
-    """One page over a thousand bytes a second."""
+def test_transfers_take_the_time_of_the_emulated_link(qwen3: Path) -> None:
+    """The test reads one page at a thousand bytes per second."""
     settings = config(qwen3, emulation={**LPX, "link_bytes_per_second": 1e5, "link_seconds": 0.05})
     pair = Pair(settings)
     one = request("a", max_tokens=2)
@@ -77,7 +77,7 @@ def test_the_link_is_the_devices(qwen3: Path) -> None:
     assert last.transfer_seconds >= 0.05 + last.moved_bytes / 1e5
 
 
-def test_as_few_units_as_hold_the_model(qwen3: Path) -> None:
+def test_the_fewest_units_that_hold_the_model_are_emulated(qwen3: Path) -> None:
     lpx, wafers = (
         Emulation.of(config(qwen3, device=device), "default", 0).roofline for device in ("groq-3-lpx", "cerebras-cs-3")
     )
@@ -86,7 +86,7 @@ def test_as_few_units_as_hold_the_model(qwen3: Path) -> None:
     assert (wafers.placement.units, wafers.placement.stages) == (1, 4)
 
 
-def test_what_is_assumed_is_used(qwen3: Path) -> None:
+def test_the_configured_assumptions_are_used(qwen3: Path) -> None:
     slow, fast = (
         Emulation.of(config(qwen3, emulation={**LPX, "assumed": {"bridge": us}}), "default", 0).link().latency
         for us in (10.0, 2.0)
@@ -95,7 +95,7 @@ def test_what_is_assumed_is_used(qwen3: Path) -> None:
     assert (slow, fast) == (pytest.approx(1e-5), pytest.approx(2e-6))
 
 
-def test_drafts_are_timed_there(qwen3: Path) -> None:
+def test_drafts_take_the_time_of_the_emulated_device(qwen3: Path) -> None:
     mtp = Emulation.of(config(qwen3).model_copy(), "default", 3)
 
     assert mtp.times.draft_seconds(1, 100) > 0
@@ -114,7 +114,7 @@ def test_drafts_are_timed_there(qwen3: Path) -> None:
     ],
     ids=["device", "figure", "fit", "model", "precision", "fine"],
 )
-def test_what_cannot_be_emulated_is_refused_at_start(
+def test_a_device_that_cannot_be_emulated_is_refused_at_start(
     qwen3: Path, device: str, emulation: dict[str, Any], says: str
 ) -> None:
     settings = config(qwen3, device=device, emulation={**LPX, **emulation})
@@ -132,7 +132,7 @@ def test_prefill_is_not_emulated(qwen3: Path) -> None:
         Pair(Config.parse(content))
 
 
-def test_weights_may_be_narrower_there(qwen3: Path) -> None:
+def test_weights_may_be_narrower_on_the_emulated_device(qwen3: Path) -> None:
     settings = config(qwen3, emulation={"model": "qwen3-8b", "precision": "fp8"})
 
     assert Emulation.of(settings, "default", 0).roofline.model.dense == "fp8"

@@ -42,7 +42,7 @@ def test_a_request_of_one_token_is_released_without_a_read(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 1, 4])
-def test_a_stop_token_ends_the_request_wherever_it_comes(rig: Rig, at: int) -> None:
+def test_a_stop_token_ends_the_request_at_every_position(rig: Rig, at: int) -> None:
     free = greedy(rig)
     expected = free[: free.index(free[at]) + 1]
     rig.add(same_prompt("r", stop_token_ids=(free[at],)))
@@ -67,7 +67,7 @@ def test_the_end_of_text_token_ends_a_request_unless_it_is_ignored(make_rig: Mak
     assert rig.tokens("goes on") == free
 
 
-def test_a_stop_token_is_no_text(rig: Rig) -> None:
+def test_a_stop_token_is_not_part_of_the_text(rig: Rig) -> None:
     free = greedy(rig)
     before = rig.text.decode(free[: free.index(free[4])])
     rig.add(same_prompt("r", stop_token_ids=(free[4],)))
@@ -82,7 +82,7 @@ def test_the_text_of_the_chunks_is_the_text_of_the_tokens(rig: Rig) -> None:
     assert "".join(chunk.text for chunk in rig.chunks["free"]) == rig.text.decode(tokens)
 
 
-def test_every_token_comes_with_its_log_probability(rig: Rig) -> None:
+def test_every_token_has_its_log_probability(rig: Rig) -> None:
     greedy(rig)
 
     for chunk in rig.chunks["free"]:
@@ -91,7 +91,7 @@ def test_every_token_comes_with_its_log_probability(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 9, 29])
-def test_a_resumed_request_goes_on_with_the_same_tokens_and_the_same_limit(rig: Rig, at: int) -> None:
+def test_a_resumed_request_continues_with_the_same_tokens_and_limit(rig: Rig, at: int) -> None:
     free = greedy(rig)
     rig.add(same_prompt("r").resumed(tuple(free[:at])))
     rig.run()
@@ -111,8 +111,8 @@ def test_requests_do_not_change_each_other(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("at", [3, 9])
-def test_a_stop_string_ends_the_request_across_tokens_and_is_no_text(rig: Rig, at: int) -> None:
-    """The string is the text of two tokens; the tokens are there, the text ends before it."""
+def test_a_stop_string_across_tokens_ends_the_request_and_is_not_text(rig: Rig, at: int) -> None:
+    """The string is the text of two tokens: the tokens are returned, the text ends before them."""
     free = greedy(rig)
     stop = rig.text.decode(free[at : at + 2])
     text = rig.text.decode(free)
@@ -138,7 +138,7 @@ def test_a_stop_string_is_found_across_an_interruption(rig: Rig, at: int) -> Non
     assert "".join(c.text for c in rig.chunks["resumed"]) == "".join(c.text for c in whole[at:])
 
 
-def test_text_held_back_is_sent_when_no_stop_string_comes_of_it(rig: Rig) -> None:
+def test_held_back_text_is_sent_when_no_stop_string_follows(rig: Rig) -> None:
     tokens = greedy(rig)
     text = rig.text.decode(tokens)
     rig.add(same_prompt("r", stop=(text[-3:] + "and more",)))
@@ -159,7 +159,7 @@ def test_nothing_ends_a_request_before_min_tokens(rig: Rig) -> None:
     assert not {free[0], free[1]} & {*rig.tokens("r")[:8]}
 
 
-def test_a_stop_string_before_min_tokens_is_text_like_any_other(rig: Rig) -> None:
+def test_a_stop_string_before_min_tokens_is_ordinary_text(rig: Rig) -> None:
     free = greedy(rig)
     text = rig.text.decode(free)
     early = rig.text.decode(free[:2])
@@ -170,7 +170,7 @@ def test_a_stop_string_before_min_tokens_is_text_like_any_other(rig: Rig) -> Non
     assert rig.finish("r") == FinishReason.LENGTH
 
 
-def test_stop_rules_know_no_other_end() -> None:
+def test_every_stop_rule_has_a_test() -> None:
     """A new rule needs a test here."""
     rules = {"max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos"}
     assert {*StopRules.__dataclass_fields__} == rules

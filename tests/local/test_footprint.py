@@ -1,4 +1,4 @@
-"""What a replica would take, told without loading it, is what it takes once it is loaded."""
+"""Tests that the memory estimated without loading a replica is what it uses once loaded."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_layout_and_weights_are_those_of_the_loaded_model(family: str, drafter: 
     assert (drafting.weights_bytes > plain.weights_bytes) == (drafter is not None)
 
 
-def test_pages_come_after_the_weights() -> None:
+def test_pages_get_the_memory_that_the_weights_leave() -> None:
     one = footprint_of(Config.parse({"prefill": {"cache_bytes": "1MiB"}}), "prefill")
     exactly = one.weights_bytes + 2**20
 

@@ -37,7 +37,7 @@ def test_renewals_keep_a_handoff_alive_far_beyond_its_term(make_rig: MakeRig) ->
     assert rig.prefiller.stats().leases.expired == rig.decoder.stats().transfers.reads_lost == 0
 
 
-def test_a_lease_that_nobody_renews_expires_and_the_request_is_lost_on_both_sides(make_rig: MakeRig) -> None:
+def test_a_lease_without_renewals_expires_and_the_request_is_lost_on_both_sides(make_rig: MakeRig) -> None:
     rig = waiting(make_rig)
     rig.wire.cut(rig.decoder.stats().identity.agent)  # decode can ask, but no answer reaches it
     rig.decoder._inbox._notify = lambda *_: False  # and then it cannot even ask
@@ -51,7 +51,7 @@ def test_a_lease_that_nobody_renews_expires_and_the_request_is_lost_on_both_side
     rig.run()
 
 
-def test_a_waiting_handoff_whose_lease_is_gone_is_lost_at_the_next_renewal(make_rig: MakeRig) -> None:
+def test_a_waiting_handoff_without_lease_is_lost_at_the_next_renewal(make_rig: MakeRig) -> None:
     rig = waiting(make_rig)
     rig.prefiller.cancel("r")
 
@@ -61,7 +61,7 @@ def test_a_waiting_handoff_whose_lease_is_gone_is_lost_at_the_next_renewal(make_
     assert [*rig.lost()] == ["r"]
 
 
-def test_a_read_whose_lease_is_gone_drains(rig: Rig) -> None:
+def test_a_read_without_lease_drains(rig: Rig) -> None:
     rig.wire.stalled = True
     rig.add(request("r"))
     rig.until(lambda: rig.phases() == {"r": "reading"})
@@ -131,7 +131,7 @@ def test_an_answer_that_comes_too_late_changes_nothing(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("phase", ["reading", "releasing"])
-def test_a_prefill_replica_that_dies_costs_its_requests_and_no_page(make_rig: MakeRig, phase: str) -> None:
+def test_a_dead_prefill_replica_loses_its_requests_and_leaks_no_page(make_rig: MakeRig, phase: str) -> None:
     rig = make_rig(prefill={"max_requests": 4})
     rig.wire.stalled = phase == "reading"
     for name in ("a", "b"):
@@ -150,7 +150,7 @@ def test_a_prefill_replica_that_dies_costs_its_requests_and_no_page(make_rig: Ma
 
 
 def test_a_peer_whose_read_failed_is_forgotten_once_no_other_read_from_it_runs(rig: Rig) -> None:
-    """Forgetting it takes its memory away: a read that still runs would have nowhere to read from."""
+    """Dropping it deregisters its memory, from which another read may still run."""
     rig.wire.stalled = True
     for name in ("a", "b"):
         rig.add(request(name))
@@ -165,8 +165,8 @@ def test_a_peer_whose_read_failed_is_forgotten_once_no_other_read_from_it_runs(r
     assert dropped == [(rig.prefiller.stats().identity.agent, ["lost"])]
 
 
-def test_a_dead_prefill_replica_cannot_be_told_and_that_is_noticed_at_once(rig: Rig) -> None:
-    """The read ended, the release cannot be sent: the answer would never come, so nobody waits for it."""
+def test_a_release_to_a_dead_prefill_replica_fails_at_once(rig: Rig) -> None:
+    """The read ended, but the release cannot be sent: the handoff does not wait for an answer."""
     rig.wire.stalled = True
     rig.add(request("r"))
     rig.until(lambda: rig.phases() == {"r": "reading"})
@@ -204,7 +204,7 @@ def test_every_part_of_the_fingerprint_is_compared(rig: Rig, key: str) -> None:
         rig.decoder.add(rig.requests["r"].request, replace(handoff, target_fingerprint=theirs))
 
 
-def test_a_prompt_that_could_never_fit_is_turned_away(make_rig: MakeRig) -> None:
+def test_a_prompt_that_can_never_fit_is_refused(make_rig: MakeRig) -> None:
     rig = make_rig(prefill={"cache_bytes": 600_000})
 
     with pytest.raises(DoesNotFit, match=r"prompt: 900 tokens needs 15 pages of group full; .*prefill.cache_bytes"):
@@ -213,7 +213,7 @@ def test_a_prompt_that_could_never_fit_is_turned_away(make_rig: MakeRig) -> None
     rig.run()
 
 
-def test_an_output_that_could_never_fit_ends_its_request_alone(make_rig: MakeRig) -> None:
+def test_an_output_that_can_never_fit_ends_its_request_alone(make_rig: MakeRig) -> None:
     rig = make_rig(decode={"cache_bytes": 600_000})
     rig.add(request("large", max_tokens=900))
     rig.add(request("small"))
@@ -225,7 +225,7 @@ def test_an_output_that_could_never_fit_ends_its_request_alone(make_rig: MakeRig
     assert len(rig.tokens("small")) == 5
 
 
-def test_a_full_queue_in_prefill_says_when_to_come_again(make_rig: MakeRig) -> None:
+def test_a_full_prefill_queue_gives_retry_seconds(make_rig: MakeRig) -> None:
     rig = make_rig(prefill={"max_waiting": 2})
     for name in ("a", "b"):
         rig.add(request(name))
@@ -249,8 +249,8 @@ def test_a_full_queue_in_decode_ends_the_request_that_came_last(make_rig: MakeRi
     assert len(rig.tokens("r")) == 5
 
 
-def test_no_more_requests_decode_at_once_than_were_configured(make_rig: MakeRig) -> None:
-    """A request that is admitted in a step takes its place in that very step."""
+def test_at_most_max_requests_decode_at_once(make_rig: MakeRig) -> None:
+    """A request that is admitted in a step counts in that very step."""
     rig = make_rig(decode={"max_requests": 2})
     for i in range(7):
         rig.add(request(f"r{i}", max_tokens=20 + i % 3))

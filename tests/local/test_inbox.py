@@ -26,7 +26,7 @@ def said(rig: Rig) -> list[LeaseCommand]:
 
 
 @pytest.mark.parametrize("phase", ["waiting", "reading"])
-def test_a_lease_is_renewed_three_times_in_a_term_and_released_once(make_rig: MakeRig, phase: str) -> None:
+def test_a_lease_is_renewed_three_times_per_term_and_released_once(make_rig: MakeRig, phase: str) -> None:
     rig = make_rig(decode={"max_requests": 1})
     if phase == "waiting":
         rig.add(request("first", max_tokens=100))
@@ -59,8 +59,8 @@ def test_an_urgent_handoff_overtakes_those_that_came_before(make_rig: MakeRig) -
 
 
 @pytest.mark.parametrize("phase", ["waiting", "reading", "releasing"])
-def test_a_peer_is_not_forgotten_because_a_request_is_cancelled(make_rig: MakeRig, phase: str) -> None:
-    """Others may be on their way from it."""
+def test_a_peer_is_not_dropped_when_a_request_is_cancelled(make_rig: MakeRig, phase: str) -> None:
+    """Other reads from it may be under way."""
     rig = make_rig(decode={"max_requests": 2 if phase != "waiting" else 1})
     rig.add(request("first", max_tokens=100))
     rig.until(lambda: rig.decoding("first"))
@@ -78,7 +78,7 @@ def test_a_peer_is_not_forgotten_because_a_request_is_cancelled(make_rig: MakeRi
 
 
 @pytest.mark.parametrize("phase", ["reading", "releasing"])
-def test_a_cancelled_handoff_leaves_the_pages_that_were_here_already(rig: Rig, phase: str) -> None:
+def test_a_cancelled_handoff_leaves_the_pages_that_were_cached(rig: Rig, phase: str) -> None:
     asked = [replace(request(name), prompt=prompt("same", 150) + prompt(name, 20)) for name in ("a", "b", "c")]
     rig.generate(asked[:1])
     rig.wire.stalled = phase == "reading"
@@ -94,7 +94,7 @@ def test_a_cancelled_handoff_leaves_the_pages_that_were_here_already(rig: Rig, p
     assert rig.decoder.stats().counters.prefix_hit_tokens - before == 128
 
 
-def test_what_was_moved_is_counted_when_it_is_here(rig: Rig) -> None:
+def test_transferred_bytes_are_counted_when_the_read_has_ended(rig: Rig) -> None:
     rig.wire.stalled = True
     rig.add(request("r", tokens=100))
     rig.until(lambda: rig.phases() == {"r": "reading"})

@@ -1,4 +1,4 @@
-"""The drafter's context of steps that draft nothing is written late; nobody can tell."""
+"""Tests that the drafter's context of steps without drafts can be written late without an effect on drafts."""
 
 from typing import Any, cast
 
@@ -61,7 +61,7 @@ def answered(monkeypatch: pytest.MonkeyPatch, late_steps: int, pages_mib: float)
 
 
 @pytest.mark.parametrize("pages_mib", [0.7, 64])
-def test_drafts_are_the_same_as_if_it_were_written_at_once(monkeypatch: pytest.MonkeyPatch, pages_mib: float) -> None:
+def test_late_context_gives_the_same_drafts(monkeypatch: pytest.MonkeyPatch, pages_mib: float) -> None:
     at_once, expected, none = answered(monkeypatch, 1, pages_mib)
     late, found, most = answered(monkeypatch, 16, pages_mib)
 

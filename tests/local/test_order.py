@@ -10,7 +10,7 @@ from tests.local.conftest import MakeRig
 from tests.local.rig import Rig, request
 
 
-def test_what_matters_more_is_prefilled_first_and_then_what_is_older(make_rig: MakeRig) -> None:
+def test_prefill_orders_by_priority_and_then_by_age(make_rig: MakeRig) -> None:
     rig = make_rig(prefill={"max_requests": 1})
     for name, priority, age in [("a", 0, 0.0), ("b", 0, 5.0), ("c", 2, 9.0), ("d", -1, 0.0), ("e", 0, 0.0)]:
         rig.add(replace(request(name, tokens=70), priority=priority, age_seconds=age))
@@ -19,7 +19,7 @@ def test_what_matters_more_is_prefilled_first_and_then_what_is_older(make_rig: M
     assert [event.request_id for event in rig.events if isinstance(event, Handoff)] == ["d", "b", "a", "e", "c"]
 
 
-def test_an_urgent_prompt_goes_on_before_one_that_has_begun(make_rig: MakeRig) -> None:
+def test_an_urgent_prompt_precedes_one_that_has_begun(make_rig: MakeRig) -> None:
     rig = make_rig()
     rig.add(request("long", tokens=300))
     rig.step()
@@ -30,7 +30,7 @@ def test_an_urgent_prompt_goes_on_before_one_that_has_begun(make_rig: MakeRig) -
     assert [event.request_id for event in rig.events if isinstance(event, Handoff)] == ["urgent", "long"]
 
 
-def test_what_matters_more_is_decoded_first(make_rig: MakeRig) -> None:
+def test_decode_orders_by_priority(make_rig: MakeRig) -> None:
     rig = make_rig(decode={"max_requests": 1})
     rig.add(request("running", max_tokens=30))
     rig.until(lambda: rig.decoding("running"))
@@ -43,7 +43,7 @@ def test_what_matters_more_is_decoded_first(make_rig: MakeRig) -> None:
 
 
 @pytest.mark.parametrize("place", ["waiting for prefill", "in its prompt", "waiting for decode", "reading", "decoding"])
-def test_a_deadline_is_seen_wherever_the_request_is(make_rig: MakeRig, place: str) -> None:
+def test_a_deadline_ends_a_request_in_every_state(make_rig: MakeRig, place: str) -> None:
     rig = make_rig(prefill={"max_requests": 1}, decode={"max_requests": 1})
     late = replace(request("late", tokens=600 if place == "in its prompt" else 20, max_tokens=400), seconds_left=10.0)
     if place == "waiting for prefill":

@@ -33,13 +33,13 @@ def preempted(rig: MixedRig) -> list[str]:
     return [e.request_id for e in rig.events if isinstance(e, RequestEnded) and isinstance(e.error, Preempted)]
 
 
-def test_a_younger_prompt_gives_way_to_an_answer_that_grows(rig: MixedRig) -> None:
-    """It starts again by itself; nobody else has to know."""
+def test_a_younger_prompt_gives_its_pages_to_an_older_decoding_request(rig: MixedRig) -> None:
+    """The prompt restarts in the same replica, without the gateway."""
     rig.serve(request("old", tokens=120, max_tokens=90))
     rig.until(lambda: rig.decoding("old"))
     rig.serve(request("young", tokens=64 * (rig.total - 4) + 1, max_tokens=90))
     rig.until(lambda: rig.prefilling("young"))
-    grown = rig.colocated.decoder._pages.open("somebody else")
+    grown = rig.colocated.decoder._pages.open("another request")
     free = rig.colocated.stats().pages["full"].free
     held = rig.colocated.stats().pages["full"].held
     young = rig.colocated.prefiller._schedule.running[0]
@@ -57,13 +57,13 @@ def test_a_younger_prompt_gives_way_to_an_answer_that_grows(rig: MixedRig) -> No
     assert [len(rig.tokens(name)) for name in ("old", "young")] == [90, 90]
 
 
-def test_an_older_prompt_takes_the_pages_of_a_younger_answer(rig: MixedRig) -> None:
-    """There was room when it started, and somebody has taken it: who is behind goes back to whoever owns it."""
+def test_an_older_prompt_takes_the_pages_of_a_younger_decoding_request(rig: MixedRig) -> None:
+    """There was room when it started, and another request has taken it: the younger one returns to the gateway."""
     rig.serve(request("young", tokens=70, max_tokens=150))
     rig.until(lambda: rig.decoding("young"))
     rig.serve(replace(request("old", tokens=64 * (rig.total - 4) + 1, max_tokens=60), priority=-1))
     rig.until(lambda: rig.prefilling("old"))
-    grown = rig.colocated.decoder._pages.open("somebody else")
+    grown = rig.colocated.decoder._pages.open("another request")
     assert rig.colocated.decoder._pages.extend(grown, 64 * rig.colocated.stats().pages["full"].free)
     for _ in range(10):  # the answer itself needs no page for longer
         rig.step()
@@ -76,8 +76,8 @@ def test_an_older_prompt_takes_the_pages_of_a_younger_answer(rig: MixedRig) -> N
     assert [len(rig.tokens(name)) for name in ("old", "young")] == [60, 150]
 
 
-def test_nobody_starts_who_would_have_to_leave_at_once(rig: MixedRig) -> None:
-    """There is a page for its prompt, and none for what it says."""
+def test_no_request_starts_that_would_be_preempted_at_once(rig: MixedRig) -> None:
+    """There is a page for its prompt, and none for its output."""
     rig.serve(request("old", tokens=64 * (rig.total - 2) + 1, max_tokens=60))
     rig.until(lambda: rig.decoding("old"))
     rig.serve(request("new", tokens=60, max_tokens=100))
@@ -91,8 +91,8 @@ def test_nobody_starts_who_would_have_to_leave_at_once(rig: MixedRig) -> None:
 
 
 @pytest.mark.parametrize("waits", ["served", "handed over"])
-def test_nobody_overtakes_one_that_waits_for_pages(rig: MixedRig, waits: str) -> None:
-    """Small requests would fit; but then a steady stream of them would keep it out for ever."""
+def test_no_request_overtakes_one_that_waits_for_pages(rig: MixedRig, waits: str) -> None:
+    """Small requests would fit, but a steady stream of them would starve it."""
     rig.serve(request("runs", tokens=64 * (rig.total - 3) + 1, max_tokens=60))
     rig.until(lambda: rig.decoding("runs"))
     large = replace(request("large", tokens=64 * (rig.total - 2), max_tokens=20), age_seconds=1.0)
@@ -112,7 +112,7 @@ def test_nobody_overtakes_one_that_waits_for_pages(rig: MixedRig, waits: str) ->
 
 
 @pytest.mark.parametrize("way", ["served", "handed over", "both"])
-def test_prompts_and_answers_share_the_seats(make_mixed: MakeMixed, way: str) -> None:
+def test_prompts_and_decoding_requests_share_max_requests(make_mixed: MakeMixed, way: str) -> None:
     rig = make_mixed(decode={"max_requests": 2, "local_chunk_tokens": 16})
     for i in range(6):
         one = request(f"r{i}", tokens=40, max_tokens=10)
@@ -127,7 +127,7 @@ def test_prompts_and_answers_share_the_seats(make_mixed: MakeMixed, way: str) ->
     rig.assert_consistent()
 
 
-def test_who_only_waits_for_a_read_does_not_spin(make_mixed: MakeMixed) -> None:
+def test_an_engine_that_only_waits_for_a_read_does_not_spin(make_mixed: MakeMixed) -> None:
     rig = make_mixed(decode={"max_requests": 1})
     rig.wire.stalled = True
     rig.add(request("read"))
@@ -142,8 +142,8 @@ def test_who_only_waits_for_a_read_does_not_spin(make_mixed: MakeMixed) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_whatever_happens_everybody_ends_with_its_tokens(make_mixed: MakeMixed, seed: int) -> None:
-    """Random arrivals, either way, cancellations and stalled reads over few pages."""
+def test_every_request_ends_with_its_tokens_under_random_events(make_mixed: MakeMixed, seed: int) -> None:
+    """Requests arrive by both paths at random, with cancellations and stalled reads, over few pages."""
     rng = random.Random(seed)
     decode = {**FEW, "local_chunk_tokens": rng.choice([7, 32, 64]), "max_requests": rng.choice([2, 4, 32])}
     rig = make_mixed(decode={**decode, "prefix_caching": seed % 3 > 0})

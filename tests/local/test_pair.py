@@ -9,7 +9,7 @@ from tests.local.conftest import MakeRig, TakesTime
 from tests.local.rig import Rig, request
 
 
-def test_a_stream_gives_the_chunks_of_its_request_as_they_come(rig: Rig) -> None:
+def test_a_stream_yields_the_chunks_of_its_request_in_order(rig: Rig) -> None:
     other, mine = request("other", max_tokens=9), request("r", max_tokens=4)
     rig.add(other)
 
@@ -19,7 +19,7 @@ def test_a_stream_gives_the_chunks_of_its_request_as_they_come(rig: Rig) -> None
     assert [chunk.finish is not None for chunk in chunks] == [False, False, False, True]
 
 
-def test_a_stream_raises_what_ended_its_request(make_rig: MakeRig) -> None:
+def test_a_stream_raises_the_error_that_ended_its_request(make_rig: MakeRig) -> None:
     rig = make_rig(decode={"cache_bytes": 600_000})
 
     with pytest.raises(DoesNotFit):
@@ -36,12 +36,12 @@ def test_a_request_is_checked_before_anything_is_queued(rig: Rig) -> None:
     assert not rig.requests
 
 
-def test_an_engine_that_has_nothing_to_do_asks_for_no_step(rig: Rig) -> None:
+def test_an_idle_engine_needs_no_step(rig: Rig) -> None:
     assert rig.prefiller.next_deadline() is rig.decoder.next_deadline() is None
 
 
 def test_an_engine_that_only_waits_does_not_spin(rig: Rig) -> None:
-    """With a read under way nothing can be computed: the next look is one poll away."""
+    """With a read under way nothing can be computed: the next step is due one poll later."""
     rig.wire.stalled = True
     rig.add(request("r"))
     assert rig.prefiller.next_deadline() == rig.clock.now()
@@ -56,11 +56,11 @@ def test_an_engine_that_only_waits_does_not_spin(rig: Rig) -> None:
 
 @pytest.mark.parametrize("verb", LeaseCommand)
 @pytest.mark.parametrize("held", [None, True, False])
-def test_words_that_concern_nobody_change_nothing(rig: Rig, verb: LeaseCommand, held: bool | None) -> None:
+def test_messages_about_unknown_leases_change_nothing(rig: Rig, verb: LeaseCommand, held: bool | None) -> None:
     rig.add(request("r"))
     rig.until(lambda: rig.phases() == {"r": "releasing"})
     prefill, decode = rig.prefiller.stats().identity.agent, rig.decoder.stats().identity.agent
-    stray = LeaseMessage(command=verb, nonce="of nobody", held=held)
+    stray = LeaseMessage(command=verb, nonce="unknown", held=held)
 
     rig.wire.agents[decode].notify(prefill, stray)
     rig.wire.agents[prefill].notify(decode, stray)
@@ -70,7 +70,7 @@ def test_words_that_concern_nobody_change_nothing(rig: Rig, verb: LeaseCommand, 
 
 
 @pytest.mark.parametrize("verb", LeaseCommand)
-def test_a_question_about_a_handoff_is_no_answer_to_one(rig: Rig, verb: LeaseCommand) -> None:
+def test_a_lease_command_does_not_count_as_an_answer(rig: Rig, verb: LeaseCommand) -> None:
     rig.add(request("r"))
     rig.until(lambda: rig.phases() == {"r": "releasing"})
     (nonce,) = rig.decoder._inbox._incoming
@@ -82,8 +82,8 @@ def test_a_question_about_a_handoff_is_no_answer_to_one(rig: Rig, verb: LeaseCom
     assert len(rig.tokens("r")) == 5
 
 
-def test_only_questions_are_answered(rig: Rig) -> None:
-    """Two replicas that answered each other's answers would never stop."""
+def test_only_lease_commands_are_answered(rig: Rig) -> None:
+    """Two replicas that answer each other's answers would never stop."""
     prefill, decode = rig.prefiller.stats().identity.agent, rig.decoder.stats().identity.agent
     rig.wire.agents[decode].notify(prefill, LeaseMessage(command=LeaseCommand.RENEW, nonce="n", held=True))
 
@@ -92,7 +92,7 @@ def test_only_questions_are_answered(rig: Rig) -> None:
     assert rig.wire.agents[decode].notifications() == []
 
 
-def test_counters_count(rig: Rig) -> None:
+def test_the_counters_of_both_engines_are_exact(rig: Rig) -> None:
     for name in ("a", "b", "c"):
         rig.add(request(name, tokens=20, max_tokens=5))
     rig.until(lambda: rig.decoding("c"))
@@ -108,20 +108,20 @@ def test_counters_count(rig: Rig) -> None:
     assert decode.waiting == decode.running == prefill.waiting == prefill.running == prefill.leases.held == 0
 
 
-def test_a_warm_up_leaves_nothing_behind(rig: Rig, computing_takes_time: TakesTime) -> None:
-    """No page, no count, and no name for what its made-up prompts filled; only the pace of prefill is known now."""
+def test_a_warm_up_leaves_no_pages_and_no_counts(rig: Rig, computing_takes_time: TakesTime) -> None:
+    """It leaves no page, no count and no prefix of its dummy prompts; only the speed of prefill is measured."""
     computing_takes_time(rig.clock)
 
-    def told() -> list[ReplicaStats]:
+    def statistics() -> list[ReplicaStats]:
         engines = (rig.prefiller, rig.decoder)
         return [replace(e.stats(), peak_bytes=0, prefill_queue=PrefillQueue()) for e in engines]
 
-    before = told()
+    before = statistics()
 
     rig.prefiller.warm_up()
     rig.decoder.warm_up()
 
-    assert told() == before
+    assert statistics() == before
     assert rig.prefiller.stats().prefill_queue.tokens_per_second > 0
     rig.assert_consistent()
 

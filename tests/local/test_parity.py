@@ -73,7 +73,7 @@ def count_ties(path: Path, answers: dict[str, list[int]], asked: list[Request]) 
 
 
 def test_eight_requests_at_once_get_the_oracles_tokens(checkpoint: Path) -> None:
-    """Under 0.1% of answers may end at a tie: of these few, none."""
+    """Under 0.1% of outputs may differ by a tie: of these few, none."""
     asked = requests(DEEPSEEK_V3.vocab_size, seed=1) + requests(DEEPSEEK_V3.vocab_size, seed=2, eos=False)
 
     answers = pair(checkpoint).generate(asked)
@@ -105,8 +105,8 @@ def test_the_shipped_model_gets_the_oracles_tokens() -> None:
     assert count_ties(SHIPPED_MODEL, answers, asked) == 0
 
 
-def test_the_logits_are_the_oracles_too(checkpoint: Path) -> None:
-    """The log-probability of the tokens, which a difference that leaves the argmax alone would show."""
+def test_the_logprobs_are_the_oracles_too(checkpoint: Path) -> None:
+    """Log-probabilities show differences that leave the argmax unchanged."""
     (request,) = [r for r in requests(DEEPSEEK_V3.vocab_size, seed=5, eos=False) if len(r.prompt) == 150]
     engines = pair(checkpoint)
 

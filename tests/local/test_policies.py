@@ -30,7 +30,7 @@ def test_only_scaled_pools_have_bounds() -> None:
     assert len(fields(Bounds)) == len(ScaleConfig.model_fields)
 
 
-def test_routing_goes_by_the_configuration() -> None:
+def test_routing_rules_follow_the_configuration() -> None:
     gateway = {"tiers": {"fast": "b"}, "pool_policy": "spill", "max_queued_seconds": 7.0}
     config = Config.parse(
         {"model": {"page_tokens": 32}, "decode": {"a": {}, "b": {}}, "gateway": gateway, "targets": TARGETS}

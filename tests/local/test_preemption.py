@@ -1,4 +1,4 @@
-"""Pages run out while requests decode: the last in line is prefilled again, and nobody can tell from its tokens."""
+"""Tests that a request preempted for its pages is prefilled again and gets the same tokens."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def test_tokens_are_those_of_requests_that_were_never_disturbed(
     assert answers == make_rig().generate(growing(sampling))
 
 
-def test_whoever_came_first_is_never_preempted(make_rig: MakeRig) -> None:
+def test_the_oldest_request_is_never_preempted(make_rig: MakeRig) -> None:
     rig = make_rig(decode=FEW)
     rig.generate(growing(Sampling()))
 
@@ -42,7 +42,7 @@ def test_whoever_came_first_is_never_preempted(make_rig: MakeRig) -> None:
     assert "r0" not in preempted(rig)
 
 
-def test_what_matters_less_goes_first_even_if_it_was_there_before(make_rig: MakeRig) -> None:
+def test_a_lower_priority_is_preempted_first_even_if_it_is_older(make_rig: MakeRig) -> None:
     rig = make_rig(decode=FEW)
     asked = [replace(one, priority=-i) for i, one in enumerate(growing(Sampling()))]
     for one in asked:
@@ -54,7 +54,7 @@ def test_what_matters_less_goes_first_even_if_it_was_there_before(make_rig: Make
     assert "r5" not in preempted(rig)
 
 
-def test_pages_that_the_window_has_passed_come_back_while_the_request_decodes(make_rig: MakeRig) -> None:
+def test_pages_before_the_window_are_freed_while_the_request_decodes(make_rig: MakeRig) -> None:
     rig = make_rig()
     rig.add(request("r", tokens=10, max_tokens=400))
     most = 0
@@ -66,8 +66,8 @@ def test_pages_that_the_window_has_passed_come_back_while_the_request_decodes(ma
     assert most <= rig.builder.layout.groups["window70"].peak_pages(410, step_tokens=1) < 410 // 64
 
 
-def test_the_last_in_line_leaves_when_it_has_no_page_for_its_next_token(make_rig: MakeRig) -> None:
-    """Nobody asked for its pages, but where it goes there may be room for it."""
+def test_the_youngest_request_is_preempted_when_it_has_no_page_for_its_next_token(make_rig: MakeRig) -> None:
+    """No other request needs its pages, but another replica may have room for it."""
     rig = make_rig(prefill={"chunk_tokens": 2048}, decode=FEW)
     total = rig.decoder.stats().pages["full"].total
     rig.add(request("last", tokens=120, max_tokens=30))
@@ -80,8 +80,8 @@ def test_the_last_in_line_leaves_when_it_has_no_page_for_its_next_token(make_rig
 
 
 @pytest.mark.parametrize("tokens", [64, 30])
-def test_nobody_is_let_in_who_would_have_to_leave_at_once(make_rig: MakeRig, tokens: int) -> None:
-    """There is a page for what it has, and none for its next token, or for a page of tokens more."""
+def test_no_request_is_admitted_that_would_be_preempted_at_once(make_rig: MakeRig, tokens: int) -> None:
+    """There is a page for its tokens, and none for the next token, or for a page of tokens more."""
     rig = make_rig(prefill={"chunk_tokens": 2048}, decode=FEW)
     total = rig.decoder.stats().pages["full"].total
     rig.add(request("old", tokens=64 * (total - 2) + 1, max_tokens=60))
@@ -95,8 +95,8 @@ def test_nobody_is_let_in_who_would_have_to_leave_at_once(make_rig: MakeRig, tok
 
 
 @pytest.mark.parametrize("others", [[], ["middle"]])
-def test_nobody_leaves_for_its_own_next_token_while_a_younger_one_is_read(make_rig: MakeRig, others: list[str]) -> None:
-    """It once did, although it was older: only those that run were in line. For an older one's token it leaves."""
+def test_a_younger_request_being_read_is_preempted_first(make_rig: MakeRig, others: list[str]) -> None:
+    """An older one once was, because only running requests were compared. For an older one's token it is preempted."""
     rig = make_rig(prefill={"chunk_tokens": 2048}, decode=FEW)
     total = rig.decoder.stats().pages["full"].total
     for one in (request("old", tokens=120, max_tokens=120), *(request(name, max_tokens=120) for name in others)):
@@ -115,7 +115,7 @@ def test_nobody_leaves_for_its_own_next_token_while_a_younger_one_is_read(make_r
     assert [len(rig.tokens(name)) for name in ("old", *others, "young")] == [120, *(120 for _ in others), 80]
 
 
-def test_whoever_matters_least_goes_first(make_rig: MakeRig) -> None:
+def test_the_lowest_priority_is_preempted_first(make_rig: MakeRig) -> None:
     rig = make_rig(decode=FEW)
     asked = [replace(one, priority=-i) for i, one in enumerate(growing(Sampling()))]
     rig.generate(asked)
@@ -124,8 +124,8 @@ def test_whoever_matters_least_goes_first(make_rig: MakeRig) -> None:
     assert "r5" not in preempted(rig)
 
 
-def test_an_old_request_that_comes_back_is_still_old(make_rig: MakeRig) -> None:
-    """The gateway says how long a request has been under way, so being sent again costs it no place in line."""
+def test_a_resumed_request_keeps_its_age(make_rig: MakeRig) -> None:
+    """The gateway sends the age of a request, so a retry does not lose its precedence."""
     rig = make_rig(decode=FEW)
     asked = [replace(one, age_seconds=float(i)) for i, one in enumerate(growing(Sampling()))]
     rig.generate(asked)
@@ -135,8 +135,8 @@ def test_an_old_request_that_comes_back_is_still_old(make_rig: MakeRig) -> None:
 
 
 @pytest.mark.parametrize("full", ["prefill", "decode"])
-def test_who_has_begun_is_not_turned_away_by_a_full_queue(make_rig: MakeRig, full: str) -> None:
-    """It once was: a request that came back after its pages were lost, its answer half said."""
+def test_a_resumed_request_is_not_refused_by_a_full_queue(make_rig: MakeRig, full: str) -> None:
+    """It once was: a request that was sent again after its pages were lost, with half of its output."""
     rig = make_rig(prefill={"max_waiting": 1}, decode={"max_requests": 1, "max_waiting": 1})
     rig.add(request("first", max_tokens=100))
     rig.until(lambda: rig.decoding("first"))
@@ -152,7 +152,7 @@ def test_who_has_begun_is_not_turned_away_by_a_full_queue(make_rig: MakeRig, ful
 
 
 def test_a_request_too_long_to_be_prefilled_again_ends_alone(make_rig: MakeRig) -> None:
-    """It once ended the pair: what it has said by now does not fit in the prefill replica's pages."""
+    """It once ended the pair: prompt and output do not fit in the prefill replica's pages."""
     rig = make_rig(prefill={"cache_bytes": 600_000}, decode=FEW)
     total = rig.decoder.stats().pages["full"].total
     for name in ("a", "b"):
@@ -163,7 +163,7 @@ def test_a_request_too_long_to_be_prefilled_again_ends_alone(make_rig: MakeRig) 
     assert isinstance(rig.errors["b"], DoesNotFit)
 
 
-def test_one_request_may_have_all_the_pages(make_rig: MakeRig) -> None:
+def test_one_request_may_use_all_pages(make_rig: MakeRig) -> None:
     rig = make_rig(decode=FEW)
     total = rig.decoder.stats().pages["full"].total
     rig.add(request("r", tokens=10, max_tokens=64 * total - 10))
@@ -173,7 +173,7 @@ def test_one_request_may_have_all_the_pages(make_rig: MakeRig) -> None:
     assert preempted(rig) == []
 
 
-def test_two_requests_that_need_all_the_pages_both_end(make_rig: MakeRig) -> None:
+def test_two_requests_that_need_all_pages_both_finish(make_rig: MakeRig) -> None:
     rig = make_rig(decode=FEW)
     total = rig.decoder.stats().pages["full"].total
     for name in ("a", "b"):

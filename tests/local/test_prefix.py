@@ -1,4 +1,4 @@
-"""Requests that begin alike share pages, in both pools, and nobody can tell from their tokens."""
+"""Tests that requests with a common prefix share pages in both pools and get the same tokens."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ def alone(make_rig: MakeRig, one: Request) -> list[int]:
     return rig.tokens(one.id)
 
 
-def test_the_second_question_is_neither_computed_nor_moved_again(rig: Rig, make_rig: MakeRig) -> None:
+def test_a_shared_prefix_is_neither_computed_nor_transferred_again(rig: Rig, make_rig: MakeRig) -> None:
     rig.add(asks("first", 10))
     rig.run()
     assert hits(rig) == (0, 0)
@@ -46,8 +46,8 @@ def test_the_second_question_is_neither_computed_nor_moved_again(rig: Rig, make_
     assert rig.tokens("second") == alone(make_rig, asks("second", 30))
 
 
-def test_the_same_prompt_again_computes_one_token_on_a_page_of_its_own(rig: Rig, make_rig: MakeRig) -> None:
-    """192 tokens are three full pages: all are known, and still somebody has to say what follows."""
+def test_a_repeated_prompt_computes_one_token_on_a_page_of_its_own(rig: Rig, make_rig: MakeRig) -> None:
+    """192 tokens are three full pages: all are cached, but the last token's logits are needed."""
     one = asks("one", 42)
     rig.add(one)
     rig.run()
@@ -63,7 +63,7 @@ def test_the_same_prompt_again_computes_one_token_on_a_page_of_its_own(rig: Rig,
     assert {tuple(rig.tokens(f"again {i}")) for i in range(3)} == {tuple(alone(make_rig, one))}
 
 
-def test_what_was_said_is_known_when_the_conversation_goes_on(rig: Rig, make_rig: MakeRig) -> None:
+def test_generated_tokens_are_cached_for_the_next_turn(rig: Rig, make_rig: MakeRig) -> None:
     first = replace(asks("first", 10), stop=replace(asks("", 0).stop, max_tokens=80))
     rig.add(first)
     rig.run()
@@ -77,8 +77,8 @@ def test_what_was_said_is_known_when_the_conversation_goes_on(rig: Rig, make_rig
 
 
 @pytest.mark.parametrize("seeded", [False, True])
-def test_many_at_once_over_few_pages(make_rig: MakeRig, seeded: bool) -> None:
-    """Pages are shared while others hold them, kept, evicted and found again, all in one run."""
+def test_many_requests_share_few_pages(make_rig: MakeRig, seeded: bool) -> None:
+    """Pages are shared while others hold them, cached, evicted and found again, all in one run."""
     sampling = Sampling(temperature=1.0, seed=3, seeded=True) if seeded else Sampling()
     asked = [asks(f"r{i % 12} {i % 7}", 5 + 23 * (i % 7), sampling=sampling) for i in range(30)]
     asked = [replace(one, id=f"{i}") for i, one in enumerate(asked)]
@@ -103,7 +103,7 @@ def test_tenants_share_nothing(rig: Rig) -> None:
     assert len({tuple(rig.tokens(name)) for name in ("of ", "of alice", "of bob", "alice again")}) == 1
 
 
-def test_a_prompt_that_is_cancelled_leaves_what_is_complete(rig: Rig) -> None:
+def test_a_cancelled_prompt_leaves_its_complete_pages_cached(rig: Rig) -> None:
     rig.add(asks("gone", 100))
     rig.step()
     rig.step()
@@ -114,8 +114,8 @@ def test_a_prompt_that_is_cancelled_leaves_what_is_complete(rig: Rig) -> None:
     assert hits(rig)[0] == 128
 
 
-def test_a_whole_known_prompt_starts_even_when_nothing_is_free_for_a_copy(make_rig: MakeRig) -> None:
-    """Its pages are all there are: the last one is computed again instead of copied."""
+def test_a_fully_cached_prompt_starts_even_when_no_page_is_free_for_a_copy(make_rig: MakeRig) -> None:
+    """The pool has no other page: the last one is computed again instead of copied."""
     rig = make_rig(prefill={"cache_bytes": 1_200_000})
     total = rig.prefiller.stats().pages["full"].total
     one = request("r", tokens=64 * total, max_tokens=1)
@@ -130,7 +130,7 @@ def test_a_whole_known_prompt_starts_even_when_nothing_is_free_for_a_copy(make_r
     assert hits(rig)[0] == 64 * (total - 1)
 
 
-def test_what_was_read_is_known_even_if_its_request_never_gets_to_a_step(rig: Rig) -> None:
+def test_pages_that_were_read_are_cached_even_if_their_request_never_runs(rig: Rig) -> None:
     rig.add(asks("gone", 10))
     rig.until(lambda: rig.phases() == {"gone": "releasing"})
     rig.prefiller.step()

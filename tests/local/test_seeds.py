@@ -20,7 +20,7 @@ def alone(rig: Rig, seed: int = 5) -> list[int]:
     return rig.tokens("alone")
 
 
-def test_alone_or_beside_others(rig: Rig) -> None:
+def test_a_seed_gives_the_same_tokens_in_any_batch(rig: Rig) -> None:
     expected = alone(rig)
     for i in range(5):
         rig.add(replace(seeded(f"other {i}", seed=i + 70), prompt=(i,) * (i + 3)))
@@ -32,12 +32,12 @@ def test_alone_or_beside_others(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("chunk_tokens", [17, 512])
-def test_whatever_the_chunks(rig: Rig, make_rig: MakeRig, chunk_tokens: int) -> None:
+def test_a_seed_gives_the_same_tokens_for_any_chunk_size(rig: Rig, make_rig: MakeRig, chunk_tokens: int) -> None:
     assert alone(make_rig(prefill={"chunk_tokens": chunk_tokens})) == alone(rig)
 
 
 @pytest.mark.parametrize("at", [1, 7, 19])
-def test_interrupted_and_resumed(rig: Rig, at: int) -> None:
+def test_a_seed_gives_the_same_tokens_after_an_interruption(rig: Rig, at: int) -> None:
     expected = alone(rig)
     rig.add(seeded().resumed(tuple(expected[:at])))
     rig.run()

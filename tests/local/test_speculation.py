@@ -86,7 +86,7 @@ def test_a_prefill_pool_without_the_drafter_is_served_too(target: Path, drafter:
 
 @pytest.mark.parametrize("error_every", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("sampling", [Sampling(), SEEDED], ids=["greedy", "seeded"])
-def test_errors_at_every_place_change_nothing_but_the_number_of_steps(
+def test_wrong_drafts_at_any_position_change_only_the_number_of_steps(
     target: Path, sampling: Sampling, error_every: int
 ) -> None:
     one = replace(request("r", tokens=70, max_tokens=60), sampling=sampling)
@@ -100,7 +100,7 @@ def test_errors_at_every_place_change_nothing_but_the_number_of_steps(
     assert stats.counters.steps == rounds(71, 60, error_every)
     assert stats.counters.accepted == 59 - stats.counters.steps
     assert stats.counters.accepted <= stats.counters.verified == stats.counters.drafted, (
-        "nothing is drafted that nobody could say"
+        "no draft is made beyond the end of an answer"
     )
 
 
@@ -115,7 +115,7 @@ def rounds(position: int, max_tokens: int, error_every: int) -> int:
 
 
 @pytest.mark.parametrize("drafter", [SHIPPED_DRAFTER, "mtp"], ids=str)
-def test_a_prefix_hit_drafts_as_well(drafter: Path | str) -> None:
+def test_drafts_after_a_prefix_hit_are_as_good(drafter: Path | str) -> None:
     """Step by step the same tokens are accepted, whether the prompt's pages were computed or found, all or some."""
     text = Text.load(SHIPPED_MODEL).encode(inspect.getsource(json.decoder))
     stop = StopRules(max_tokens=48, ignore_eos=True)
@@ -142,8 +142,8 @@ def test_a_prefix_hit_drafts_as_well(drafter: Path | str) -> None:
 
 
 @pytest.mark.parametrize("drafter", [SHIPPED_DRAFTER, "mtp"], ids=str)
-def test_every_step_accepts_what_the_formulas_would(drafter: Path | str) -> None:
-    """Drafts of the reference after everything that was said so far, up to the first that the target would not say."""
+def test_every_step_accepts_the_drafts_that_the_formulas_accept(drafter: Path | str) -> None:
+    """The reference drafts after all committed tokens; the drafts count up to the first that the target rejects."""
     text = Text.load(SHIPPED_MODEL).encode(inspect.getsource(argparse))
     stop = StopRules(max_tokens=30, ignore_eos=True)
     asked = [

@@ -46,7 +46,7 @@ def test_the_documented_table_has_a_row_for_every_transition() -> None:
 
 
 def test_every_event_has_a_row_for_a_lease_that_is_held() -> None:
-    """`LeaseTable` keeps no other lease, so nothing else can happen."""
+    """`LeaseTable` keeps only held leases, so no other case exists."""
     assert {*TRANSITIONS} == {(LeaseState.HELD, event) for event in LeaseEvent}
 
 
@@ -139,7 +139,7 @@ TestLeasesAgainstTheTable = LeasesAgainstTheTable.TestCase
 TestLeasesAgainstTheTable.settings = settings(max_examples=150, stateful_step_count=40)
 
 
-def test_a_term_that_is_over_cannot_be_renewed_before_anyone_noticed() -> None:
+def test_an_expired_lease_cannot_be_renewed_before_its_expiry_is_processed() -> None:
     table, pages = lease_table()
     table.grant("n", "r", tables_of("n"), now=0.0)
 
@@ -148,7 +148,7 @@ def test_a_term_that_is_over_cannot_be_renewed_before_anyone_noticed() -> None:
     assert not pages.released
 
 
-def test_a_read_that_ends_with_the_term_does_not_count() -> None:
+def test_a_read_that_ends_at_the_expiry_does_not_count() -> None:
     table, pages = lease_table()
     table.grant("n", "r", tables_of("n"), now=0.0)
 

@@ -65,14 +65,14 @@ def test_one_budget_is_shared_in_the_order_of_arrival() -> None:
     assert step(prompts) == {}
 
 
-def test_a_long_prompt_goes_in_chunks_and_the_rest_of_the_last_one_is_used() -> None:
+def test_a_long_prompt_is_chunked_and_the_rest_of_its_last_step_is_used() -> None:
     prompts = schedule()
     queue(prompts, [prompt("long", 90), prompt("b", 60)])
 
     assert [step(prompts) for _ in range(4)] == [{"long": 40}, {"long": 40}, {"long": 10, "b": 30}, {"b": 30}]
 
 
-def test_no_more_prompts_run_at_once_than_were_configured() -> None:
+def test_at_most_max_requests_run_at_once() -> None:
     prompts = schedule(max_requests=2)
     queue(prompts, [prompt(name, 5) for name in "abc"])
 
@@ -81,7 +81,7 @@ def test_no_more_prompts_run_at_once_than_were_configured() -> None:
 
 
 def test_a_prompt_that_does_not_fit_yet_is_not_overtaken() -> None:
-    """A small prompt could pass it; but then a steady stream of small ones would keep it out for ever."""
+    """A small prompt would fit, but a steady stream of small ones would starve it."""
     prompts = schedule(num_pages=4)
     queue(prompts, [prompt("first", 30), prompt("large", 60), prompt("small", 5)])
 
@@ -92,7 +92,7 @@ def test_a_prompt_that_does_not_fit_yet_is_not_overtaken() -> None:
     assert step(prompts) == {"large": 40}
 
 
-def test_waiting_ends_when_a_prompt_starts() -> None:
+def test_a_prompt_that_starts_no_longer_waits() -> None:
     prompts = schedule()
     waiting = prompt("a", 5)
     queue(prompts, [waiting])
@@ -102,7 +102,7 @@ def test_waiting_ends_when_a_prompt_starts() -> None:
     assert (waiting.arrived, waiting.started) == (0.0, 7.0)
 
 
-def test_a_prompt_is_found_wherever_it_is() -> None:
+def test_a_prompt_is_found_in_every_state() -> None:
     prompts = schedule()
     queue(prompts, [prompt("runs", 90), prompt("waits", 5)])
     prompts.next(now=0.0)
@@ -126,8 +126,8 @@ def few_window_pages() -> PromptSchedule:
     return PromptSchedule(pages, chunk_tokens=16, max_requests=10, counters=Counters(), keeps_hidden=False)
 
 
-def test_the_last_in_line_starts_again_when_window_pages_that_it_shares_come_back_too_late() -> None:
-    """The older prompt has passed pages that the younger one still holds: without them it could not go on."""
+def test_the_last_prompt_restarts_when_window_pages_that_it_shares_are_needed() -> None:
+    """The older prompt no longer needs pages that the younger one still holds: without them it could not continue."""
     prompts = few_window_pages()
     young, old = prompt("young", 300, last=2, arrived=1.0), prompt("old", 300, last=3)
     prompts.add(young)
@@ -143,7 +143,7 @@ def test_the_last_in_line_starts_again_when_window_pages_that_it_shares_come_bac
 
 
 def test_a_prompt_waits_for_window_pages_that_a_lease_holds() -> None:
-    """It shares them with the lease, has passed them, and nobody is behind it who could start again."""
+    """It shares them with the lease, no longer needs them, and no later prompt could restart instead."""
     prompts = few_window_pages()
     lease = prompts._pages.open("lease")
     assert prompts._pages.reuse(lease, (1,) * 128) == 128
@@ -158,8 +158,8 @@ def test_a_prompt_waits_for_window_pages_that_a_lease_holds() -> None:
 
 
 @pytest.mark.parametrize("keeps_hidden", [False, True])
-def test_a_known_prompt_starts_from_nothing_when_its_last_page_cannot_be_copied(keeps_hidden: bool) -> None:
-    """It once began with pages that it had given back, and gave them back again at its end."""
+def test_a_cached_prompt_starts_without_pages_when_its_last_one_cannot_be_copied(keeps_hidden: bool) -> None:
+    """It once started with pages that it had released, and released them again at its end."""
     prompts = schedule(num_pages=3, keeps_hidden=keeps_hidden)
     one, pages = prompt("a", 32), prompts._pages
     tables = pages.open("before")
@@ -184,10 +184,10 @@ def test_an_urgent_prompt_does_not_start_on_pages_that_a_running_one_will_need()
     assert prompts.waiting == [urgent]
 
 
-@pytest.mark.parametrize(("told", "wanted"), [(False, 1), (True, 40)])
-def test_one_row_of_logits_is_wanted_unless_the_prompts_own_logprobs_are(told: bool, wanted: int) -> None:
+@pytest.mark.parametrize(("prompt_logprobs", "rows"), [(False, 1), (True, 40)])
+def test_one_row_of_logits_is_computed_unless_prompt_logprobs_are_requested(prompt_logprobs: bool, rows: int) -> None:
     one = prompt("a", 90)
     prompts = schedule()
-    prompts.add(replace(one, request=replace(one.request, prompt_logprobs=told)))
+    prompts.add(replace(one, request=replace(one.request, prompt_logprobs=prompt_logprobs)))
 
-    assert [chunk.num_logits for chunk in prompts.next(now=0.0)] == [wanted]
+    assert [chunk.num_logits for chunk in prompts.next(now=0.0)] == [rows]

@@ -15,7 +15,7 @@ def taken(*steps: int) -> StepTimeEstimator:
     return estimator
 
 
-def test_two_lengths_give_the_line() -> None:
+def test_two_lengths_determine_the_line() -> None:
     estimator = taken(1, 100)
 
     assert estimator.seconds(1) == pytest.approx(0.011)
@@ -23,12 +23,12 @@ def test_two_lengths_give_the_line() -> None:
     assert estimator.tokens_per_second == pytest.approx(100 / 0.110)
 
 
-def test_many_steps_of_one_length_do_not_lose_the_other() -> None:
+def test_many_steps_of_one_length_do_not_forget_the_other() -> None:
     assert taken(1, 100, *[100] * 1000).seconds(40) == pytest.approx(0.050)
     assert taken(1, 100, *[7] * 1000).tokens_per_second == pytest.approx(100 / 0.110)
 
 
-def test_it_follows_a_machine_that_has_become_slower() -> None:
+def test_the_estimate_follows_a_machine_that_has_become_slower() -> None:
     estimator = taken(1, 100)
     for _ in range(50):
         estimator.observe(100, 0.220)
@@ -36,10 +36,10 @@ def test_it_follows_a_machine_that_has_become_slower() -> None:
     assert estimator.tokens_per_second == pytest.approx(100 / 0.220, rel=0.01)
 
 
-def test_one_length_alone_is_taken_for_the_least_and_scaled_up() -> None:
+def test_a_single_length_is_taken_as_the_minimum_and_scaled_up() -> None:
     assert taken(50).seconds(100) == pytest.approx(2 * 0.060)
     assert taken(50).seconds(1) == pytest.approx(0.060)
 
 
-def test_nothing_seen_is_nothing_said() -> None:
+def test_without_steps_there_is_no_estimate() -> None:
     assert (StepTimeEstimator(100).seconds(10), StepTimeEstimator(100).tokens_per_second) == (0.0, 0.0)

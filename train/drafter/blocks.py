@@ -89,7 +89,7 @@ def packed_blocks(
     return torch.cat(parts, dim=2)[..., :size].transpose(1, 2), None
 
 
-AttentionInterface.register(BLOCK_ATTENTION, packed_blocks)  # type: ignore[arg-type]
+AttentionInterface.register(BLOCK_ATTENTION, packed_blocks)
 
 
 @dataclass

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from engine.config import Config
 from local import Builder
@@ -15,6 +15,19 @@ from train.card import render, table
 
 TEMPLATE = Path(__file__).with_name("card.md")
 LABELS = {"distribution": "the target's distribution", "tokens": "the text's tokens"}
+
+
+class AcceptanceRow(TypedDict):
+    """One row of the figures of bench/acceptance.py."""
+
+    domain: str
+    setting: str
+    drafter: str
+    accepted_length: float
+    standard_error: float
+    ece: float
+    auc: float
+    acceptance: str
 
 
 def drafter_card(folder: Path, target: Path, acceptance: Mapping[str, Any]) -> str:
@@ -45,7 +58,7 @@ def drafter_card(folder: Path, target: Path, acceptance: Mapping[str, Any]) -> s
     return render(TEMPLATE, values)
 
 
-def _lengths(rows: list[dict[str, Any]]) -> str:
+def _lengths(rows: list[AcceptanceRow]) -> str:
     drafters = list(dict.fromkeys(row["drafter"] for row in rows))
     by_key = {(row["domain"], row["setting"], row["drafter"]): row for row in rows}
     lines = []
@@ -56,7 +69,7 @@ def _lengths(rows: list[dict[str, Any]]) -> str:
     return table(("domain", "setting", *drafters, "ECE", "AUC"), lines)
 
 
-def _positions(rows: list[dict[str, Any]]) -> str:
+def _positions(rows: list[AcceptanceRow]) -> str:
     cells = [row["acceptance"].split() for row in rows]
     numbers = [str(k + 1) for k in range(len(cells[0]))]
     lines = [(row["domain"], row["setting"], *values) for row, values in zip(rows, cells, strict=True)]

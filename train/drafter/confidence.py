@@ -1,4 +1,4 @@
-"""How well a drafter's confidences predict the survival of its drafts.
+"""Measures how well a drafter's confidences predict the survival of its drafts.
 
 The survival of draft k is predicted as the product of the first k confidences; the draft survives if drafts 1 to k are
 all accepted. Errors and areas are DeepSpec's: 20 bins for the calibration error, 1,000 for the area under the curve.

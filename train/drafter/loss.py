@@ -22,7 +22,7 @@ CHUNK_ROWS = 256
 
 @dataclass(frozen=True)
 class Labels:
-    """What the drafts should be. `final_RD` are the target's states (after the final norm) at their positions, from
+    """The targets of the loss. `final_RD` are the target's states (after the final norm) at their positions, from
     which its distributions follow; `token_R` are the sequence's tokens. `weight_R` is 0 where the sequence has ended;
     all weights of a step, over all workers, add up to 1."""
 
@@ -141,7 +141,8 @@ class _FusedDraftLoss(torch.autograd.Function):
         return total, cross_entropy_R, l1_R
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0]  # the other outputs are not differentiable
         hidden_RD, markov_RM, markov_VM = ctx.grads
         scaled = (
             grad * hidden_RD.to(ctx.dtypes[0]),

@@ -167,7 +167,7 @@ def prompt_lines(file: Path, tokenizer: PreTrainedTokenizerBase, named: str) -> 
 def _prompt(line: str, where: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens of one line. Raises ConfigError, which begins with `where`."""
     try:
-        content: Any = json.loads(line)
+        content: object = json.loads(line)
     except ValueError as error:
         raise ConfigError(f"{where}: not JSON ({error})") from None
     match content:

@@ -5,7 +5,7 @@ T = tokens of a sequence, D = hidden size, V = vocabulary, F = tapped layers and
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class FrozenTarget:
 
     def __init__(self, model: LoadedModel, tap_layers: Sequence[int]) -> None:
         self.model, self.tap_layers = model, tuple(tap_layers)
-        module: Any = model.module
+        module = model.module
         self._decoder = module.get_decoder()
         self.head_VD: Tensor = dense(module.get_output_embeddings()).detach().float()
         self._embedding = module.get_input_embeddings()
@@ -49,7 +49,7 @@ class FrozenTarget:
 
     @property
     def state_size(self) -> int:
-        """How many numbers `states` returns per token."""
+        """The number of values that `states` returns per token."""
         return (len(self.tap_layers) + 1) * self.hidden_size
 
     @torch.no_grad()

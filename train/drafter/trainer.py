@@ -9,7 +9,6 @@ B = sequences of a step, T = tokens of the longest, N = anchors of a sequence, K
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -152,7 +151,7 @@ class DrafterTrainer:
         )
         with torch.autocast(device.type, torch.bfloat16, enabled=section.dtype == "bfloat16"):
             drafted = draft(self.model, self.target, state_BTF, blocks)
-        head: Any = self.model.markov_head
+        head = self.model.markov_head
         weights = section.losses
         return losses(
             drafted.hidden_RD,

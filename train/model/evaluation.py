@@ -114,7 +114,9 @@ def by_package(files: tuple[SourceFile, ...], sizes: list[int], losses: np.ndarr
     return {package: float(np.concatenate(found[package]).mean()) for package in sorted(found)}
 
 
-def held_out_loss(checkpoint: Checkpoint, files: tuple[SourceFile, ...], training_tokens: np.ndarray) -> dict[str, Any]:
+def held_out_loss(
+    checkpoint: Checkpoint, files: tuple[SourceFile, ...], training_tokens: np.ndarray
+) -> dict[str, object]:
     """Measure the loss of the model and of the counting baselines on the same held-out tokens."""
     encoded = encode(checkpoint.tokenizer, [file.text + END for file in files])
     tokens = np.concatenate(encoded)

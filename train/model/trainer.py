@@ -103,7 +103,7 @@ class Recipe:
 
 @dataclass
 class TrainingProgress:
-    """What a run has done so far; checkpoints keep it."""
+    """The progress of a run; checkpoints keep it."""
 
     steps: int = 0
     tokens: int = 0
@@ -192,7 +192,7 @@ class Trainer:
         stage, rate = self.recipe.stage(done), self.recipe.rate(done, self.progress.steps)
         self.optimizers.set_rates(rate)
         tokens_BT = self.batches.next(stage.rows, stage.length + 1).to(self.device)
-        parts = torch.split(tokens_BT, max(1, self.recipe.part_tokens // stage.length))  # type: ignore[no-untyped-call]
+        parts = torch.split(tokens_BT, max(1, self.recipe.part_tokens // stage.length))
         with_mtp = done >= self.recipe.mtp_from
         losses = torch.stack([self._learn(part_BT, len(part_BT) / len(tokens_BT), with_mtp) for part_BT in parts])
         loss, mtp_loss = losses.sum(0).tolist()

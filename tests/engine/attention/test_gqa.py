@@ -64,7 +64,7 @@ def by_formula(module: Qwen3Attention, hidden_SD: Tensor, shape: Shape) -> Tenso
 
 
 @shapes
-def test_it_gives_what_the_formulas_give(computed_by: str, shape: Shape) -> None:
+def test_attention_follows_the_formulas(computed_by: str, shape: Shape) -> None:
     hidden = some_hidden()
 
     outputs = over_pages(computed(paged(shape)), hidden, chunks=[])
@@ -75,7 +75,7 @@ def test_it_gives_what_the_formulas_give(computed_by: str, shape: Shape) -> None
 
 @shapes
 @pytest.mark.parametrize("chunks", [[1] * 100, [15, 1, 1, 30], [16, 16], [3, 50]], ids=str)
-def test_where_a_prompt_is_cut_does_not_matter(computed_by: str, shape: Shape, chunks: list[int]) -> None:
+def test_chunks_of_any_size_give_the_same_output(computed_by: str, shape: Shape, chunks: list[int]) -> None:
     hidden = some_hidden()
     whole = over_pages(computed(paged(shape)), hidden, chunks=[])
 

@@ -70,7 +70,7 @@ def by_formula(module: DeepseekV3Attention, hidden_SD: Tensor, shape: tuple[int,
 
 @shapes
 @pytest.mark.parametrize("absorbed_queries", [0, 10**6], ids=["expanded", "absorbed"])
-def test_both_ways_to_attend_give_what_the_formulas_give(
+def test_absorbed_and_expanded_attention_follow_the_formulas(
     computed_by: str, shape: tuple[int, ...], absorbed_queries: int
 ) -> None:
     hidden = some_hidden()
@@ -83,8 +83,8 @@ def test_both_ways_to_attend_give_what_the_formulas_give(
 
 @shapes
 @pytest.mark.parametrize("chunks", [[1] * 70, [15, 1, 1, 30], [16, 16], [3, 20]], ids=str)
-def test_where_a_prompt_is_cut_does_not_matter(computed_by: str, shape: tuple[int, ...], chunks: list[int]) -> None:
-    """The module's own choice between both ways, which changes with the size of a chunk."""
+def test_chunks_of_any_size_give_the_same_output(computed_by: str, shape: tuple[int, ...], chunks: list[int]) -> None:
+    """The module chooses between absorbing and expanding by the size of a chunk."""
     hidden = some_hidden()
     whole = over_pages(computed(paged(shape)), hidden, chunks=[])
 
@@ -94,8 +94,8 @@ def test_where_a_prompt_is_cut_does_not_matter(computed_by: str, shape: tuple[in
         assert torch.allclose(one, other, atol=2e-5)
 
 
-def test_absorbing_is_chosen_up_to_where_it_costs_more() -> None:
-    """Multiplications per key and head, for the sizes of DeepSeek-V3."""
+def test_absorbing_is_chosen_while_it_costs_less() -> None:
+    """Costs are multiplications per key and head, for the sizes of DeepSeek-V3."""
     nope, rope, value, latent = 128, 64, 128, 512
     limit = paged(SHAPES[-1]).absorbed_queries
 

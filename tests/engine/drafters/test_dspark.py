@@ -36,7 +36,7 @@ def target(request: pytest.FixtureRequest, computed_by: str) -> Target:
 
 
 @pytest.mark.parametrize("head", HEADS, ids=str)
-def test_a_block_is_the_one_of_the_formulas(target: Target, tmp_path: Path, head: dict[str, object]) -> None:
+def test_a_block_follows_the_formulas(target: Target, tmp_path: Path, head: dict[str, object]) -> None:
     """Several requests at once, contexts of any length in any chunks."""
     path, model = target
     drafter = save_random_drafter(path, tmp_path, **head)
@@ -58,7 +58,7 @@ def test_a_block_is_the_one_of_the_formulas(target: Target, tmp_path: Path, head
     assert (block.confidence_RK is None) == (not drafter_config(path, **head)["enable_confidence_head"])
 
 
-def test_the_beginning_of_a_block_is_that_of_the_whole(target: Target, tmp_path: Path) -> None:
+def test_a_shorter_block_is_the_beginning_of_the_full_one(target: Target, tmp_path: Path) -> None:
     path, model = target
     bench = Bench(model, load_dspark(save_random_drafter(path, tmp_path, markov_head_type="rnn"), model))
     anchors = [bench.seen("r", some_tokens(7, 30), [])]
@@ -69,8 +69,8 @@ def test_the_beginning_of_a_block_is_that_of_the_whole(target: Target, tmp_path:
     assert torch.allclose(some.confidence_RK, whole.confidence_RK[:, :2])
 
 
-def test_what_was_drafted_in_vain_leaves_nothing_behind(target: Target, tmp_path: Path) -> None:
-    """A block writes its own entries where the next tokens will be; the target's features overwrite them."""
+def test_rejected_drafts_leave_no_context(target: Target, tmp_path: Path) -> None:
+    """A block writes its entries at the positions of the next tokens; the target's features overwrite them."""
     path, model = target
     bench = Bench(model, load_dspark(save_random_drafter(path, tmp_path), model))
     tokens = some_tokens(5, 40)
@@ -86,7 +86,7 @@ def test_what_was_drafted_in_vain_leaves_nothing_behind(target: Target, tmp_path
     assert torch.allclose(alone, after, atol=1e-5)
 
 
-def test_a_context_that_did_not_come_is_not_seen(target: Target, tmp_path: Path) -> None:
+def test_missing_context_is_not_attended_to(target: Target, tmp_path: Path) -> None:
     path, model = target
     bench = Bench(model, load_dspark(save_random_drafter(path, tmp_path), model))
     anchor = bench.seen("r", some_tokens(6, 50), [])
@@ -101,7 +101,7 @@ def test_a_context_that_did_not_come_is_not_seen(target: Target, tmp_path: Path)
     assert not torch.allclose(before, seen, atol=1e-3)
 
 
-def test_positions_turn_by_the_same_angles_in_bfloat16(target: Target, tmp_path: Path) -> None:
+def test_rotary_angles_are_the_same_in_bfloat16(target: Target, tmp_path: Path) -> None:
     path, model = target
     drafter = save_random_drafter(path, tmp_path)
     models = model, load_model(path, torch.bfloat16, CPU)
@@ -160,8 +160,8 @@ def test_a_configuration_that_does_not_fit_names_its_key(
         load_dspark(drafter, model)
 
 
-def test_copies_of_the_targets_matrices_are_taken_for_what_they_are(target: Target, tmp_path: Path) -> None:
-    """As in the published files."""
+def test_copies_of_the_targets_matrices_are_accepted(target: Target, tmp_path: Path) -> None:
+    """Published files have such copies."""
     path, model = target
     drafter = save_random_drafter(path, tmp_path)
     plain = load_dspark(drafter, model)

@@ -43,7 +43,7 @@ def test_drafts_are_those_of_transformers(target: tuple[Path, LoadedModel]) -> N
         assert torch.allclose(block.confidence_RK[r], torch.tensor(confidences), atol=1e-5)
 
 
-def test_what_was_drafted_in_vain_leaves_nothing_behind(target: tuple[Path, LoadedModel]) -> None:
+def test_rejected_drafts_leave_no_context(target: tuple[Path, LoadedModel]) -> None:
     """Entries made from drafts are overwritten with the target's own states, however many of them were accepted."""
     _, model = target
     bench = Bench(model, load_drafter("mtp", model, DRAFTS))
@@ -67,8 +67,8 @@ def test_what_was_drafted_in_vain_leaves_nothing_behind(target: tuple[Path, Load
     assert torch.allclose(alone.confidence_RK, after.confidence_RK, atol=1e-5)
 
 
-def test_an_entry_that_is_there_is_not_written_from_an_unknown_state(target: tuple[Path, LoadedModel]) -> None:
-    """As after a prefix hit, whose last token is computed again."""
+def test_an_existing_entry_is_not_overwritten_from_an_unknown_state(target: tuple[Path, LoadedModel]) -> None:
+    """After a prefix hit the last token is computed again."""
     _, model = target
     bench = Bench(model, load_drafter("mtp", model, DRAFTS))
     tokens = some_tokens(6, 20)
@@ -103,14 +103,14 @@ def changed(path: Path, copy: Path, drop: str = "", **other: Tensor) -> LoadedMo
         (".layers.3.mlp.experts.5.up_proj", "lacks 1 tensors: mlp.experts.5.up_proj.weight"),
     ],
 )
-def test_a_layer_that_is_not_whole_is_refused(deepseek_v3: Path, tmp_path: Path, drop: str, reason: str) -> None:
+def test_an_incomplete_layer_is_refused(deepseek_v3: Path, tmp_path: Path, drop: str, reason: str) -> None:
     model = changed(deepseek_v3, tmp_path, drop)
 
     with pytest.raises(CheckpointRefused, match=reason):
         load_drafter("mtp", model)
 
 
-def test_a_copy_of_the_embedding_is_fine_and_another_one_is_not(deepseek_v3: Path, tmp_path: Path) -> None:
+def test_only_an_equal_copy_of_the_embedding_is_accepted(deepseek_v3: Path, tmp_path: Path) -> None:
     own = load_file(deepseek_v3 / "model.safetensors")["model.embed_tokens.weight"]
     name = "model.layers.3.embed_tokens.weight"
 
@@ -120,6 +120,6 @@ def test_a_copy_of_the_embedding_is_fine_and_another_one_is_not(deepseek_v3: Pat
         load_drafter("mtp", changed(deepseek_v3, tmp_path / "other", **{name: own + 1}))
 
 
-def test_a_model_without_such_layers_is_refused(qwen3: Path) -> None:
+def test_a_model_without_mtp_layers_is_refused(qwen3: Path) -> None:
     with pytest.raises(CheckpointRefused, match="Qwen3ForCausalLM has no MTP layer"):
         load_drafter("mtp", load_model(qwen3, torch.float32, CPU))

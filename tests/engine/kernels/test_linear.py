@@ -24,7 +24,7 @@ class Tied(nn.Module):
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (2,), (17,), (600,), (1, 5), (3, 1)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_packed_layer_gives_the_plain_ones_numbers(shape: tuple[int, ...], bias: bool) -> None:
+def test_a_packed_layer_gives_the_output_of_the_plain_one(shape: tuple[int, ...], bias: bool) -> None:
     torch.manual_seed(0)
     plain = nn.Linear(IN, OUT, bias=bias)
     x = torch.randn(*shape, 2 * IN)[..., ::2] if len(shape) == 1 else torch.randn(*shape, IN)
@@ -32,7 +32,7 @@ def test_a_packed_layer_gives_the_plain_ones_numbers(shape: tuple[int, ...], bia
     assert torch.allclose(PackedLinear(plain)(x), plain(x), atol=1e-5)
 
 
-def test_bfloat16_is_as_near_as_its_rounding() -> None:
+def test_bfloat16_differs_by_its_rounding_only() -> None:
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor has no packed bfloat16")
     torch.manual_seed(0)

@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
 
 
-def test_what_can_run_here_was_built() -> None:
+def test_kernels_that_can_run_here_were_built() -> None:
     """Where there is a compiler and AVX2, installing the package built the kernels."""
     if shutil.which("g++") is None or not native._processor_flags().issuperset(native.LEVELS["v3"]):
         pytest.skip("no compiler, or no AVX2")

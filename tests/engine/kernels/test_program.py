@@ -37,7 +37,7 @@ def angles(num_tokens: int) -> tuple[Tensor, Tensor]:
     return torch.ones(1, num_tokens, 8), torch.zeros(1, num_tokens, 8)
 
 
-def test_arguments_are_prepared_once_for_a_batch_and_go_with_it() -> None:
+def test_arguments_are_prepared_once_per_batch_and_freed_with_it() -> None:
     layout = CacheLayout.of([ENTRY], 16)
     store = PageStore(layout, dict.fromkeys(layout.groups, 4), CPU)
     slab, batch, positions = store.slab(ENTRY.key), batch_over(store, [1, 2, 3]), angles(3)

@@ -21,7 +21,7 @@ def rotary(kind: type[torch.nn.Module], config: PretrainedConfig) -> torch.nn.Mo
     return kind(config)
 
 
-def test_they_are_the_very_same_wherever_the_table_has_to_grow() -> None:
+def test_a_grown_table_has_the_same_values() -> None:
     for kind, config in KINDS.items():
         plain = rotary(kind, config)
         tabled = TabledRotary(plain)

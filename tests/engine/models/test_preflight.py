@@ -110,7 +110,7 @@ def test_a_truncated_file(broken: Path) -> None:
     [b"", b"short", b"\x80\x02pickled", b"\xff" * 100, (8).to_bytes(8, "little") + b"not json"],
     ids=["empty", "short", "pickle", "length", "json"],
 )
-def test_what_is_no_safetensors_file(broken: Path, content: bytes) -> None:
+def test_an_invalid_safetensors_file(broken: Path, content: bytes) -> None:
     (broken / WEIGHTS).write_bytes(content)
 
     assert_refused(broken, "not a safetensors file")
@@ -123,7 +123,7 @@ def test_a_header_that_describes_no_tensors(broken: Path, header: bytes) -> None
     assert_refused(broken, "not a safetensors file")
 
 
-def test_an_index_that_promises_a_tensor_nobody_has(broken: Path) -> None:
+def test_an_index_with_a_missing_tensor(broken: Path) -> None:
     promised = dict.fromkeys(load_file(broken / WEIGHTS), WEIGHTS) | {"model.extra": "model-2.safetensors"}
     (broken / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": promised}))
 
@@ -159,7 +159,7 @@ def test_too_little_memory(broken: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert_refused(broken, "at torch.float32 on cpu, which has")
 
 
-def test_the_memory_that_is_missing_is_said_in_numbers(deepseek_v3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_memory_is_reported_in_numbers(deepseek_v3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large = StoredTensor("model.norm.weight", "BF16", (2**15, 2**15), 2**31)
     found = replace(look(deepseek_v3), tensors={large.name: large})
     monkeypatch.setattr(PREFLIGHT, "free_memory", lambda device: 3 * 2**30)

@@ -48,7 +48,7 @@ class Live:
                 rows[page, position % PAGE_TOKENS] = self.content(position) if value is None else value
 
     def read_what_is_missing(self, pages: Pages) -> None:
-        """Fill the pages that nobody can have filled yet: those without a name."""
+        """Fill the pages that cannot have been filled yet: those without a name."""
         for name, table in self.tables.groups.items():
             for position in range(table.first_page * PAGE_TOKENS, self.committed):
                 page = table.page_ids[position // PAGE_TOKENS - table.first_page]

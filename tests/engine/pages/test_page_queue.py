@@ -33,20 +33,20 @@ def line(*tenants: Kept) -> PageQueue:
     return joined
 
 
-def test_seats_are_counted_over_all_tenants() -> None:
+def test_requests_are_counted_over_all_engines() -> None:
     assert line(Kept(sits=[(0, 1.0), (0, 2.0)]), Kept(), Kept(sits=[(0, 3.0)])).holding == 3
 
 
-def test_next_is_whoever_nobody_stands_before() -> None:
+def test_the_next_request_is_the_one_with_highest_precedence() -> None:
     both = line(Kept(waits=[(0, 5.0)]), Kept(waits=[(1, 1.0), (0, 4.0)]), Kept(sits=[(0, 0.0)]))
 
-    assert both.is_next((0, 4.0)), "nobody stands before itself"
+    assert both.is_next((0, 4.0)), "a request does not precede itself"
     assert both.is_next((-1, 9.0))
     assert not both.is_next((0, 5.0))
     assert not both.is_next((1, 1.0))
 
 
-def test_the_last_leaves_first_whoever_keeps_it() -> None:
+def test_the_lowest_precedence_is_preempted_first_in_either_engine() -> None:
     one, other = Kept(sits=[(0, 1.0), (0, 6.0)]), Kept(sits=[(0, 3.0), (0, 4.0)])
     both = line(one, Kept(waits=[(9, 9.0)]), other)
 
@@ -60,7 +60,7 @@ def test_the_last_leaves_first_whoever_keeps_it() -> None:
     assert left == [(0, 6.0), (0, 4.0), (0, 3.0), (0, 1.0)]
 
 
-def test_of_equals_the_one_of_who_joined_last_leaves() -> None:
+def test_ties_preempt_the_request_of_the_engine_that_joined_last() -> None:
     one, other = Kept(sits=[(0, 1.0)]), Kept(sits=[(0, 1.0)])
 
     assert line(one, other).last() is other

@@ -99,7 +99,7 @@ class PoolAgainstModel(RuleBasedStateMachine):
             assert self.pool.find(name) == next((page for page, n in self.names.items() if n == name), None)
 
     def _let_go(self, pages: list[int], holder: str) -> list[int]:
-        """Pages that nobody holds now."""
+        """Return the pages without a holder."""
         for page in pages:
             self.holders[page].remove(holder)
         gone = [page for page in pages if not self.holders[page]]
@@ -142,7 +142,7 @@ def test_only_a_page_with_a_name_is_shared() -> None:
         pool.share(pool.take(1, "a"), "b")
 
 
-def test_nobody_gives_back_what_it_does_not_hold() -> None:
+def test_only_a_holder_can_release_a_page() -> None:
     pool = PagePool(2)
     pages = pool.take(1, "a")
 

@@ -31,7 +31,7 @@ from tests.engine.pages.contents import (
         ([1, 1, 1, 2] + [1] * 8, [1] * 12, 0),
     ],
 )
-def test_what_is_known_is_the_longest_common_run_of_full_pages(before: list[int], now: list[int], known: int) -> None:
+def test_the_prefix_hit_is_the_longest_common_run_of_full_pages(before: list[int], now: list[int], known: int) -> None:
     pages = some_pages()
     computed(pages, "before", before)
 
@@ -47,7 +47,7 @@ def test_tenants_with_different_salts_share_nothing() -> None:
     assert pages.reuse(pages.open("d", "alice"), [1] * 12) == 12
 
 
-def test_without_sharing_nothing_is_known() -> None:
+def test_without_sharing_there_are_no_prefix_hits() -> None:
     pages = some_pages(sharing=False)
     live = computed(pages, "a", [1] * 12)
 
@@ -82,7 +82,7 @@ def test_a_prefix_with_a_window_begins_at_the_window() -> None:
     assert (len(found.groups[FULL].page_ids), found.groups[SLIDING].first_page) == (10, (40 - WINDOW) // PAGE_TOKENS)
 
 
-def test_what_no_window_sees_any_more_need_not_be_known() -> None:
+def test_pages_before_every_window_need_not_be_cached() -> None:
     pages = some_pages(sliding=10)
     live = computed(pages, "a", [1] * 40)
     pages.trim(live.tables, 40)
@@ -93,7 +93,7 @@ def test_what_no_window_sees_any_more_need_not_be_known() -> None:
     assert pages.reuse(pages.open("b"), [1] * 40) == 40
 
 
-def test_pages_that_were_not_used_for_longest_go_first_and_ends_before_beginnings() -> None:
+def test_least_recently_used_pages_are_evicted_first_and_ends_before_beginnings() -> None:
     pages = some_pages(full=9, sliding=9)
     for name, token in (("old", 1), ("new", 2)):
         pages.release(computed(pages, name, [token] * 16).tables)
@@ -106,7 +106,7 @@ def test_pages_that_were_not_used_for_longest_go_first_and_ends_before_beginning
     assert pages.reuse(pages.open("b"), [2] * 16) == 16
 
 
-def test_the_copy_of_a_last_page_is_its_owners_alone() -> None:
+def test_the_copy_of_a_last_page_belongs_to_its_request_alone() -> None:
     pages = some_pages()
     first = computed(pages, "a", [1] * 8)
     second = Live(pages.open("b"), "", [1] * 8, 8)
@@ -127,7 +127,7 @@ def test_the_copy_is_found_when_the_original_is_gone() -> None:
     pages.reuse(second, [1] * 8)
     assert pages.own_last_page(second)
     others = pages.open("others")
-    assert pages.extend(others, PAGE_TOKENS)  # the original was the only page that nobody held
+    assert pages.extend(others, PAGE_TOKENS)  # the original was the only page without a holder
     assert pages.reuse(pages.open("c"), [1] * 8) == 4
 
     pages.publish(second, [1] * 8, 8)
@@ -146,7 +146,7 @@ def test_an_image_needs_room_for_more_than_it_holds() -> None:
     assert available(pages)[FULL] == 1
 
 
-def test_a_step_back_over_the_edge_of_a_window_brings_no_page_back() -> None:
+def test_rolling_back_over_the_edge_of_a_window_restores_no_page() -> None:
     table = PageTable(LAYOUT.groups[SLIDING], first_page=2, page_ids=[5, 6, 7])
 
     assert table.pass_window(2 * PAGE_TOKENS + WINDOW - 1) == []
@@ -170,7 +170,7 @@ def test_a_page_is_copied_only_if_there_is_room_in_every_group() -> None:
 
 
 @pytest.mark.parametrize("published", [True, False])
-def test_clearing_zeroes_what_is_the_requests_alone(published: bool) -> None:
+def test_clearing_zeroes_only_the_requests_own_pages(published: bool) -> None:
     pages = some_pages()
     first = computed(pages, "a", [1] * 4)
     second = Live(pages.open("b"), "", [1] * 14, 4)
@@ -230,7 +230,7 @@ def test_a_shortfall_names_the_group_and_both_numbers() -> None:
     assert pages.shortfall({FULL: 6, SLIDING: 1}) == "needs 6 pages of group full; this replica has 5 in all"
 
 
-def test_idle_means_that_every_page_came_back() -> None:
+def test_idle_means_that_every_page_was_released() -> None:
     pages = some_pages()
     assert pages.extend(pages.open("a"), 1)
 

@@ -42,7 +42,7 @@ def test_writing_one_slab_changes_its_own_rows_and_nothing_else() -> None:
         assert {other: digest(store.slab(other).rows) for other in untouched} == untouched
         assert torch.equal(rows[pages, offsets], values)
         rows[pages, offsets] = before[pages, offsets]
-        assert torch.equal(rows, before), "a row was changed that nobody wrote"
+        assert torch.equal(rows, before), "a row changed that was not written"
 
 
 @settings(max_examples=30)

@@ -29,7 +29,7 @@ class PagesAgainstContents(RuleBasedStateMachine):
         live = self.live[name] = Live(tables, salt, tokens, known)
         live.assert_sees_its_own(self.pages)
         if known and own and self.pages.own_last_page(tables):
-            live.write(self.pages, known - 1, known, GARBAGE)  # nobody else may see this
+            live.write(self.pages, known - 1, known, GARBAGE)  # no other request may see this
             live.committed = known - 1
 
     @precondition(lambda self: self.live)
