@@ -15,6 +15,7 @@ T = tokens, R = requests, K = drafts of a block, D = hidden size, V = vocabulary
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
@@ -75,7 +76,8 @@ class DSparkModel(nn.Module):
 
     @property
     def attentions(self) -> list[PagedAttention]:
-        return [child for layer in self.layers for child in layer.children() if isinstance(child, PagedAttention)]
+        layers: Any = self.layers  # kernels may have replaced the attention modules
+        return [layer.self_attn for layer in layers]
 
 
 @dataclass(frozen=True)

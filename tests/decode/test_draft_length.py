@@ -1,4 +1,4 @@
-"""How far confidences are trusted, by what became of drafts that had them."""
+"""Tests the calibration of confidences by the acceptance of past drafts."""
 
 import pytest
 import torch

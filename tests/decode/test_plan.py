@@ -1,4 +1,4 @@
-"""How many drafts are verified: Algorithm 1 against a plain reference, and what every planner keeps to."""
+"""Tests the planners: Algorithm 1 against a plain reference, and what every planner guarantees."""
 
 import pytest
 import torch

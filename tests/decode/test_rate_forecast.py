@@ -1,4 +1,4 @@
-"""What a replica says that requests get, against the formula and against what its steps were."""
+"""Tests the rates that a replica forecasts for its requests, against the formula and against its steps."""
 
 import pytest
 

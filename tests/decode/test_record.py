@@ -1,4 +1,4 @@
-"""What is recorded of steps: everything, rounded, in the order it came; a slow disk costs records and never time."""
+"""Tests that steps are recorded in order, with rounded values, and that a slow disk drops records, not time."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""For every sampling option: what is drawn has the distribution of the published formulas. Chi-square, 1e-4 in all."""
+"""Tests that every sampling option has the distribution of its published formula (chi-square, 1e-4 in all)."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ LEVEL = FAMILY_LEVEL / (3 * len(EVERY_OPTION))
 
 
 def counts(request: Request, generated: tuple[int, ...], seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """How often each token is drawn, over rows that differ in seed or position alone."""
+    """Count how often each token is sampled, over rows that differ in seed or position alone."""
     alone = SamplingBatch.of([(request.sampling, 0)], CPU)
     many = {name: value.expand(DRAWS) for name, value in vars(alone).items() if isinstance(value, torch.Tensor)}
     batch = SamplingBatch(**{**vars(alone), **many, "seed_R": seeds, "position_R": positions})
@@ -35,7 +35,7 @@ def logits() -> torch.Tensor:
 
 @pytest.mark.parametrize("one", EVERY_OPTION, ids=lambda one: one.name)
 def test_drawn_tokens_have_the_distribution_of_the_formulas(one: Options) -> None:
-    """As the first token and after others, over seeds and over positions of one seed."""
+    """Tokens are sampled first and after others, over seeds and over positions of one seed."""
     request = Request(id="r", prompt=PROMPT, sampling=one.sampling, stop=one.stop)
     many, same = torch.arange(DRAWS), torch.full((DRAWS,), 7)
 

@@ -69,7 +69,7 @@ def test_messages_arrive_in_order_once(ends: tuple[LocalTransfer, LocalTransfer]
 def test_only_a_connected_agent_or_one_that_sent_its_metadata_can_be_notified(
     ends: tuple[LocalTransfer, LocalTransfer],
 ) -> None:
-    """As between processes: a replica that forgot to connect would be found out there only."""
+    """Both ends behave as between processes, so a replica that does not connect fails here too."""
     reader, source = ends
     anonymous = LeaseMessage(command=LeaseCommand.RENEW, nonce="n")
 

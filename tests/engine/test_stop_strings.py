@@ -11,7 +11,7 @@ letters = st.text("ab", min_size=1, max_size=4)
 
 @given(st.lists(st.text("ab", max_size=3), max_size=12), st.lists(letters, max_size=3))
 def test_the_text_ends_before_the_first_stop_string_for_any_chunks(pieces: list[str], stops: list[str]) -> None:
-    """What was sent must never have to be taken back, so the sum of the pieces is compared after each."""
+    """Sent text is never taken back, so the sum of the pieces is compared after each."""
     watch, sent, whole = StopStrings(tuple(stops)), "", ""
     for piece in pieces:
         whole += piece

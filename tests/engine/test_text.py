@@ -80,7 +80,7 @@ def test_encoding_and_decoding_give_the_text_back(text: str) -> None:
 
 
 def test_the_space_before_a_word_is_kept() -> None:
-    """With word pieces, a space belongs to the word after it, and is dropped where a text begins."""
+    """A space belongs to the word piece after it, and is dropped at the beginning of a text."""
     words = Tokenizer(models.WordLevel({"\u2581no": 0, "\u2581way": 1, "?": 2}, unk_token="?"))
     words.decoder = decoders.Metaspace()
     text = Text(PreTrainedTokenizerFast(tokenizer_object=words))

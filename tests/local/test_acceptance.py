@@ -26,7 +26,7 @@ def drafter(qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answer(path: Path, one: Request) -> list[int]:
-    """What the target alone says."""
+    """Return the tokens of the target without speculation."""
     return Pair(pair_config(path, None)).generate([one])[one.id]
 
 
@@ -39,7 +39,7 @@ def knowing(path: Path, requests: list[Request], error_every: int, clock: Manual
 
 
 def account(pair: Pair, name: str) -> Acceptance:
-    """What the last chunk tells, and no other."""
+    """Return the acceptance of the last chunk, and check that no other chunk has one."""
     *others, last = pair.chunks[name]
     assert all(chunk.acceptance is None for chunk in others)
     assert last.acceptance is not None

@@ -12,7 +12,7 @@ FREE = request("free", tokens=20, max_tokens=30)
 
 
 def greedy(rig: Rig) -> list[int]:
-    """What the model says to the prompt of `FREE` when nothing stops it."""
+    """Return the tokens that the model generates for the prompt of `FREE` without stop rules."""
     rig.add(FREE)
     rig.run()
     return rig.tokens("free")

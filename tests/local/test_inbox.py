@@ -1,4 +1,4 @@
-"""What a decode replica says, keeps and counts while handoffs are on their way."""
+"""Tests the messages, pages and counters of a decode replica while handoffs arrive."""
 
 from dataclasses import replace
 

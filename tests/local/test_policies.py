@@ -1,4 +1,4 @@
-"""What the policies decide by says everything that the configuration does: a key that is not passed on is an error."""
+"""Tests that every key of the configuration about policies reaches them."""
 
 from dataclasses import asdict, fields
 

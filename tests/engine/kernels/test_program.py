@@ -1,4 +1,4 @@
-"""What the layers of a step share, and who owns it: arguments belong to the batch, working memory to the pages."""
+"""Tests the state that layers share: arguments belong to the batch, working memory to the pages."""
 
 import copy
 import gc

@@ -25,7 +25,7 @@ def test_names_agree_where_the_prefixes_do(
 
 @given(tokens, st.lists(st.integers(0, 30)), st.integers(1, 5))
 def test_a_growing_sequence_gets_the_names_of_the_whole(grown: list[int], stops: list[int], page_tokens: int) -> None:
-    """What comes behind the tokens that are named may still change: it was only drafted."""
+    """Tokens behind the named pages may still change, because they were only drafted."""
     names = PrefixNames(page_tokens)
     for stop in sorted(stops):
         names.of([*grown[:stop], -1], min(stop, len(grown)))

@@ -58,7 +58,7 @@ def test_without_sharing_there_are_no_prefix_hits() -> None:
 
 
 def test_a_prefix_ends_where_a_window_still_has_its_pages() -> None:
-    """At 20 the window (10) needs the pages from position 10 on; they were passed, given back and used again."""
+    """The window (10) at 20 needs the pages from position 10 on; they were freed and used again."""
     pages = some_pages(sliding=8)
     live = computed(pages, "a", [1] * 20)
     pages.trim(live.tables, 32)
