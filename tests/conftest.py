@@ -22,6 +22,7 @@ TESTS = Path(__file__).parent
 STARTS_RAY = {"cluster", "deploy", "bench"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tell pytest-xdist what may run side by side: test files, but all that start Ray stay in one process.
 
