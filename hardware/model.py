@@ -36,7 +36,7 @@ class FeedForward:
 class Layer:
     attention: Attention
     feed_forward: FeedForward
-    besides: int = 0  # parameters of what joins them: hyper-connections
+    hyper_connections: int = 0  # parameters
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ class Model:
     @cached_property
     def common(self) -> int:
         """Parameters of all layers that every token uses."""
-        return sum(layer.attention.parameters + layer.feed_forward.common + layer.besides for layer in self.layers)
+        return sum(
+            layer.attention.parameters + layer.feed_forward.common + layer.hyper_connections for layer in self.layers
+        )
 
     @cached_property
     def parameters(self) -> int:
@@ -297,7 +299,7 @@ def _csa(config: Mapping[str, Any], cache: CachePrecision, index: IndexPrecision
             indexer=indexer if ratio == 4 else None,
             precision=cache,
         )
-        yield Layer(attention, ffn, besides=2 * mult * (2 + mult) * mult * hidden)
+        yield Layer(attention, ffn, hyper_connections=2 * mult * (2 + mult) * mult * hidden)
 
 
 FAMILIES = {

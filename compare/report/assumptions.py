@@ -10,7 +10,7 @@ from compare.report.document import (
     ReportSection,
     Table,
 )
-from compare.report.numbers import assumed, key_of, said, sourced
+from compare.report.numbers import assumed, key_of, published, sourced
 from compare.study.scenario import LOSSES, AcceptanceSection, LossesSection, middle
 from compare.study.study import Study
 from hardware.figure import Figure
@@ -31,7 +31,7 @@ def assumptions(study: Study) -> ReportSection:
 
 
 def _figure(name: str, figure: Figure, taken: float | None) -> tuple[Cell, ...]:
-    value = said(figure) if taken is None else assumed(taken, figure.unit)
+    value = published(figure) if taken is None else assumed(taken, figure.unit)
     return Name(name), value, sourced(figure.source)
 
 

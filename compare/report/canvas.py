@@ -134,17 +134,17 @@ class Canvas:
         """Draw a line and its name: on x above the axes, each in a row of its own; on y at the line, left and right in
         turn."""
         (self.axes.axvline if axis == "x" else self.axes.axhline)(at, color=MUTED, linestyle=":", linewidth=1.5)
-        place: dict[str, Any] = {"xy": (row % 2, at), "xycoords": ("axes fraction", "data")}
+        position: dict[str, Any] = {"xy": (row % 2, at), "xycoords": ("axes fraction", "data")}
         side = "right" if row % 2 else "left"
         if axis == "x":
-            place = {"xy": (at, 1), "xycoords": ("data", "axes fraction")}
-            place |= {"xytext": (0, 4 + self.row * row), "textcoords": "offset points"}
+            position = {"xy": (at, 1), "xycoords": ("data", "axes fraction")}
+            position |= {"xytext": (0, 4 + self.row * row), "textcoords": "offset points"}
             drawn = self.axes.transData.transform((at, self.axes.get_ylim()[0]))
             along = self.axes.transAxes.inverted().transform(drawn)[0]
             side = "left" if along < 1 / 3 else "right" if along > 2 / 3 else "center"
         box = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 2}
         text, small = "\n".join(lines(name, 60)), self.size.font - 2
-        self.axes.annotate(text, **place, ha=side, va="bottom", color=MUTED, fontsize=small, bbox=box)
+        self.axes.annotate(text, **position, ha=side, va="bottom", color=MUTED, fontsize=small, bbox=box)
 
     def names(self, names: Sequence[str]) -> None:
         """Write names at the y axis, from top to bottom."""

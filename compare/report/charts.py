@@ -124,9 +124,9 @@ def _heat(heat: Heat, size: Size) -> Canvas:
         axes.grid(visible=False)
         axes.set_facecolor(MISSING)
         mesh = axes.pcolormesh(columns, rows, z, norm=norm, cmap="viridis", edgecolors="face")
-        place = "top" if size is NARROW else "right"
-        bar = canvas.figure.colorbar(mesh, ax=axes, location=place)
-        canvas.label(bar.ax.xaxis if place == "top" else bar.ax.yaxis, Axis(heat.z.title, heat.z.unit, log_z))
+        side = "top" if size is NARROW else "right"
+        bar = canvas.figure.colorbar(mesh, ax=axes, location=side)
+        canvas.label(bar.ax.xaxis if side == "top" else bar.ax.yaxis, Axis(heat.z.title, heat.z.unit, log_z))
         for axis, values in ((axes.xaxis, heat.x_values), (axes.yaxis, heat.y_values)):
             if len(values) <= MAX_TICKS:
                 axis.set_ticks(list(values), [tick(value) for value in values])
@@ -144,8 +144,8 @@ def _heat(heat: Heat, size: Size) -> Canvas:
 
 def _cell_text(heat: Heat, x: float, y: float, value: float | None) -> str:
     found = (heat.missing or "no value") if value is None else f"{heat.z.title}: {shown(value, heat.z.unit)}"
-    places = f"{heat.x.title}: {shown(x, heat.x.unit)}", f"{heat.y.title}: {shown(y, heat.y.unit)}"
-    return hover_text(found, *places, f"{heat.basis}: {heat.source}")
+    at = f"{heat.x.title}: {shown(x, heat.x.unit)}", f"{heat.y.title}: {shown(y, heat.y.unit)}"
+    return hover_text(found, *at, f"{heat.basis}: {heat.source}")
 
 
 def _waterfall(waterfall: Waterfall, size: Size) -> Canvas:

@@ -25,7 +25,7 @@ def percent(share: float) -> Number:
     return modelled(100 * share, "%")
 
 
-def said(figure: Figure) -> Number:
+def published(figure: Figure) -> Number:
     """A published figure in its own unit; of a range, the middle with its ends."""
     if figure.unknown is not None:
         low, high = figure.bounds

@@ -90,8 +90,8 @@ def _lines(parts: list[Any]) -> list[list[Any]]:
         if not isinstance(part, str):
             found[-1].append(part)
         elif len(found) == 1 and ": " in part:
-            said, why = part.split(": ", 1)
-            found[-1].append(said)
+            verdict, why = part.split(": ", 1)
+            found[-1].append(verdict)
             found.append([sentence(why)])
         elif isinstance(before, str) and before.endswith(".") and part[:1] == " " and part[1:2].isupper():
             found.append([part[1:]])

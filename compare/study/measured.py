@@ -20,7 +20,7 @@ SCALED = "time x "  # in the name of an emulated device (local/emulate.py)
 
 
 @dataclass(frozen=True)
-class BenchRun:
+class MeasuredRun:
     """The figures of one file of `sparkpool bench`. Latencies are in seconds, by percentile."""
 
     concurrency: float
@@ -37,7 +37,7 @@ class MeasuredSystem:
     """A system that was measured. `watts` and `dollars_per_second` are those of all its units; None if unknown."""
 
     name: str
-    runs: Sequence[BenchRun]
+    runs: Sequence[MeasuredRun]
     units: float
     source: str
     watts: float | None
@@ -72,13 +72,13 @@ def _measured(name: str, section: MeasuredSection, scenario: Scenario, economics
     return MeasuredSystem(name, runs, section.units, f"sparkpool bench: {files}. {section.note}".strip(), watts, cost)
 
 
-def run_of(file: Path, workload: WorkloadSection) -> BenchRun:
+def run_of(file: Path, workload: WorkloadSection) -> MeasuredRun:
     with bench_run(file) as run:
         summary, requests = run["summary"], run["requests"]
         devices = (summary.get("emulated") or {"devices": []})["devices"]
         _check(summary, devices, workload)
         first = [next(at for at, tokens in one["messages"] if tokens) - one["sent"] for one in requests]
-        return BenchRun(
+        return MeasuredRun(
             concurrency=_concurrency(run),
             throughput=float(summary["output_tokens_per_second"]),
             user_rate=1 / float(summary["latency"]["tpot"]["mean"]),

@@ -106,13 +106,13 @@ def effects(study: Study, result: StudyValue, of: Sequence[Unknown]) -> list[Eff
 def together(study: Study, found: Sequence[Effect]) -> tuple[Study, Study]:
     """Every unknown at the end that makes the result smallest; and largest. As each does alone: what they do to each
     other is not searched for."""
-    least = most = study.scenario
+    smallest = largest = study.scenario
     for effect in found:
-        smaller, larger = effect.unknown.low, effect.unknown.high
+        to_small, to_large = effect.unknown.low, effect.unknown.high
         if effect.low > effect.high:
-            smaller, larger = larger, smaller
-        least, most = smaller(least), larger(most)
-    return study.varied(least), study.varied(most)
+            to_small, to_large = to_large, to_small
+        smallest, largest = to_small(smallest), to_large(largest)
+    return study.varied(smallest), study.varied(largest)
 
 
 def span(study: Study, name: str, user_rate: float, measure: Measure) -> tuple[Study, Study]:

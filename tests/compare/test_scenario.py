@@ -198,7 +198,7 @@ def test_exactly_one_thing_is_asked_for(arguments: list[str]) -> None:
     result = CliRunner().invoke(app, ["compare", *arguments])
 
     assert result.exit_code == 1
-    assert "needed" in result.output or "--model" in result.output
+    assert "give one of" in result.output or "--model" in result.output
 
 
 def test_a_price_is_enough_where_no_cost_is_published(tmp_path: Path) -> None:
