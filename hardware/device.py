@@ -29,7 +29,7 @@ KINDS = {
 }
 """The units that each figure may have."""
 SHARES = {"power": "rack_power", "price": "rack_price"}
-"""What a unit has of its rack's, if it has none of its own."""
+"""Figures of which a unit has its share of the rack's, if it has none of its own."""
 
 
 class Device(Section):
@@ -72,7 +72,7 @@ class Device(Section):
     rent: Figure | None = None
     """Dollars per second of renting one."""
     rack_units: Figure | None = None
-    """Units in a rack, which is the least that is sold."""
+    """Units in a rack, the smallest unit of sale."""
     rack_power: Figure | None = None
     """Watts of a rack."""
     rack_price: Figure | None = None

@@ -35,7 +35,7 @@ class Comparison:
 
     @classmethod
     def of(cls, file: Path) -> "Comparison":
-        """Raises ConfigError for whatever is wrong before anything is computed."""
+        """Read a scenario and all that it names. Raise ConfigError for any mistake before anything is computed."""
         check_library()
         scenario = Scenario.load(file)
         study = Study.of(scenario)
@@ -51,7 +51,7 @@ class Comparison:
         return cls(file, study, runs.read(scenario), own)
 
     def run(self, folder: Path, progress: Progress) -> ReportDocument:
-        """Computes what is not in `folder` yet, and writes the report there."""
+        """Compute what is not in `folder` yet, and write the report there."""
         points: dict[tuple[str, int], LoadResult] = {}
         total = len(wanted(self.study)) if self.study.scenario.systems else 0
         if total:

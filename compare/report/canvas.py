@@ -134,17 +134,27 @@ class Canvas:
         """Draw a line and its name: on x above the axes, each in a row of its own; on y at the line, left and right in
         turn."""
         (self.axes.axvline if axis == "x" else self.axes.axhline)(at, color=MUTED, linestyle=":", linewidth=1.5)
-        position: dict[str, Any] = {"xy": (row % 2, at), "xycoords": ("axes fraction", "data")}
+        point, units, points_up = (float(row % 2), at), ("axes fraction", "data"), 0.0
         side = "right" if row % 2 else "left"
         if axis == "x":
-            position = {"xy": (at, 1), "xycoords": ("data", "axes fraction")}
-            position |= {"xytext": (0, 4 + self.row * row), "textcoords": "offset points"}
+            point, units, points_up = (at, 1.0), ("data", "axes fraction"), 4 + self.row * row
             drawn = self.axes.transData.transform((at, self.axes.get_ylim()[0]))
             along = self.axes.transAxes.inverted().transform(drawn)[0]
             side = "left" if along < 1 / 3 else "right" if along > 2 / 3 else "center"
         box = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 2}
         text, small = "\n".join(lines(name, 60)), self.size.font - 2
-        self.axes.annotate(text, **position, ha=side, va="bottom", color=MUTED, fontsize=small, bbox=box)
+        self.axes.annotate(
+            text,
+            point,
+            (0.0, points_up),
+            xycoords=units,
+            textcoords="offset points",
+            ha=side,
+            va="bottom",
+            color=MUTED,
+            fontsize=small,
+            bbox=box,
+        )
 
     def names(self, names: Sequence[str]) -> None:
         """Write names at the y axis, from top to bottom."""

@@ -21,7 +21,8 @@ NVIDIA = (
 
 @dataclass(frozen=True)
 class Claim:
-    """`says`: as it was said. `compares`: what with what. `here`: what comes out here, `under` which conditions."""
+    """A published claim, in its own words (`says`), and what it `compares`. `here` is the result of the same comparison
+    in this report, which holds `under` some conditions."""
 
     says: str
     compares: str

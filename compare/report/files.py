@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from compare.report.document import (
     Axis,
@@ -17,6 +17,7 @@ from compare.report.document import (
     Heat,
     Name,
     Number,
+    NumberJson,
     Paragraph,
     Plot,
     ReportDocument,
@@ -87,14 +88,22 @@ def _clear(document: ReportDocument, folder: Path) -> None:
                 (folder / name).unlink(missing_ok=True)
 
 
-def as_json(document: ReportDocument) -> dict[str, Any]:
-    """Return the report as JSON. `numbers` has each number under its ID; text and tables name these IDs."""
-    numbers: dict[str, Any] = {}
+class ReportJson(TypedDict):
+    """The report as JSON. `numbers` has each number under its ID; text and tables name these IDs."""
+
+    title: str
+    about: dict[str, str]
+    numbers: dict[str, NumberJson]
+    sections: list[dict[str, object]]
+
+
+def as_json(document: ReportDocument) -> ReportJson:
+    numbers: dict[str, NumberJson] = {}
     sections = [_section(section, numbers) for section in document.sections]
     return {"title": document.title, "about": dict(document.about), "numbers": numbers, "sections": sections}
 
 
-def _section(section: ReportSection, numbers: dict[str, Any]) -> dict[str, Any]:
+def _section(section: ReportSection, numbers: dict[str, NumberJson]) -> dict[str, object]:
     found = []
     for index, block in enumerate(section.blocks):
         key = str(index) if isinstance(block, Paragraph) else block.key
@@ -105,15 +114,15 @@ def _section(section: ReportSection, numbers: dict[str, Any]) -> dict[str, Any]:
 class _NumberIds:
     """Give the numbers of one block their IDs: the path to the block, and to them in it."""
 
-    def __init__(self, prefix: str, numbers: dict[str, Any]) -> None:
+    def __init__(self, prefix: str, numbers: dict[str, NumberJson]) -> None:
         self._prefix, self._numbers = prefix, numbers
 
-    def number(self, number: Number, *path: object) -> dict[str, Any]:
+    def number(self, number: Number, *path: object) -> dict[str, str]:
         key = ".".join(map(str, (self._prefix, *path)))
         self._numbers[key] = number.as_json()
         return {"number": key}
 
-    def cell(self, cell: Cell, *path: object) -> Any:
+    def cell(self, cell: Cell, *path: object) -> object:
         match cell:
             case Number():
                 return self.number(cell, *path)
@@ -123,18 +132,18 @@ class _NumberIds:
                 return {"link": cell.text, "url": cell.url}
         return cell
 
-    def cells(self, cells: Iterable[Cell], *path: object) -> list[Any]:
+    def cells(self, cells: Iterable[Cell], *path: object) -> list[object]:
         return [self.cell(cell, *path, index) for index, cell in enumerate(cells)]
 
 
-def _block(block: Block, ids: _NumberIds) -> dict[str, Any]:
+def _block(block: Block, ids: _NumberIds) -> dict[str, object]:
     if isinstance(block, Paragraph):
         return {"kind": "paragraph", "style": block.kind, "parts": ids.cells(block.parts)}
     kind = type(block).__name__.lower()
     return {"kind": kind, "key": block.key, "title": block.title, "subject": block.subject, **_body(block, ids)}
 
 
-def _body(block: Table | Chart, ids: _NumberIds) -> dict[str, Any]:
+def _body(block: Table | Chart, ids: _NumberIds) -> dict[str, object]:
     match block:
         case Table():
             return {
@@ -166,11 +175,11 @@ def _body(block: Table | Chart, ids: _NumberIds) -> dict[str, Any]:
             return {"x": _axis(block.x), "base": ids.number(block.base, "base"), "bars": bars}
 
 
-def _axis(axis: Axis) -> dict[str, Any]:
+def _axis(axis: Axis) -> dict[str, object]:
     return {"title": axis.title, "unit": axis.unit, "log": axis.log}
 
 
-def _series(series: Series) -> dict[str, Any]:
+def _series(series: Series) -> dict[str, object]:
     return {
         "name": series.name,
         "style": series.style,
@@ -188,7 +197,7 @@ def _plain(values: Sequence[float | str | None]) -> list[float | str | None]:
     return [None if isinstance(value, float) and not math.isfinite(value) else value for value in values]
 
 
-def _table_rows(table: Table) -> Iterator[tuple[Any, ...]]:
+def _table_rows(table: Table) -> Iterator[tuple[object, ...]]:
     yield ("row", "column", *NUMBER_COLUMNS)
     columns = [_text_of(column) for column in table.columns]
     for row, cells in enumerate(table.rows, start=1):
@@ -206,12 +215,12 @@ def _text_of(cell: Cell) -> str:
     return cell if isinstance(cell, str) else cell.text
 
 
-def _number_row(number: Number) -> tuple[Any, ...]:
+def _number_row(number: Number) -> tuple[object, ...]:
     low, high = ("" if end is None else end for end in (number.low, number.high))
     return number.value, number.unit, low, high, str(number.basis), number.source
 
 
-def _plot_rows(block: Chart) -> Iterator[tuple[Any, ...]]:
+def _plot_rows(block: Chart) -> Iterator[tuple[object, ...]]:
     match block:
         case Plot():
             yield ("series", "x", "x unit", "y", "y unit", "label", "source", "note")
@@ -240,6 +249,6 @@ def _plot_rows(block: Chart) -> Iterator[tuple[Any, ...]]:
                 yield (name, "high", *_number_row(high))
 
 
-def _write_csv(file: Path, rows: Iterable[tuple[Any, ...]]) -> None:
+def _write_csv(file: Path, rows: Iterable[tuple[object, ...]]) -> None:
     with atomic_write(file) as partial, partial.open("w", newline="", encoding="utf-8") as out:
         csv.writer(out).writerows(rows)

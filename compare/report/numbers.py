@@ -12,7 +12,7 @@ STEADY = "steady state of modelled steps; what they depend on is under Assumptio
 
 
 def modelled(value: float, unit: str, source: str = STEADY, ends: Sequence[float] = ()) -> Number:
-    """`ends`: the values over all unpublished figures, of which the least and the most are shown."""
+    """`ends`: the values over all unpublished figures, of which the smallest and the largest are shown."""
     low, high = (min(ends), max(ends)) if ends else (None, None)
     return Number(value, unit, Basis.MODELLED, source, low, high)
 
@@ -37,7 +37,7 @@ def published(figure: Figure) -> Number:
 def ranged(
     studies: Sequence[Study], name: str, user_rate: float, measure: Callable[[Best], float], unit: str, slow: float
 ) -> Number | None:
-    """A system's measure at some speed: in the first study, and from the least to the most over all of them. None if it
+    """A system's measure at some speed: in the first study, and from the smallest to the largest over all of them. None if it
     is too slow in the first; `slow` at the end where it is."""
     found = [study.best(name, user_rate) for study in studies]
     if found[0] is None:

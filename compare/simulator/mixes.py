@@ -24,7 +24,7 @@ class Turn:
     output_tokens: int
     shared: tuple[PromptSegment, ...] = ()
     pause: float = 0.0
-    """Seconds from here until the next turn comes, at the least; the answer is made meanwhile."""
+    """The smallest number of seconds from this turn to the next, which include the time of the answer."""
 
 
 class Mix(Protocol):
@@ -38,7 +38,7 @@ class Mix(Protocol):
         """The mean number of turns of a session: each turn is the last one with a chance of 1 / `mean_turns`."""
 
     def session(self, name: str, rng: Random) -> Iterator[Turn]:
-        """Its turns, at least one, for as long as it could go on. `name` is for what only its turns share."""
+        """Yield the turns of a session, at least one. `name` names the prefixes that only its turns share."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class FixedSize:
 
 @dataclass(frozen=True)
 class Chat:
-    """Conversations. Each prompt is all that was said before and what is asked now.
+    """Conversations. Each prompt consists of all earlier turns and a new question.
 
     Lengths are about those of Azure's conversation trace of 2023 (AzureLLMInferenceTrace_conv.csv, our arithmetic): its
     prompts have a median of 1,020 tokens and a mean of 1,155, its answers of 129 and 211. Here: 1,020, 1,290, 129, 200.
@@ -105,7 +105,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class CodingAgent:
-    """Agents at work on a few repositories. Each prompt is the last one, its answer, and what a tool said to that.
+    """Agents at work on a few repositories. Each prompt consists of the last one, its answer and a tool's result.
 
     Together: prompts with a median near 140,000 tokens, of which 99% began the prompt before, as SemiAnalysis says of
     AgentX (newsletter.semianalysis.com/p/vera-rubin-nvl72-agentic-inference). TraceLab (arXiv 2606.30560) has a mean of

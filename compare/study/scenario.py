@@ -210,7 +210,7 @@ class Scenario(Section):
         for machines in (system.decode, system.prefill, system.helper):
             if machines is not None and machines.device not in self.devices:
                 raise ValueError(
-                    f"systems.{name}: nothing is said of device {machines.device!r} in devices; "
+                    f"systems.{name}: device {machines.device!r} is not in devices; "
                     f"{', '.join(self.devices) or 'none'} are there"
                 )
         if system.helper is not None and system.helper.does == "drafts" and system.drafts in ("none", "mtp"):

@@ -1,7 +1,7 @@
 """The systems of a study under their workload, with queues and chance: first tokens and whole answers as users see.
 
 Each is as large as it needs to be for its prefill replicas to come out nearly whole. As many requests as asked for are
-under way in each decode replica all the time: whoever has an answer asks again.
+under way in each decode replica all the time: each answer is followed by the next request.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ LOADS = (1, 8, 64, 256, 1024)
 REPLICAS = 6  # of decode, at most
 SPREAD = 0.5  # of answers, around their mean: equal ones would end together for ever
 WAVES, MIN_REQUESTS, MAX_REQUESTS = 4, 200, 12_000  # requests for each that is under way, and bounds
-WARM = 0.4  # of the requests, the first of which are not counted; nor are the last, beside whom others are missing
+WARM = 0.4  # of the requests, the first of which are not counted; nor are the last, which run in smaller batches
 MESSAGE, ANNOUNCED = 2e-4, 2e-4  # seconds of a message, and of a read before its bytes: ours, as on a local network
 PERCENTILES = (50, 90, 99)
 

@@ -20,7 +20,7 @@ StudyValue = Callable[[Study], float]
 
 @dataclass(frozen=True)
 class Unknown:
-    """`low` and `high` make a scenario that has it at its least or most; `at` at any value, if it is one number."""
+    """`low` and `high` make a scenario that has it at its lowest or highest value; `at` at any value, if it is one number."""
 
     name: str
     low: Change
@@ -39,7 +39,7 @@ class Unknown:
 
 def unknowns(study: Study, *systems: str) -> list[Unknown]:
     """Return what these systems depend on and is not public: figures and losses of devices that are ranges, and the
-    cost of capital. Where losses are fitted, the fitted time of a layer includes a hop, whatever that takes."""
+    cost of capital. Where losses are fitted, the fitted time of a layer includes a hop of any length."""
     found = []
     parts = [study.scenario.systems[system] for system in systems]
     devices = {part.device for one in parts for part in (one.decode, one.prefill, one.helper) if part is not None}
@@ -116,7 +116,7 @@ def together(study: Study, found: Sequence[Effect]) -> tuple[Study, Study]:
 
 
 def span(study: Study, name: str, user_rate: float, measure: Measure) -> tuple[Study, Study]:
-    """The studies in which a system's measure at some speed is least and most, over all that is not public."""
+    """The studies in which a system's measure at some speed is smallest and largest, over all that is not public."""
 
     def result(one: Study) -> float:
         return one.strained(name, user_rate, measure)

@@ -1,4 +1,4 @@
-"""The verdict whether a contender pays: whatever the unknown figures are, or undecidable from public figures."""
+"""The verdict whether a contender pays: at all values of the unknown figures, or undecidable from public ones."""
 
 import enum
 import math
