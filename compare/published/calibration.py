@@ -171,9 +171,9 @@ def _h100() -> Device:
 
 
 def r1_h100(units: int, losses: Losses) -> Roofline:
-    """DeepSeek-R1 with its experts over so many H100. Messages within a board and between boards are not
-    distinguished, and both go at NVLink's bandwidth: overlap and DeepSeek's routing to few nodes hide most of what the network costs
-    (at its bandwidth even ideal prefill would be slower than the published)."""
+    """Return the step times of DeepSeek-R1 with its experts over that many H100. All messages go at NVLink's bandwidth,
+    those between boards too: overlap and DeepSeek's routing to few nodes hide most of the network's cost (at its
+    bandwidth even ideal prefill would be slower than the published)."""
     return Roofline(_r1(), Numbers(_h100()), Placement(units), losses)
 
 

@@ -25,8 +25,6 @@ INK, PAPER, MUTED, GRID, MISSING = "#1c2127", "#ffffff", "#5b6570", "#e4e7eb", "
 _NAMES = {INK: "ink", PAPER: "paper", MUTED: "muted", GRID: "grid", MISSING: "missing"}
 _NAMES |= {light: f"series-{number}" for number, (light, _) in enumerate(COLOURS)}
 CSS_VARIABLES = {colour: f"var(--{name})" for colour, name in _NAMES.items()}
-ON_DARK, ON_LIGHT = "#fefefe", "#010101"
-"""Colours of the values in a heat map's cells, which are the same on light and dark pages."""
 RC_PARAMS: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -41,7 +39,6 @@ RC_PARAMS: Any = {
     "figure.constrained_layout.h_pad": 0.1,
     "svg.fonttype": "none",
 }
-MAX_TICKS = 12
 LEGEND_WIDTH, TITLE_WIDTH = 118, 88
 """Characters of a line of a PNG's legend and title."""
 PNG_HEIGHT, PNG_DOTS = 7.5, 100

@@ -38,8 +38,8 @@ def section(study: Study) -> ReportSection:
         rows.append((Name(claim.says), Name(claim.compares), here, Name(claim.under)))
     columns = ("what is said", "what that compares", "here", "under which conditions")
     blocks: list[Block] = [
-        Paragraph(
-            ("Each is true under some conditions. None holds at every load, and most compare two changes at once.",)
+        Paragraph.of(
+            "Each is true under some conditions. None holds at every load, and most compare two changes at once."
         ),
         Table("claims", "What has been said", columns, tuple(rows)),
     ]

@@ -108,6 +108,10 @@ class Paragraph:
     parts: tuple[TextPart, ...]
     kind: str = "text"
 
+    @classmethod
+    def of(cls, *parts: TextPart, kind: str = "text") -> "Paragraph":
+        return cls(parts, kind)
+
     def __post_init__(self) -> None:
         assert self.kind in ("text", "verdict", "warning"), self.kind
         _no_digits(self.parts)

@@ -37,8 +37,8 @@ def published(figure: Figure) -> Number:
 def ranged(
     studies: Sequence[Study], name: str, user_rate: float, measure: Callable[[Best], float], unit: str, slow: float
 ) -> Number | None:
-    """A system's measure at some speed: in the first study, and from the smallest to the largest over all of them. None if it
-    is too slow in the first; `slow` at the end where it is."""
+    """Return a system's measure at some speed: in the first study, with its range over all of them. None if the system
+    is too slow in the first; `slow` is the end of the range where it is too slow."""
     found = [study.best(name, user_rate) for study in studies]
     if found[0] is None:
         return None

@@ -20,7 +20,7 @@ GRAIN_BITS = 6  # step times are computed for numbers of requests with this many
 
 @dataclass(frozen=True, kw_only=True)
 class FastPrefillPool:
-    """The prefill pool. `chunk_tokens`: the token budget of a step; `cached_tokens`: tokens of earlier prompts that each
+    """The prefill pool. `chunk_tokens`: the token budget of a step; `cached_tokens`: tokens of earlier prompts that a
     replica keeps."""
 
     replicas: int
@@ -104,8 +104,8 @@ class FastPrefillReplica:
 
 
 class DecodeStepTable:
-    """A table of the drafts that a pool verifies of each request, and the seconds of such a step. It is computed for some
-    numbers of requests and interpolated between them; contexts in one CONTEXT_STEP share an entry."""
+    """A table of the drafts that a pool verifies of each request, and the seconds of such a step. It is computed for
+    some numbers of requests and interpolated between them; contexts in one CONTEXT_STEP share an entry."""
 
     def __init__(self, pool: FastDecodePool) -> None:
         self._pool = pool

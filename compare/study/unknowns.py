@@ -20,7 +20,8 @@ StudyValue = Callable[[Study], float]
 
 @dataclass(frozen=True)
 class Unknown:
-    """`low` and `high` make a scenario that has it at its lowest or highest value; `at` at any value, if it is one number."""
+    """An unknown input. `low` and `high` make a scenario that has it at its lowest or highest value; `at` makes one
+    that has it at any value, if it is one number."""
 
     name: str
     low: Change
