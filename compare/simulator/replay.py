@@ -42,7 +42,7 @@ class RequestJson(TypedDict):
 
 
 class BenchJson(TypedDict):
-    """What is read here of a run's JSON file (cluster/loadgen/report.py)."""
+    """The part of a run's JSON file (cluster/loadgen/report.py) that is read here."""
 
     config: ConfigJson
     summary: SummaryJson
