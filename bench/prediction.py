@@ -1,4 +1,4 @@
-"""What the simulator says of this machine's own cluster, against what it then does.
+"""Compare the simulator's predictions of this machine's own cluster with measurements.
 
 A cluster of one replica a pool answers held-out Python prompts, so many under way at once, without drafts, with MTP-1
 and with DSpark (three drafts of each request), and from an emulated Groq 3 LPX. Each is profiled in place first:
@@ -135,7 +135,7 @@ class ServedSystem:
         return f"ms more than alone: a step {self.step}; a message {self.message}. Acceptance by position: {rates}"
 
     def keeps_up(self, concurrency: int) -> bool:
-        """Whether this machine can show so many at once."""
+        """Tell whether this machine can keep up with that many requests at once."""
         return not self.emulated or concurrency <= SLOWEST
 
     def predicted(self, concurrency: int, requests: int) -> SimulationResult:

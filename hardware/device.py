@@ -7,11 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from engine.errors import ConfigError
-from engine.section import Section
+from engine.section import Section, read_yaml
 from hardware import figure as units
 from hardware.figure import Figure
 
@@ -30,7 +29,7 @@ KINDS = {
 }
 """The units that each figure may have."""
 SHARES = {"power": "rack_power", "price": "rack_price"}
-"""What a unit has of its rack's, if it has none of its own."""
+"""Figures of which a unit has its share of the rack's, if it has none of its own."""
 
 
 class Device(Section):
@@ -73,7 +72,7 @@ class Device(Section):
     rent: Figure | None = None
     """Dollars per second of renting one."""
     rack_units: Figure | None = None
-    """Units in a rack, which is the least that is sold."""
+    """Units in a rack, the smallest unit of sale."""
     rack_power: Figure | None = None
     """Watts of a rack."""
     rack_price: Figure | None = None
@@ -90,17 +89,11 @@ class Device(Section):
 
     @classmethod
     def load(cls, name: str) -> "Device":
-        """A device of hardware/devices/, or of a YAML file. Raises ConfigError that names the file and the figure."""
+        """Return a device of hardware/devices/ or of a YAML file. Raise ConfigError that names the file and figure."""
         file = Path(name) if name.endswith((".yaml", ".yml")) else DEVICES / f"{name}.yaml"
         if not file.is_file():
             raise ConfigError(f"device {name!r} is not known; {', '.join(known_devices())} are, or give a YAML file")
-        try:
-            return cls.model_validate(yaml.safe_load(file.read_text()))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file}: not YAML: {error}") from None
-        except ValidationError as error:
-            lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
-            raise ConfigError(f"{file}: {'; '.join(lines)}") from None
+        return read_yaml(file, cls)
 
     @cached_property
     def figures(self) -> dict[str, Figure]:

@@ -46,8 +46,8 @@ class Figure(Section):
     value: float | None = None
     """In `unit`."""
     unknown: tuple[float, float] | None = None
-    """The least and the most that it may be, in `unit`, where it is not published: results are given over the whole
-    range."""
+    """The lowest and the highest value that it may have, in `unit`, where it is not published: results are given over
+    the whole range."""
     unit: str
     """One of UNITS."""
     label: Label | None = None
@@ -72,7 +72,7 @@ class Figure(Section):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The least and the most it may be, in `unit`."""
+        """The lowest and the highest value that it may have, in `unit`."""
         if self.unknown is not None:
             return self.unknown
         assert self.value is not None

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from engine.steptime import StepTimes
 from hardware.roofline import Losses
 
 FREE = ("compute", "memory", "layer_seconds", "step_seconds")
 SHARES = ("compute", "memory", "network")
+LOSSES = (*SHARES, "layer_seconds", "step_seconds")
 ENOUGH = 1 - 1e-6  # of an error is no longer better: a loss that nothing depends on would be made smaller without end
 
 
@@ -80,7 +81,9 @@ def closest(
 
 
 def _losses(base: Losses, free: Sequence[str], values: Sequence[float]) -> Losses:
-    return replace(base, **dict(zip(free, values, strict=True)))  # type: ignore[arg-type]
+    changed = dict(zip(free, values, strict=True))
+    compute, memory, network, layer, step = (changed.get(name, getattr(base, name)) for name in LOSSES)
+    return Losses(compute, memory, network, layer, step, base.source)
 
 
 def _searched(

@@ -54,8 +54,8 @@ class Hybrid:
         return dict(Counter(self.attention.model.layers))
 
     def verify_seconds(self, requests: int, tokens: int, context: int) -> float:
-        most = min(self.micro_batches, requests)
-        layers = min(self._layers_seconds(Work(requests, tokens, context), m) for m in range(1, most + 1))
+        limit = min(self.micro_batches, requests)
+        layers = min(self._layers_seconds(Work(requests, tokens, context), m) for m in range(1, limit + 1))
         return layers + self.attention.head_seconds(tokens) + self.attention.losses.step_seconds
 
     def draft_seconds(self, requests: int, context: int) -> float:

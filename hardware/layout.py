@@ -1,7 +1,6 @@
 """`sparkpool layout`: what a model's weights and cache weigh, and how that compares with another's."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from hardware.model import Model
 
@@ -15,7 +14,7 @@ class Layout:
     model: Model
     against: Model | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Bytes everywhere. `kept` is full + window: what papers count; the compressors' inputs are apart."""
         content = _described(self.model)
         if self.against is not None:
@@ -76,7 +75,7 @@ def size(count: float) -> str:
     return f"{count:,.0f} B"
 
 
-def _described(model: Model) -> dict[str, Any]:
+def _described(model: Model) -> dict[str, object]:
     return {
         "model": model.name,
         "parameters": model.parameters,

@@ -14,7 +14,9 @@ from hardware.attention import Attention, CachePrecision, CsaCost, GqaCost, Inde
 MODELS = Path(__file__).parent / "models"
 STORED = {"fp4": 0.5 + 1 / 32, "fp8": 1.0 + 4 / 128**2, "bf16": 2.0, "fp32": 4.0}
 """Bytes of a weight: MXFP4 has a byte of scale for 32 of them, fp8 a float32 for a block of 128 x 128."""
-DTYPES = {"bfloat16": "bf16", "float16": "bf16", "float32": "fp32"}
+DTYPES: Mapping[str, CachePrecision] = {"bfloat16": "bf16", "float16": "bf16", "float32": "fp32"}
+HfConfig = Mapping[str, Any]
+"""A checkpoint's config.json."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,13 @@ class FeedForward:
 class Layer:
     attention: Attention
     feed_forward: FeedForward
-    besides: int = 0  # parameters of what joins them: hyper-connections
+    hyper_connections: int = 0  # parameters
 
 
 @dataclass(frozen=True)
 class Model:
     """`dense`, `routed`: the precision that weights are stored in, those of routed experts apart. `hidden` is the width
-    of the residual stream. `mtp`: next-token layers that the checkpoint has besides; they are not in `layers`."""
+    of the residual stream. `mtp`: next-token layers of the checkpoint, which are not in `layers`."""
 
     name: str
     hidden: int
@@ -85,7 +87,9 @@ class Model:
     @cached_property
     def common(self) -> int:
         """Parameters of all layers that every token uses."""
-        return sum(layer.attention.parameters + layer.feed_forward.common + layer.besides for layer in self.layers)
+        return sum(
+            layer.attention.parameters + layer.feed_forward.common + layer.hyper_connections for layer in self.layers
+        )
 
     @cached_property
     def parameters(self) -> int:
@@ -117,11 +121,11 @@ class Model:
 
     def cache_bytes(self, context: int) -> dict[str, float]:
         """Bytes of one request's cache by group: full (grows), window, compressor."""
-        total: Counter[str] = Counter({"full": 0.0, "window": 0.0, "compressor": 0.0})  # type: ignore[arg-type]
+        total = {"full": 0.0, "window": 0.0, "compressor": 0.0}
         for layer in self.layers:
             for entry in layer.attention.cache:
-                total[entry.group] += entry.at(context)  # type: ignore[assignment]
-        return dict(total)
+                total[entry.group] += entry.at(context)
+        return total
 
     @property
     def growing_bytes(self) -> float:
@@ -169,7 +173,7 @@ def _file(source: str | Path) -> Path:
     raise ConfigError(f"{source}: neither a directory with a config.json nor such a file, nor one of {known}")
 
 
-def _parsed(name: str, config: Mapping[str, Any], cache: CachePrecision | None, index: IndexPrecision | None) -> Model:
+def _parsed(name: str, config: HfConfig, cache: CachePrecision | None, index: IndexPrecision | None) -> Model:
     family = str(config.get("model_type", ""))
     if family not in FAMILIES:
         raise ConfigError(f"{name}: model_type {family!r} is not counted here; {', '.join(FAMILIES)} are")
@@ -177,7 +181,7 @@ def _parsed(name: str, config: Mapping[str, Any], cache: CachePrecision | None, 
     quantised = (config.get("quantization_config") or {}).get("quant_method") == "fp8"
     dense = "fp8" if quantised else dtype
     expert_dtype = config.get("expert_dtype") or (config.get("quantization_config") or {}).get("expert_dtype")
-    usual: Any = "fp8" if quantised and family in ("deepseek_v32", "deepseek_v4") else dtype
+    usual: CachePrecision = "fp8" if quantised and family in ("deepseek_v32", "deepseek_v4") else dtype
     layers = tuple(FAMILIES[family](config, cache or usual, index))
     if len(layers) != config["num_hidden_layers"]:
         raise ValueError(f"num_hidden_layers is {config['num_hidden_layers']}, and {len(layers)} kinds are listed")
@@ -193,16 +197,16 @@ def _parsed(name: str, config: Mapping[str, Any], cache: CachePrecision | None, 
     )
 
 
-def _mlp(config: Mapping[str, Any], width: int) -> int:
+def _mlp(config: HfConfig, width: int) -> int:
     return 3 * int(config["hidden_size"]) * width
 
 
-def _moe(config: Mapping[str, Any], experts: int, chosen: int, shared: int = 0) -> FeedForward:
+def _moe(config: HfConfig, experts: int, chosen: int, shared: int = 0) -> FeedForward:
     expert = _mlp(config, config["moe_intermediate_size"])
     return FeedForward(shared * expert + config["hidden_size"] * experts, experts, chosen, expert)
 
 
-def _gqa(config: Mapping[str, Any], cache: CachePrecision, index: object) -> Iterable[Layer]:
+def _gqa(config: HfConfig, cache: CachePrecision, index: object) -> Iterable[Layer]:
     heads = config["num_attention_heads"]
     attention = GqaCost(
         hidden=config["hidden_size"],
@@ -222,7 +226,7 @@ def _gqa(config: Mapping[str, Any], cache: CachePrecision, index: object) -> Ite
         yield Layer(replace(attention, window=window), ffn)
 
 
-def _gemma4(config: Mapping[str, Any], cache: CachePrecision, index: object) -> Iterable[Layer]:
+def _gemma4(config: HfConfig, cache: CachePrecision, index: object) -> Iterable[Layer]:
     """Global layers have heads of their own, and may use keys as values."""
     if config.get("hidden_size_per_layer_input"):
         raise ValueError("hidden_size_per_layer_input: per-layer embeddings are not counted here")
@@ -246,7 +250,7 @@ def _gemma4(config: Mapping[str, Any], cache: CachePrecision, index: object) -> 
         yield Layer(attention, FeedForward(_mlp(config, config["intermediate_size"])))
 
 
-def _mla(config: Mapping[str, Any], cache: CachePrecision, index: IndexPrecision | None) -> Iterable[Layer]:
+def _mla(config: HfConfig, cache: CachePrecision, index: IndexPrecision | None) -> Iterable[Layer]:
     indexer = None
     if config.get("index_topk"):
         heads, dim = config["index_n_heads"], config["index_head_dim"]
@@ -275,7 +279,7 @@ def _mla(config: Mapping[str, Any], cache: CachePrecision, index: IndexPrecision
 KINDS = {"sliding_attention": 0, "compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
 
 
-def _csa(config: Mapping[str, Any], cache: CachePrecision, index: IndexPrecision | None) -> Iterable[Layer]:
+def _csa(config: HfConfig, cache: CachePrecision, index: IndexPrecision | None) -> Iterable[Layer]:
     hidden, mult = config["hidden_size"], config.get("hc_mult") or 4
     ratios = config.get("compress_ratios") or [KINDS[kind] for kind in config["layer_types"]]
     heads, dim = config["index_n_heads"], config["index_head_dim"]
@@ -297,7 +301,7 @@ def _csa(config: Mapping[str, Any], cache: CachePrecision, index: IndexPrecision
             indexer=indexer if ratio == 4 else None,
             precision=cache,
         )
-        yield Layer(attention, ffn, besides=2 * mult * (2 + mult) * mult * hidden)
+        yield Layer(attention, ffn, hyper_connections=2 * mult * (2 + mult) * mult * hidden)
 
 
 FAMILIES = {

@@ -58,10 +58,12 @@ class MemoryFit:
     def weights_bytes(self) -> float:
         """Return the weights of one unit: its share of one stage's experts and head, and its part of attention or all
         of it."""
-        model, place = self.model, self.placement
-        attention = sum(layer.attention.parameters + layer.besides for layer in model.layers) * STORED[model.dense]
+        model, placement = self.model, self.placement
+        attention = (
+            sum(layer.attention.parameters + layer.hyper_connections for layer in model.layers) * STORED[model.dense]
+        )
         split = model.weight_bytes - attention
-        return (split / place.units + attention * place.copies / place.units) / place.stages
+        return (split / placement.units + attention * placement.copies / placement.units) / placement.stages
 
     def request_bytes(self, context: int) -> float:
         """Return the bytes of one unit for each request that the replica holds."""
@@ -96,9 +98,11 @@ def fewest(model: Model, numbers: Numbers, attention: AttentionCut, stages: int 
     """The smallest replica that holds the model: whole racks of LPUs side by side, of wafers as many stages as it
     takes. Raises ConfigError if none does."""
     device = numbers.device
-    more = int(numbers.get("rack_units")) if device.kind == "lpu" else 1
-    for count in range(1, MAX_UNITS // more):
-        place = Placement(1, count, attention) if device.kind == "wafer" else Placement(count * more, stages, attention)
-        if MemoryFit(model, place, numbers.get("memory")).room > 0:
-            return place
+    step = int(numbers.get("rack_units")) if device.kind == "lpu" else 1
+    for count in range(1, MAX_UNITS // step):
+        placement = (
+            Placement(1, count, attention) if device.kind == "wafer" else Placement(count * step, stages, attention)
+        )
+        if MemoryFit(model, placement, numbers.get("memory")).room > 0:
+            return placement
     raise ConfigError(f"{model.name} does not fit {device.name}, however many units")

@@ -114,14 +114,14 @@ class Roofline:
 
     def attention_seconds(self, kind: Attention, work: Work) -> float:
         """One layer's: its matrices, the cache, and for cut heads the sum over units."""
-        place, stored = self.placement, self.model.dense
-        own = work.part(place.units) if place.attention == "data" else work
-        cut = 1 if place.attention == "data" else place.units
+        placement, stored = self.placement, self.model.dense
+        own = work.part(placement.units) if placement.attention == "data" else work
+        cut = 1 if placement.attention == "data" else placement.units
         operations = own.tokens * (2.0 * kind.parameters + kind.operations(work.context)) / cut
         cache = own.requests * kind.read_bytes(work.context, math.ceil(work.queries))
-        cache *= 1.0 if place.attention == "data" else place.share_of_cache(kind.shards)
+        cache *= 1.0 if placement.attention == "data" else placement.share_of_cache(kind.shards)
         seconds = self._seconds(operations, kind.parameters * STORED[stored] / cut + cache)
-        sums = {"data": 0, "tensor": 1, "context": 2}[place.attention]
+        sums = {"data": 0, "tensor": 1, "context": 2}[placement.attention]
         return seconds + sums * self._summed_seconds(work.tokens) + self.losses.layer_seconds / 2
 
     def feed_forward_seconds(self, kind: FeedForward, work: Work) -> float:

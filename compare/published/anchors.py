@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from datetime import date as Date
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from engine.errors import ConfigError
-from engine.section import Section
+from engine.section import Section, read_yaml
 from hardware.figure import Label
 
 PUBLISHED = Path(__file__).parent
@@ -54,7 +53,7 @@ class PublishedSet(Section):
 
 @cache
 def published_sets() -> Mapping[str, PublishedSet]:
-    """All sets by name. Raises ConfigError that names the file and the key."""
+    """Return all sets by name. Raise ConfigError that names the file and the key."""
     found: dict[str, PublishedSet] = {}
     for file in sorted(PUBLISHED.glob("*.yaml")):
         for name, one in read_sets(file).items():
@@ -65,18 +64,5 @@ def published_sets() -> Mapping[str, PublishedSet]:
 
 
 def read_sets(file: Path) -> dict[str, PublishedSet]:
-    """The sets of one file. Raises ConfigError that names the file and the key."""
-    try:
-        content: Any = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: holds no mapping")
-    found = {}
-    for name, one in content.items():
-        try:
-            found[str(name)] = PublishedSet.model_validate(one)
-        except ValidationError as error:
-            lines = [f"{'.'.join(map(str, (name, *e['loc'])))}: {e['msg']}" for e in error.errors()]
-            raise ConfigError(f"{file}: {'; '.join(lines)}") from None
-    return found
+    """Return the sets of one file by name. Raise ConfigError that names the file and the key."""
+    return read_yaml(file, dict[str, PublishedSet])

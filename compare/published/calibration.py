@@ -51,8 +51,8 @@ def calibrated(name: str) -> Fitted:
 
 def source_of(name: str, *sets: PublishedSet) -> str:
     """Return the source that a fit's losses state."""
-    places = ", ".join(dict.fromkeys(one.source for one in sets))
-    return f"fitted on {sum(len(one.points) for one in sets)} published points ({name}: {places})"
+    addresses = ", ".join(dict.fromkeys(one.source for one in sets))
+    return f"fitted on {sum(len(one.points) for one in sets)} published points ({name}: {addresses})"
 
 
 @dataclass(frozen=True)
@@ -68,23 +68,23 @@ class DisaggregatedPools:
 
     @classmethod
     def of(cls, model: Model, numbers: Numbers) -> "DisaggregatedPools":
-        place = fewest(model, numbers, "tensor")
+        placement = fewest(model, numbers, "tensor")
         prompts = PREFILL_TOKENS // INPUT
         work = Work(prompts, prompts * INPUT, INPUT // 2)
-        prefill = Steps.of(Roofline(model, numbers, place, BEST), [work])
+        prefill = Steps.of(Roofline(model, numbers, placement, BEST), [work])
         decode = Placement(DECODE_UNITS)
-        most = MemoryFit(model, decode, numbers.get("memory")).max_requests(INPUT + OUTPUT)
+        limit = MemoryFit(model, decode, numbers.get("memory")).max_requests(INPUT + OUTPUT)
         full = (DECODE_UNITS * each << power for power in range(14) for each in (2, 3))
-        counts = [count for count in (1, 2, 4, DECODE_UNITS, *full) if count < most]
-        steps = [Work(count, count, CONTEXT) for count in (*counts, most)]
+        counts = [count for count in (1, 2, 4, DECODE_UNITS, *full) if count < limit]
+        steps = [Work(count, count, CONTEXT) for count in (*counts, limit)]
         roofline = Roofline(model, numbers, decode, BEST)
-        return cls(place.all_units, prefill, Steps.of(roofline, steps), np.array([work.requests for work in steps]))
+        return cls(placement.all_units, prefill, Steps.of(roofline, steps), np.array([work.requests for work in steps]))
 
     def error(self, losses: Losses, point: PublishedPoint) -> float:
         """Logarithm of predicted over published throughput; of the user's rate if `alone`."""
         if alone(point):
-            return -math.log(float(self.decode.seconds(losses)[0]) * _place(point))
-        return math.log(self.throughput(losses, _place(point)) / point.value)
+            return -math.log(float(self.decode.seconds(losses)[0]) * _user_rate(point))
+        return math.log(self.throughput(losses, _user_rate(point)) / point.value)
 
     def throughput(self, losses: Losses, user_rate: float) -> float:
         """Input and output tokens per second of each GPU, where each user gets so many output tokens per second. Below
@@ -114,7 +114,7 @@ def _inferencex(name: str) -> Fitted:
         earlier = calibrated(name.removesuffix(LATER)).losses
         base = replace(base, compute=earlier.compute, source=f"{base.source}; arithmetic as {earlier.source}")
         free.remove("compute")
-    shortest = 1 / max(_place(point) for point in found.points)
+    shortest = 1 / max(_user_rate(point) for point in found.points)
     best = closest(errors, base, shortest, len(model.layers), free)
     return Fitted(best.losses, tuple(math.exp(error) - 1 for error in best.errors))
 
@@ -122,10 +122,10 @@ def _inferencex(name: str) -> Fitted:
 def alone(point: PublishedPoint) -> bool:
     """Tell whether a point's throughput is that of fewer than two requests in a replica. How many GPUs shared them is
     not published, so that throughput says nothing; how fast a request alone is does."""
-    return point.value / (1 + INPUT / OUTPUT) / _place(point) * DECODE_UNITS < 2
+    return point.value / (1 + INPUT / OUTPUT) / _user_rate(point) * DECODE_UNITS < 2
 
 
-def _place(point: PublishedPoint) -> float:
+def _user_rate(point: PublishedPoint) -> float:
     assert point.at is not None, point
     return point.at
 
@@ -171,9 +171,9 @@ def _h100() -> Device:
 
 
 def r1_h100(units: int, losses: Losses) -> Roofline:
-    """DeepSeek-R1 with its experts over so many H100. Messages within a board and between boards are not told apart,
-    and both go at NVLink's bandwidth: overlap and DeepSeek's routing to few nodes hide most of what the network costs
-    (at its bandwidth even ideal prefill would be slower than the published)."""
+    """Return the step times of DeepSeek-R1 with its experts over that many H100. All messages go at NVLink's bandwidth,
+    those between boards too: overlap and DeepSeek's routing to few nodes hide most of the network's cost (at its
+    bandwidth even ideal prefill would be slower than the published)."""
     return Roofline(_r1(), Numbers(_h100()), Placement(units), losses)
 
 
@@ -207,10 +207,12 @@ def _sglang_h100(name: str) -> Fitted:
 def _cs3(name: str) -> Fitted:
     found = published_sets()["kimi-k2-cs3"]
     model, numbers = Model.of("kimi-k2"), Numbers(Device.load("cerebras-cs-3"))
-    place = fewest(model, numbers, "data")
+    placement = fewest(model, numbers, "data")
 
     def errors(losses: Losses) -> tuple[float, ...]:
-        return (1 / Roofline(model, numbers, place, losses).verify_seconds(1, 1, 10_250) / found.value("one user") - 1,)
+        return (
+            1 / Roofline(model, numbers, placement, losses).verify_seconds(1, 1, 10_250) / found.value("one user") - 1,
+        )
 
     base = Losses(source=f"unverified; {source_of(name, found)}")
     return closest(errors, base, 1 / found.value("one user"), len(model.layers), ("layer_seconds",))

@@ -89,13 +89,13 @@ def with_dspark(model: str) -> tuple[CurvePoint, ...]:
 
 def fig8() -> Iterator[Check]:
     points = with_dspark("V4-Flash")
-    places = [point.concurrency for point in points]
+    counts = [point.concurrency for point in points]
     for group, name, unit, values in (
         (FIG8_THROUGHPUT, THROUGHPUT, "tok/s/GPU", [point.throughput for point in points]),
         (FIG8_BUDGET, BUDGET, "tokens", [point.verify_tokens for point in points]),
     ):
         for count in CONCURRENCIES:
-            value = float(np.interp(count, places, values))
+            value = float(np.interp(count, counts, values))
             published = at(figure(name, "V4-Flash", DSPARK), count)
             yield Check(
                 group, f"V4-Flash, {count} requests/GPU", value, published, unit, PAPER.format("figure 8"), "vendor"
@@ -154,7 +154,7 @@ def inferencex() -> Iterator[Check]:
         found, steady = published_sets()[f"v4-pro-{rack}-mtp"], _with_mtp(rack)
         for point in found.points:
             assert point.at is not None
-            best = steady.most(point.at, steady.setup.max_requests)
+            best = steady.fullest(point.at, steady.setup.max_requests)
             units = sum(part.units for part in best.machines) if best is not None else 1.0
             value = best.throughput * (1 + INPUT / OUTPUT) / units if best is not None else 0.0
             yield _anchored(
@@ -270,8 +270,8 @@ def _anchored(
 
 def at(curve: Sequence[tuple[float, float]], x: float) -> float:
     """Straight lines between points, as in the figures."""
-    places, values = zip(*sorted(curve), strict=True)
-    return float(np.interp(x, places, values))
+    xs, values = zip(*sorted(curve), strict=True)
+    return float(np.interp(x, xs, values))
 
 
 def by_rate(points: Sequence[CurvePoint]) -> list[tuple[float, float]]:

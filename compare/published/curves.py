@@ -19,7 +19,7 @@ FIGURE_COLUMNS = ("figure", "model", "drafter", "x", "y")
 COLUMNS = ("concurrency_per_gpu", "tok_s_per_gpu", "tok_s_per_user")
 ORIGIN = 0.5  # an axis' zero, as it is read off a figure
 LAYERS = 43
-"""Of the target where nothing is said: V4-Flash's."""
+"""The layers of V4-Flash: of the target, where no model is named."""
 
 
 def predict_file(file: Path, model: str = "") -> list[CurvePoint]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Terms:
     network: float = 0.0
     fixed: float = 0.0
 
-    def __add__(self, other: Any) -> "Terms":
+    def __add__(self, other: "Terms | float") -> "Terms":
         if not isinstance(other, Terms):
             return replace(self, fixed=self.fixed + other)
         return Terms(self.works + other.works, self.network + other.network, self.fixed + other.fixed)

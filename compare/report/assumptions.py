@@ -1,16 +1,7 @@
 """Section: every figure that results depend on, and what the scenario assumes."""
 
-from compare.report.document import (
-    Basis,
-    Block,
-    Cell,
-    Name,
-    Number,
-    Paragraph,
-    ReportSection,
-    Table,
-)
-from compare.report.numbers import assumed, key_of, said, sourced
+from compare.report.document import Basis, Block, Cell, Name, Number, Paragraph, ReportSection, Table
+from compare.report.numbers import assumed, key_of, published, sourced
 from compare.study.scenario import LOSSES, AcceptanceSection, LossesSection, middle
 from compare.study.study import Study
 from hardware.figure import Figure
@@ -26,12 +17,12 @@ def assumptions(study: Study) -> ReportSection:
         columns = ("figure", "value", "source")
         title = "figures that results depend on"
         blocks.append(Table(f"device-{key_of(device)}", title, columns, rows, subject=numbers.device.name))
-        blocks += [Paragraph((Name(note),)) for note in numbers.device.notes]
+        blocks += [Paragraph.of(Name(note)) for note in numbers.device.notes]
     return ReportSection("assumptions", "Assumptions", tuple(blocks))
 
 
 def _figure(name: str, figure: Figure, taken: float | None) -> tuple[Cell, ...]:
-    value = said(figure) if taken is None else assumed(taken, figure.unit)
+    value = published(figure) if taken is None else assumed(taken, figure.unit)
     return Name(name), value, sourced(figure.source)
 
 

@@ -18,14 +18,12 @@ from compare.study.study import Study
 
 def attribution(study: Study) -> ReportSection:
     """Show the steps of the scenario, each of which adds one change."""
-    about = Paragraph(
-        (
-            "Output tokens per second of a megawatt; each step adds one change. Zero means that a system is too slow: "
-            "the step after it is no factor, but the difference between possible and impossible. Near a system's "
-            "highest speed, its factor says more about that limit than about the change. Systems with one pool are in "
-            "steady state: their figures do not include how prompts delay decode steps, which is why there are two "
-            "pools.",
-        )
+    about = Paragraph.of(
+        "Output tokens per second of a megawatt; each step adds one change. Zero means that a system is too slow: "
+        "the step after it is no factor, but the difference between possible and impossible. Near a system's "
+        "highest speed, its factor says more about that limit than about the change. Systems with one pool are in "
+        "steady state: their figures do not include how prompts delay decode steps, which is why there are two "
+        "pools."
     )
     speeds = sorted({*study.scenario.decide_at, *study.scenario.interactivity})
     blocks: list[Block] = [about]

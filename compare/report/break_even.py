@@ -36,14 +36,12 @@ SHARES = (0.01, 0.05, 0.1, 0.25, 0.5)
 
 def break_even(study: Study, found: Sequence[Verdict]) -> ReportSection:
     blocks: list[Block] = [
-        Paragraph(
-            (
-                "A share of all traffic is premium: its users get at least a given number of tokens per second each. "
-                "Contenders come in whole replicas, which must hold the model however low the load is. A contender "
-                "pays "
-                "from the share whose tokens cost as much without it as one replica costs. The charts show that share "
-                "over unpublished figures; those that are not on an axis are in the middle of their ranges.",
-            )
+        Paragraph.of(
+            "A share of all traffic is premium: its users get at least a given number of tokens per second each. "
+            "Contenders come in whole replicas, which must hold the model however low the load is. A contender "
+            "pays "
+            "from the share whose tokens cost as much without it as one replica costs. The charts show that share "
+            "over unpublished figures; those that are not on an axis are in the middle of their ranges."
         )
     ]
     for one in found:
@@ -52,7 +50,7 @@ def break_even(study: Study, found: Sequence[Verdict]) -> ReportSection:
         if one.says is VerdictKind.ALONE:
             speed = assumed(one.rivals.user_rate, "tok/s of each user")
             blocks.append(
-                Paragraph((Name(one.rivals.contender), " is needed from the first user who requires ", speed, "."))
+                Paragraph.of(Name(one.rivals.contender), " is needed from the first user who requires ", speed, ".")
             )
         else:
             blocks += _heats(study, one)
@@ -88,15 +86,13 @@ def _heat(one: Verdict, price: Unknown, across: Unknown, grid: Grid, power: str)
     at = f", at its {power} power" if power else ""
     name = str(one.rivals)
     if all(value is None for row in grid for value in row):
-        return Paragraph(
-            (
-                Name(name),
-                " never pays, whatever ",
-                Name(price.name),
-                " and ",
-                Name(across.name),
-                f" are{at}, all else in the middle.",
-            )
+        return Paragraph.of(
+            Name(name),
+            " never pays, whatever ",
+            Name(price.name),
+            " and ",
+            Name(across.name),
+            f" are{at}, all else in the middle.",
         )
     return Heat(
         f"break-even-{key_of(name)}{'-' + power if power else ''}",

@@ -35,7 +35,7 @@ class Comparison:
 
     @classmethod
     def of(cls, file: Path) -> "Comparison":
-        """Raises ConfigError for whatever is wrong before anything is computed."""
+        """Read a scenario and all that it names. Raise ConfigError for any mistake before anything is computed."""
         check_library()
         scenario = Scenario.load(file)
         study = Study.of(scenario)
@@ -50,24 +50,24 @@ class Comparison:
         own = [check for predictions in scenario.predictions for check in own_checks(predictions)]
         return cls(file, study, runs.read(scenario), own)
 
-    def run(self, folder: Path, told: Progress) -> ReportDocument:
-        """Computes what is not in `folder` yet, and writes the report there."""
+    def run(self, folder: Path, progress: Progress) -> ReportDocument:
+        """Compute what is not in `folder` yet, and write the report there."""
         points: dict[tuple[str, int], LoadResult] = {}
         total = len(wanted(self.study)) if self.study.scenario.systems else 0
         if total:
             for number, (name, load, one) in enumerate(served(self.study, folder / "points"), start=1):
                 points[name, load] = one
-                told("simulating", number, total)
+                progress("simulating", number, total)
         found = []
         asked = self.study.rivals
         for number, rivals in enumerate(asked, start=1):
             found.append(verdict(self.study, rivals))
-            told("verdicts", number, len(asked))
+            progress("verdicts", number, len(asked))
         sections = []
         parts = list(self._parts(points, found))
         for number, part in enumerate(parts, start=1):
             sections += part()
-            told("sections", number, len(parts))
+            progress("sections", number, len(parts))
         about = {
             "scenario": str(self.file.name),
             "about": self.study.scenario.about,

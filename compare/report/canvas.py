@@ -25,8 +25,6 @@ INK, PAPER, MUTED, GRID, MISSING = "#1c2127", "#ffffff", "#5b6570", "#e4e7eb", "
 _NAMES = {INK: "ink", PAPER: "paper", MUTED: "muted", GRID: "grid", MISSING: "missing"}
 _NAMES |= {light: f"series-{number}" for number, (light, _) in enumerate(COLOURS)}
 CSS_VARIABLES = {colour: f"var(--{name})" for colour, name in _NAMES.items()}
-ON_DARK, ON_LIGHT = "#fefefe", "#010101"
-"""Colours of the values in a heat map's cells, which are the same on light and dark pages."""
 RC_PARAMS: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -41,7 +39,6 @@ RC_PARAMS: Any = {
     "figure.constrained_layout.h_pad": 0.1,
     "svg.fonttype": "none",
 }
-MAX_TICKS = 12
 LEGEND_WIDTH, TITLE_WIDTH = 118, 88
 """Characters of a line of a PNG's legend and title."""
 PNG_HEIGHT, PNG_DOTS = 7.5, 100
@@ -134,17 +131,27 @@ class Canvas:
         """Draw a line and its name: on x above the axes, each in a row of its own; on y at the line, left and right in
         turn."""
         (self.axes.axvline if axis == "x" else self.axes.axhline)(at, color=MUTED, linestyle=":", linewidth=1.5)
-        place: dict[str, Any] = {"xy": (row % 2, at), "xycoords": ("axes fraction", "data")}
+        point, units, points_up = (float(row % 2), at), ("axes fraction", "data"), 0.0
         side = "right" if row % 2 else "left"
         if axis == "x":
-            place = {"xy": (at, 1), "xycoords": ("data", "axes fraction")}
-            place |= {"xytext": (0, 4 + self.row * row), "textcoords": "offset points"}
+            point, units, points_up = (at, 1.0), ("data", "axes fraction"), 4 + self.row * row
             drawn = self.axes.transData.transform((at, self.axes.get_ylim()[0]))
             along = self.axes.transAxes.inverted().transform(drawn)[0]
             side = "left" if along < 1 / 3 else "right" if along > 2 / 3 else "center"
         box = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 2}
         text, small = "\n".join(lines(name, 60)), self.size.font - 2
-        self.axes.annotate(text, **place, ha=side, va="bottom", color=MUTED, fontsize=small, bbox=box)
+        self.axes.annotate(
+            text,
+            point,
+            (0.0, points_up),
+            xycoords=units,
+            textcoords="offset points",
+            ha=side,
+            va="bottom",
+            color=MUTED,
+            fontsize=small,
+            bbox=box,
+        )
 
     def names(self, names: Sequence[str]) -> None:
         """Write names at the y axis, from top to bottom."""

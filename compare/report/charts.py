@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from compare.report.canvas import INK, MISSING, MUTED, NARROW, PAPER, WIDE, Canvas, Size
 from compare.report.document import Axis, Chart, Heat, Plot, Series, Tornado, Waterfall
@@ -91,14 +90,19 @@ def _series(canvas: Canvas, plot: Plot, number: int, names: list[str], style: St
     name = f"\u200a{series.name}" if series.name.startswith("_") else series.name  # else no legend names it
     label = "\n".join(lines(f"{name} ({series.basis})", 48))
     if series in bars:
-        hatch: dict[str, Any] = {"hatch": "//" if series.dashed else None, "edgecolor": PAPER, "linewidth": 0}
-        for bar in canvas.axes.bar(xs, ys, 0.95 * width, label=label, color=style.light, **hatch):
+        hatch = "//" if series.dashed else None
+        drawn = canvas.axes.bar(
+            xs, ys, 0.95 * width, label=label, color=style.light, hatch=hatch, edgecolor=PAPER, linewidth=0
+        )
+        for bar in drawn:
             bar.set_gid(f"series-{number}")
         return
-    line = "none" if series.style == "points" else "--" if series.dashed else "-"
-    marker: dict[str, Any] = {"marker": style.marker, "markersize": 5 if series.dashed else 8}
-    (drawn,) = canvas.axes.plot(xs, ys, linestyle=line, linewidth=2, color=style.light, label=label, **marker)
-    drawn.set_gid(f"series-{number}")
+    look = "none" if series.style == "points" else "--" if series.dashed else "-"
+    size = 5 if series.dashed else 8
+    (line,) = canvas.axes.plot(
+        xs, ys, linestyle=look, linewidth=2, color=style.light, label=label, marker=style.marker, markersize=size
+    )
+    line.set_gid(f"series-{number}")
 
 
 def _point_text(plot: Plot, series: Series, x: float | str, y: float, note: str) -> str:
@@ -124,9 +128,9 @@ def _heat(heat: Heat, size: Size) -> Canvas:
         axes.grid(visible=False)
         axes.set_facecolor(MISSING)
         mesh = axes.pcolormesh(columns, rows, z, norm=norm, cmap="viridis", edgecolors="face")
-        place = "top" if size is NARROW else "right"
-        bar = canvas.figure.colorbar(mesh, ax=axes, location=place)
-        canvas.label(bar.ax.xaxis if place == "top" else bar.ax.yaxis, Axis(heat.z.title, heat.z.unit, log_z))
+        side = "top" if size is NARROW else "right"
+        bar = canvas.figure.colorbar(mesh, ax=axes, location=side)
+        canvas.label(bar.ax.xaxis if side == "top" else bar.ax.yaxis, Axis(heat.z.title, heat.z.unit, log_z))
         for axis, values in ((axes.xaxis, heat.x_values), (axes.yaxis, heat.y_values)):
             if len(values) <= MAX_TICKS:
                 axis.set_ticks(list(values), [tick(value) for value in values])
@@ -144,8 +148,8 @@ def _heat(heat: Heat, size: Size) -> Canvas:
 
 def _cell_text(heat: Heat, x: float, y: float, value: float | None) -> str:
     found = (heat.missing or "no value") if value is None else f"{heat.z.title}: {shown(value, heat.z.unit)}"
-    places = f"{heat.x.title}: {shown(x, heat.x.unit)}", f"{heat.y.title}: {shown(y, heat.y.unit)}"
-    return hover_text(found, *places, f"{heat.basis}: {heat.source}")
+    at = f"{heat.x.title}: {shown(x, heat.x.unit)}", f"{heat.y.title}: {shown(y, heat.y.unit)}"
+    return hover_text(found, *at, f"{heat.basis}: {heat.source}")
 
 
 def _waterfall(waterfall: Waterfall, size: Size) -> Canvas:

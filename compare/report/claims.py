@@ -21,7 +21,8 @@ NVIDIA = (
 
 @dataclass(frozen=True)
 class Claim:
-    """`says`: as it was said. `compares`: what with what. `here`: what comes out here, `under` which conditions."""
+    """A published claim, in its own words (`says`), and what it `compares`. `here` is the result of the same comparison
+    in this report, which holds `under` some conditions."""
 
     says: str
     compares: str
@@ -37,8 +38,8 @@ def section(study: Study) -> ReportSection:
         rows.append((Name(claim.says), Name(claim.compares), here, Name(claim.under)))
     columns = ("what is said", "what that compares", "here", "under which conditions")
     blocks: list[Block] = [
-        Paragraph(
-            ("Each is true under some conditions. None holds at every load, and most compare two changes at once.",)
+        Paragraph.of(
+            "Each is true under some conditions. None holds at every load, and most compare two changes at once."
         ),
         Table("claims", "What has been said", columns, tuple(rows)),
     ]
@@ -85,8 +86,8 @@ def _lpx(study: Study) -> list[Claim]:
         return []
     changed = {"input_tokens": LONG_INPUT, "output_tokens": LONG_OUTPUT, "cached_share": LONG_CACHED}
     there = study.varied(scenario.model_copy(update={"workload": scenario.workload.model_copy(update=changed)}))
-    before = _most(there, old, LONG_SPEED)
-    after = _most(there, new, LONG_SPEED)
+    before = _best_of(there, old, LONG_SPEED)
+    after = _best_of(there, new, LONG_SPEED)
     says = "up to 35 times the tokens per second of a megawatt"
     compares = (
         f"Rubin and LPX with GB200, a synthetic 2T model, 400K tokens of context, 400 tok/s of each user ({NVIDIA})"
@@ -119,6 +120,6 @@ def _helped(study: Study, name: str) -> str:
     return system.helper.device if system.helper is not None else system.decode.device
 
 
-def _most(study: Study, names: list[str], speed: float) -> Best | None:
+def _best_of(study: Study, names: list[str], speed: float) -> Best | None:
     found = [best for name in names if (best := study.best(name, speed)) is not None]
     return min(found, key=joules, default=None)

@@ -71,7 +71,7 @@ def _series_of(study: Study, measured: Mapping[str, MeasuredSystem], view: View)
 
 def _section(study: Study, series: Sequence[Series], view: View) -> ReportSection:
     plot = Plot(f"{view.key}-curve", view.title, USER, view.axis, tuple(series))
-    blocks: list[Paragraph | Plot | Table] = [Paragraph((view.about,)), plot]
+    blocks: list[Paragraph | Plot | Table] = [Paragraph.of(view.about), plot]
     if study.scenario.systems:
         blocks.append(_table(study, view))
         if view.key == "per-megawatt":

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 
 class Basis(enum.StrEnum):
@@ -26,6 +26,18 @@ class Basis(enum.StrEnum):
     MODELLED = "modelled"  # from operations, bytes and latencies
     SIMULATED = "simulated"  # the modelled steps under a workload, with queues
     EMULATED = "emulated"  # measured at a modelled pace
+
+
+class NumberJson(TypedDict):
+    """A `Number` in the report's JSON. Infinite values are None."""
+
+    value: float | None
+    unit: str
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    label: str
+    source: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -54,11 +66,19 @@ class Number:
             return f"-${shown[1:]}" if shown.startswith("-") else f"${shown}"
         return f"{shown} {self.unit}"
 
-    def as_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"value": _finite(self.value), "unit": self.unit}
-        if self.low is not None and self.high is not None:
-            found |= {"low": _finite(self.low), "high": _finite(self.high)}
-        return found | {"label": str(self.basis), "source": self.source, "text": self.text}
+    def as_json(self) -> NumberJson:
+        value, unit, label = _finite(self.value), self.unit, str(self.basis)
+        if self.low is None or self.high is None:
+            return {"value": value, "unit": unit, "label": label, "source": self.source, "text": self.text}
+        return {
+            "value": value,
+            "unit": unit,
+            "low": _finite(self.low),
+            "high": _finite(self.high),
+            "label": label,
+            "source": self.source,
+            "text": self.text,
+        }
 
 
 @dataclass(frozen=True)
@@ -87,6 +107,10 @@ class Paragraph:
 
     parts: tuple[TextPart, ...]
     kind: str = "text"
+
+    @classmethod
+    def of(cls, *parts: TextPart, kind: str = "text") -> "Paragraph":
+        return cls(parts, kind)
 
     def __post_init__(self) -> None:
         assert self.kind in ("text", "verdict", "warning"), self.kind

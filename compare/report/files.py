@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from compare.report.document import (
     Axis,
@@ -17,6 +17,7 @@ from compare.report.document import (
     Heat,
     Name,
     Number,
+    NumberJson,
     Paragraph,
     Plot,
     ReportDocument,
@@ -87,63 +88,71 @@ def _clear(document: ReportDocument, folder: Path) -> None:
                 (folder / name).unlink(missing_ok=True)
 
 
-def as_json(document: ReportDocument) -> dict[str, Any]:
-    """Return the report as JSON. `numbers` has each number under its ID; text and tables name these IDs."""
-    numbers: dict[str, Any] = {}
+class ReportJson(TypedDict):
+    """The report as JSON. `numbers` has each number under its ID; text and tables name these IDs."""
+
+    title: str
+    about: dict[str, str]
+    numbers: dict[str, NumberJson]
+    sections: list[dict[str, object]]
+
+
+def as_json(document: ReportDocument) -> ReportJson:
+    numbers: dict[str, NumberJson] = {}
     sections = [_section(section, numbers) for section in document.sections]
     return {"title": document.title, "about": dict(document.about), "numbers": numbers, "sections": sections}
 
 
-def _section(section: ReportSection, numbers: dict[str, Any]) -> dict[str, Any]:
+def _section(section: ReportSection, numbers: dict[str, NumberJson]) -> dict[str, object]:
     found = []
     for index, block in enumerate(section.blocks):
-        place = str(index) if isinstance(block, Paragraph) else block.key
-        found.append(_block(block, _Places(f"{section.key}.{place}", numbers)))
+        key = str(index) if isinstance(block, Paragraph) else block.key
+        found.append(_block(block, _NumberIds(f"{section.key}.{key}", numbers)))
     return {"key": section.key, "title": section.title, "blocks": found}
 
 
-class _Places:
+class _NumberIds:
     """Give the numbers of one block their IDs: the path to the block, and to them in it."""
 
-    def __init__(self, prefix: str, numbers: dict[str, Any]) -> None:
+    def __init__(self, prefix: str, numbers: dict[str, NumberJson]) -> None:
         self._prefix, self._numbers = prefix, numbers
 
-    def number(self, number: Number, *place: object) -> dict[str, Any]:
-        key = ".".join(map(str, (self._prefix, *place)))
+    def number(self, number: Number, *path: object) -> dict[str, str]:
+        key = ".".join(map(str, (self._prefix, *path)))
         self._numbers[key] = number.as_json()
         return {"number": key}
 
-    def cell(self, cell: Cell, *place: object) -> Any:
+    def cell(self, cell: Cell, *path: object) -> object:
         match cell:
             case Number():
-                return self.number(cell, *place)
+                return self.number(cell, *path)
             case Name():
                 return {"name": cell.text}
             case SourceLink():
                 return {"link": cell.text, "url": cell.url}
         return cell
 
-    def cells(self, cells: Iterable[Cell], *place: object) -> list[Any]:
-        return [self.cell(cell, *place, index) for index, cell in enumerate(cells)]
+    def cells(self, cells: Iterable[Cell], *path: object) -> list[object]:
+        return [self.cell(cell, *path, index) for index, cell in enumerate(cells)]
 
 
-def _block(block: Block, places: _Places) -> dict[str, Any]:
+def _block(block: Block, ids: _NumberIds) -> dict[str, object]:
     if isinstance(block, Paragraph):
-        return {"kind": "paragraph", "style": block.kind, "parts": places.cells(block.parts)}
+        return {"kind": "paragraph", "style": block.kind, "parts": ids.cells(block.parts)}
     kind = type(block).__name__.lower()
-    return {"kind": kind, "key": block.key, "title": block.title, "subject": block.subject, **_body(block, places)}
+    return {"kind": kind, "key": block.key, "title": block.title, "subject": block.subject, **_body(block, ids)}
 
 
-def _body(block: Table | Chart, places: _Places) -> dict[str, Any]:
+def _body(block: Table | Chart, ids: _NumberIds) -> dict[str, object]:
     match block:
         case Table():
             return {
-                "columns": places.cells(block.columns, "head"),
-                "rows": [places.cells(row, index) for index, row in enumerate(block.rows)],
-                "note": places.cells(block.note, "note"),
+                "columns": ids.cells(block.columns, "head"),
+                "rows": [ids.cells(row, index) for index, row in enumerate(block.rows)],
+                "note": ids.cells(block.note, "note"),
             }
         case Plot():
-            at = [places.number(mark.at, "mark", index) for index, mark in enumerate(block.marks)]
+            at = [ids.number(mark.at, "mark", index) for index, mark in enumerate(block.marks)]
             return {
                 "x": _axis(block.x),
                 "y": _axis(block.y),
@@ -156,21 +165,21 @@ def _body(block: Table | Chart, places: _Places) -> dict[str, Any]:
             z = {"z_values": [_plain(row) for row in block.z_values], "missing": block.missing}
             return {**axes, **values, **z, "label": str(block.basis), "source": block.source}
         case Waterfall():
-            steps = [{"name": name, **places.number(at, "step", index)} for index, (name, at) in enumerate(block.steps)]
+            steps = [{"name": name, **ids.number(at, "step", index)} for index, (name, at) in enumerate(block.steps)]
             return {"y": _axis(block.y), "steps": steps}
         case Tornado():
             bars = [
-                {"name": name, "low": places.number(low, index, "low"), "high": places.number(high, index, "high")}
+                {"name": name, "low": ids.number(low, index, "low"), "high": ids.number(high, index, "high")}
                 for index, (name, low, high) in enumerate(block.bars)
             ]
-            return {"x": _axis(block.x), "base": places.number(block.base, "base"), "bars": bars}
+            return {"x": _axis(block.x), "base": ids.number(block.base, "base"), "bars": bars}
 
 
-def _axis(axis: Axis) -> dict[str, Any]:
+def _axis(axis: Axis) -> dict[str, object]:
     return {"title": axis.title, "unit": axis.unit, "log": axis.log}
 
 
-def _series(series: Series) -> dict[str, Any]:
+def _series(series: Series) -> dict[str, object]:
     return {
         "name": series.name,
         "style": series.style,
@@ -188,30 +197,30 @@ def _plain(values: Sequence[float | str | None]) -> list[float | str | None]:
     return [None if isinstance(value, float) and not math.isfinite(value) else value for value in values]
 
 
-def _table_rows(table: Table) -> Iterator[tuple[Any, ...]]:
+def _table_rows(table: Table) -> Iterator[tuple[object, ...]]:
     yield ("row", "column", *NUMBER_COLUMNS)
-    columns = [_said(column) for column in table.columns]
+    columns = [_text_of(column) for column in table.columns]
     for row, cells in enumerate(table.rows, start=1):
         for column, cell in zip(columns, cells, strict=True):
             if isinstance(cell, Number):
                 yield (row, column, *_number_row(cell))
             else:
                 source = cell.url if isinstance(cell, SourceLink) else ""
-                yield (row, column, _said(cell), "", "", "", "", source)
+                yield (row, column, _text_of(cell), "", "", "", "", source)
 
 
-def _said(cell: Cell) -> str:
+def _text_of(cell: Cell) -> str:
     if cell is None:
         return ""
     return cell if isinstance(cell, str) else cell.text
 
 
-def _number_row(number: Number) -> tuple[Any, ...]:
+def _number_row(number: Number) -> tuple[object, ...]:
     low, high = ("" if end is None else end for end in (number.low, number.high))
     return number.value, number.unit, low, high, str(number.basis), number.source
 
 
-def _plot_rows(block: Chart) -> Iterator[tuple[Any, ...]]:
+def _plot_rows(block: Chart) -> Iterator[tuple[object, ...]]:
     match block:
         case Plot():
             yield ("series", "x", "x unit", "y", "y unit", "label", "source", "note")
@@ -240,6 +249,6 @@ def _plot_rows(block: Chart) -> Iterator[tuple[Any, ...]]:
                 yield (name, "high", *_number_row(high))
 
 
-def _write_csv(file: Path, rows: Iterable[tuple[Any, ...]]) -> None:
+def _write_csv(file: Path, rows: Iterable[tuple[object, ...]]) -> None:
     with atomic_write(file) as partial, partial.open("w", newline="", encoding="utf-8") as out:
         csv.writer(out).writerows(rows)

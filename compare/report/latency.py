@@ -45,10 +45,10 @@ def latency(
         basis = basis_of(other)
         series.append(Series(name, xs, ys, basis, other.source))
         for run in other.runs:
-            told = Number(run.user_rate, "tok/s", basis, other.source)
+            rate = Number(run.user_rate, "tok/s", basis, other.source)
             at_once = Number(run.concurrency, "", basis, other.source)
             times = _times(run.ttft, run.end_to_end, basis, other.source)
-            rows.append((Name(name), at_once, *times, told, None))
+            rows.append((Name(name), at_once, *times, rate, None))
     names = [f"{what}, {which}" for what in ("first token", "whole answer") for which in ("median", "tail", "far tail")]
     columns = ("system", "requests at once", *names, "each user", "in steady state")
     note: Sequence[str | Number] = (

@@ -12,7 +12,7 @@ STEADY = "steady state of modelled steps; what they depend on is under Assumptio
 
 
 def modelled(value: float, unit: str, source: str = STEADY, ends: Sequence[float] = ()) -> Number:
-    """`ends`: the values over all unpublished figures, of which the least and the most are shown."""
+    """`ends`: the values over all unpublished figures, of which the smallest and the largest are shown."""
     low, high = (min(ends), max(ends)) if ends else (None, None)
     return Number(value, unit, Basis.MODELLED, source, low, high)
 
@@ -25,7 +25,7 @@ def percent(share: float) -> Number:
     return modelled(100 * share, "%")
 
 
-def said(figure: Figure) -> Number:
+def published(figure: Figure) -> Number:
     """A published figure in its own unit; of a range, the middle with its ends."""
     if figure.unknown is not None:
         low, high = figure.bounds
@@ -37,8 +37,8 @@ def said(figure: Figure) -> Number:
 def ranged(
     studies: Sequence[Study], name: str, user_rate: float, measure: Callable[[Best], float], unit: str, slow: float
 ) -> Number | None:
-    """A system's measure at some speed: in the first study, and from the least to the most over all of them. None if it
-    is too slow in the first; `slow` at the end where it is."""
+    """Return a system's measure at some speed: in the first study, with its range over all of them. None if the system
+    is too slow in the first; `slow` is the end of the range where it is too slow."""
     found = [study.best(name, user_rate) for study in studies]
     if found[0] is None:
         return None

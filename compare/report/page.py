@@ -2,13 +2,12 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from compare.report.charts import svgs
-from compare.report.document import Basis, Chart, Heat, Paragraph, Plot, ReportDocument, Table, Tornado
+from compare.report.document import Basis, Chart, Heat, NumberJson, Paragraph, Plot, ReportDocument, Table, Tornado
 from compare.report.files import as_json
 from compare.report.style import ABOVE, BELOW, COLOURS, NOTHING, Style, all_drawn, empty, sentence, styles
 
@@ -67,7 +66,7 @@ def _labels(document: ReportDocument) -> list[str]:
     return [str(basis) for basis in Basis if str(basis) in found]
 
 
-def _extra(chart: Chart, found: dict[str, Style]) -> dict[str, Any]:
+def _extra(chart: Chart, found: dict[str, Style]) -> dict[str, object]:
     """Return what the template needs to know of a chart and the JSON does not have."""
     return {
         "svgs": [] if empty(chart) else [Markup(svg) for svg in svgs(chart, found)],
@@ -81,17 +80,17 @@ def _folded(table: Table) -> bool:
     return table.key.startswith(FOLDED) or len(table.rows) > MAX_OPEN_ROWS
 
 
-def _lines(parts: list[Any]) -> list[list[Any]]:
+def _lines(parts: list[object]) -> list[list[object]]:
     """Put each sentence of a verdict on a line. The first line ends at a colon, if there is one: the verdict, before
     why."""
-    found: list[list[Any]] = [[]]
+    found: list[list[object]] = [[]]
     for part in parts:
         before = found[-1][-1] if found[-1] else ""
         if not isinstance(part, str):
             found[-1].append(part)
         elif len(found) == 1 and ": " in part:
-            said, why = part.split(": ", 1)
-            found[-1].append(said)
+            verdict, why = part.split(": ", 1)
+            found[-1].append(verdict)
             found.append([sentence(why)])
         elif isinstance(before, str) and before.endswith(".") and part[:1] == " " and part[1:2].isupper():
             found.append([part[1:]])
@@ -100,7 +99,7 @@ def _lines(parts: list[Any]) -> list[list[Any]]:
     return found
 
 
-def _legend(chart: Chart, found: dict[str, Style]) -> list[dict[str, Any]]:
+def _legend(chart: Chart, found: dict[str, Style]) -> list[dict[str, object]]:
     if isinstance(chart, Tornado):
         ends = ((BELOW, "at its lowest"), (ABOVE, "at its highest"))
         return [{"name": name, "colour": colour, "glyph": "■"} for colour, name in ends]
@@ -113,6 +112,6 @@ def _legend(chart: Chart, found: dict[str, Style]) -> list[dict[str, Any]]:
     return legend
 
 
-def _sources(numbers: dict[str, Any], keys: list[str]) -> list[tuple[str, str]]:
+def _sources(numbers: dict[str, NumberJson], keys: list[str]) -> list[tuple[str, str]]:
     """(label, source) of these numbers, each once."""
     return list(dict.fromkeys((numbers[key]["label"], numbers[key]["source"]) for key in keys))

@@ -65,9 +65,9 @@ def axis_titles(chart: Chart) -> str:
     return ", ".join(titled(getattr(chart, name)) for name in ("x", "y", "z") if hasattr(chart, name))
 
 
-def hover_text(name: str, *said: str) -> str:
+def hover_text(name: str, *details: str) -> str:
     """Return what a reader sees who points at a value, in lines."""
-    return "\n".join((name, *filter(None, said)))
+    return "\n".join((name, *filter(None, details)))
 
 
 def shown(value: float, unit: str = "") -> str:
@@ -105,13 +105,13 @@ def all_drawn(block: Chart) -> bool:
 
 def edges(values: Sequence[float], log: bool) -> list[float]:
     """Return the edges of a heat map's cells: halfway between neighbours, on the axis's scale."""
-    places = [math.log10(value) for value in values] if log else list(values)
-    if len(places) == 1:
-        places = [places[0] - 0.5, places[0] + 0.5]
+    positions = [math.log10(value) for value in values] if log else list(values)
+    if len(positions) == 1:
+        positions = [positions[0] - 0.5, positions[0] + 0.5]
     else:
-        inner = [(a + b) / 2 for a, b in pairwise(places)]
-        places = [2 * places[0] - inner[0], *inner, 2 * places[-1] - inner[-1]]
-    return [10**place for place in places] if log else places
+        inner = [(a + b) / 2 for a, b in pairwise(positions)]
+        positions = [2 * positions[0] - inner[0], *inner, 2 * positions[-1] - inner[-1]]
+    return [10**number for number in positions] if log else positions
 
 
 def tick(value: float) -> str:
@@ -140,7 +140,7 @@ def _even_ticks(low: float, high: float) -> list[float]:
     size = 10.0 ** math.floor(math.log10((high - low) / 3))
     step = max(size * much for much in (1, 2, 5) if size * much <= (high - low) / 3)
     first, last = math.floor((1.5 * low - 0.5 * high) / step), math.ceil((1.5 * high - 0.5 * low) / step)
-    return [place * step for place in range(max(1, first), last + 1)]
+    return [number * step for number in range(max(1, first), last + 1)]
 
 
 def on_log(axis: Axis, values: Sequence[float]) -> bool:

@@ -53,39 +53,37 @@ def section(own: Sequence[Check] = ()) -> ReportSection:
 
 
 def _method() -> Iterator[Paragraph]:
-    yield Paragraph(
-        (
-            "How this is done. DSpark's points are predicted from the curve with one next-token draft alone, as it is "
-            "read off the paper's figure. A step of it takes accepted length times requests over throughput, with an "
-            "accepted length of ",
-            Number(PUBLISHED_MTP, "tokens", Basis.MEASURED, GOLDEN),
-            ". Steps get longer with the tokens that layers compute, whoever drafts. The gain of DSpark's drafts is "
-            "published: up to ",
-            Number(PUBLISHED_DSPARK[-1], "tokens", Basis.MEASURED, GOLDEN),
-            " a step, and confidences that tell which drafts survive with an area under the curve of ",
-            Number(
-                sum(PUBLISHED_AUC) / 2, "", Basis.VENDOR, "DSpark paper, middle of its range", PUBLISHED_AUC[0],
-                PUBLISHED_AUC[1],
-            ),
-            ". As many drafts are verified as make most tokens per second. No point with DSpark is used.",
-        )
-    )  # fmt: skip
-    yield Paragraph(
-        (
-            "Elsewhere, steps are counted from operations and bytes (hardware/roofline.py), and what a device gets of "
-            "its data sheet is fitted on published points (compare/published/calibration.py). Errors of points that "
-            "are marked as fitted say how well the model's shape can follow them. Only the others are predictions. "
-            "Published points and where they are from: compare/published. To repeat it: sparkpool compare --validate.",
-        )
-    )
-    yield Paragraph(
-        (
-            "What is weak. Parallelism and the ratio of prefill to decode are not published with InferenceX's points: "
-            "decode replicas of one size and a prefill pool that just keeps up are assumed. At the steep ends of a "
-            "curve a small error of a step's time is a large one of throughput. The paper's two figures differ from "
-            "each other there. For DeepSeek on Hopper two losses are fitted on two points, for the wafer one on one.",
+    yield Paragraph.of(
+        "How this is done. DSpark's points are predicted from the curve with one next-token draft alone, as it is "
+        "read off the paper's figure. A step of it takes accepted length times requests over throughput, with an "
+        "accepted length of ",
+        Number(PUBLISHED_MTP, "tokens", Basis.MEASURED, GOLDEN),
+        ". Steps get longer with the tokens that layers compute, whoever drafts. The gain of DSpark's drafts is "
+        "published: up to ",
+        Number(PUBLISHED_DSPARK[-1], "tokens", Basis.MEASURED, GOLDEN),
+        " a step, and confidences that tell which drafts survive with an area under the curve of ",
+        Number(
+            sum(PUBLISHED_AUC) / 2,
+            "",
+            Basis.VENDOR,
+            "DSpark paper, middle of its range",
+            PUBLISHED_AUC[0],
+            PUBLISHED_AUC[1],
         ),
-        "warning",
+        ". As many drafts are verified as make most tokens per second. No point with DSpark is used.",
+    )
+    yield Paragraph.of(
+        "Elsewhere, steps are counted from operations and bytes (hardware/roofline.py), and what a device gets of "
+        "its data sheet is fitted on published points (compare/published/calibration.py). Errors of points that "
+        "are marked as fitted say how well the model's shape can follow them. Only the others are predictions. "
+        "Published points and where they are from: compare/published. To repeat it: sparkpool compare --validate."
+    )
+    yield Paragraph.of(
+        "What is weak. Parallelism and the ratio of prefill to decode are not published with InferenceX's points: "
+        "decode replicas of one size and a prefill pool that just keeps up are assumed. At the steep ends of a "
+        "curve a small error of a step's time is a large one of throughput. The paper's two figures differ from "
+        "each other there. For DeepSeek on Hopper two losses are fitted on two points, for the wafer one on one.",
+        kind="warning",
     )
 
 

@@ -25,17 +25,15 @@ from compare.study.verdict import Verdict, VerdictKind
 def verdicts(study: Study, found: Sequence[Verdict]) -> ReportSection:
     scenario = study.scenario
     blocks: list[Block] = [
-        Paragraph(
-            (
-                "Each contender is compared with the system one would have without it, by the cost of a million output "
-                "tokens. Unpublished figures were set to both ends of their ranges: a verdict without a condition "
-                "holds at all of them. These ranges do not include the error of the model itself: see Predicted "
-                "against published.",
-            )
+        Paragraph.of(
+            "Each contender is compared with the system one would have without it, by the cost of a million output "
+            "tokens. Unpublished figures were set to both ends of their ranges: a verdict without a condition "
+            "holds at all of them. These ranges do not include the error of the model itself: see Predicted "
+            "against published."
         )
     ]
     for speed in scenario.decide_at:
-        blocks.append(Paragraph(("At ", assumed(speed, "tok/s of each user"), ":")))
+        blocks.append(Paragraph.of("At ", assumed(speed, "tok/s of each user"), ":"))
         blocks += [Paragraph(tuple(_words(one)), "verdict") for one in found if one.rivals.user_rate == speed]
     rows = tuple(_row(one) for one in found)
     columns = (
@@ -128,11 +126,9 @@ def _ratio(one: Verdict) -> Number:
 
 def sensitivity(found: Sequence[Verdict]) -> ReportSection:
     blocks: list[Block] = [
-        Paragraph(
-            (
-                "The ratio of costs, a contender's over the other's, with one input at its lowest or highest and all "
-                "others in the middle of their ranges: unpublished figures, and inputs that differ between users.",
-            )
+        Paragraph.of(
+            "The ratio of costs, a contender's over the other's, with one input at its lowest or highest and all "
+            "others in the middle of their ranges: unpublished figures, and inputs that differ between users."
         )
     ]
     for one in found:

@@ -20,7 +20,7 @@ GRAIN_BITS = 6  # step times are computed for numbers of requests with this many
 
 @dataclass(frozen=True, kw_only=True)
 class FastPrefillPool:
-    """The prefill pool. `chunk_tokens`: the most tokens of a step; `cached_tokens`: tokens of earlier prompts that each
+    """The prefill pool. `chunk_tokens`: the token budget of a step; `cached_tokens`: tokens of earlier prompts that a
     replica keeps."""
 
     replicas: int
@@ -32,7 +32,7 @@ class FastPrefillPool:
 @dataclass(frozen=True, kw_only=True)
 class FastDecodePool:
     """The decode pool. `cache_tokens`: tokens that the pages of a replica hold; `token_bytes`: bytes of a token on the
-    link; `fixed`: drafts of each request that are verified (None: as many as give the most tokens per second)."""
+    link; `fixed`: drafts of each request that are verified (None: the number with the highest throughput)."""
 
     replicas: int
     times: StepTimes
@@ -104,8 +104,8 @@ class FastPrefillReplica:
 
 
 class DecodeStepTable:
-    """How many drafts of each request a pool verifies, and the seconds of such a step. Computed for some numbers of
-    requests and interpolated between them; contexts in one CONTEXT_STEP share a figure."""
+    """A table of the drafts that a pool verifies of each request, and the seconds of such a step. It is computed for
+    some numbers of requests and interpolated between them; contexts in one CONTEXT_STEP share an entry."""
 
     def __init__(self, pool: FastDecodePool) -> None:
         self._pool = pool
@@ -145,7 +145,7 @@ class WaitingHandoff:
 
 
 class FastDecodeReplica:
-    """Keeps its requests in arrays; the last ones move to the places of those that have ended."""
+    """Keeps its requests in arrays; the last ones move to the positions of those that have ended."""
 
     def __init__(
         self, pool: FastDecodePool, steps: DecodeStepTable, random: np.random.Generator, release_seconds: float = 0.0
@@ -159,7 +159,7 @@ class FastDecodeReplica:
         self.left = np.zeros(size, dtype=np.int64)
         self.count = 0
         self.context = 0  # tokens of all requests in pages
-        self.promised = 0  # the most tokens that the requests here will have in pages
+        self.promised = 0  # tokens that the requests here will have in pages at their ends
         self.waiting: deque[WaitingHandoff] = deque()
         self.reading: list[tuple[float, WaitingHandoff]] = []  # with the moment at which the read ends
         self.releasing: list[tuple[float, WaitingHandoff]] = []  # with the moment of the answer

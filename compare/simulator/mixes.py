@@ -24,7 +24,7 @@ class Turn:
     output_tokens: int
     shared: tuple[PromptSegment, ...] = ()
     pause: float = 0.0
-    """Seconds from here until the next turn comes, at the least; the answer is made meanwhile."""
+    """The smallest number of seconds from this turn to the next, which include the time of the answer."""
 
 
 class Mix(Protocol):
@@ -38,21 +38,21 @@ class Mix(Protocol):
         """The mean number of turns of a session: each turn is the last one with a chance of 1 / `mean_turns`."""
 
     def session(self, name: str, rng: Random) -> Iterator[Turn]:
-        """Its turns, at least one, for as long as it could go on. `name` is for what only its turns share."""
+        """Yield the turns of a session, at least one. `name` names the prefixes that only its turns share."""
 
 
 @dataclass(frozen=True)
 class Lognormal:
-    """Half of the numbers are below `median`, two thirds within a factor of exp(`spread`) of it, all from `least` to
-    `most`."""
+    """A lognormal distribution, cut at both ends. Half of the numbers are below `median`, two thirds within a factor of
+    exp(`spread`) of it."""
 
     median: float
     spread: float
-    least: float = 1.0
-    most: float = math.inf
+    min_value: float = 1.0
+    max_value: float = math.inf
 
     def number(self, rng: Random) -> float:
-        return min(max(rng.lognormvariate(math.log(self.median), self.spread), self.least), self.most)
+        return min(max(rng.lognormvariate(math.log(self.median), self.spread), self.min_value), self.max_value)
 
     def count(self, rng: Random) -> int:
         return round(self.number(rng))
@@ -76,36 +76,36 @@ class FixedSize:
 
 @dataclass(frozen=True)
 class Chat:
-    """Conversations. Each prompt is all that was said before and what is asked now.
+    """Conversations. Each prompt consists of all earlier turns and a new question.
 
     Lengths are about those of Azure's conversation trace of 2023 (AzureLLMInferenceTrace_conv.csv, our arithmetic): its
     prompts have a median of 1,020 tokens and a mean of 1,155, its answers of 129 and 211. Here: 1,020, 1,290, 129, 200.
     """
 
-    opening: Lognormal = Lognormal(median=600, spread=0.8, most=14_000)
+    opening: Lognormal = Lognormal(median=600, spread=0.8, max_value=14_000)
     """Tokens of the first prompt. Ours: gives all prompts together about the trace's median and its nine tenths below
     2,700; its longest has 14,050."""
     question: Lognormal = Lognormal(median=70, spread=1.0)
     """Tokens of each later question. Ours."""
-    answer: Lognormal = Lognormal(median=129, spread=0.99, most=1000)
+    answer: Lognormal = Lognormal(median=129, spread=0.99, max_value=1000)
     """Tokens. The median and the longest are the trace's, the spread the one of a lognormal with its mean."""
     mean_turns: float = 2.5
     """WildChat (arXiv 2405.01470): 2.5 million turns in one million conversations."""
-    pause: Lognormal = Lognormal(median=45.0, spread=0.8, most=1800.0)
+    pause: Lognormal = Lognormal(median=45.0, spread=0.8, max_value=1800.0)
     """Seconds to read and to type. Ours."""
     domain: str = "chat"
 
     def session(self, name: str, rng: Random) -> Iterator[Turn]:
-        said = self.opening.count(rng)
+        prompt = self.opening.count(rng)
         while True:
             answer = self.answer.count(rng)
-            yield Turn(said, answer, (PromptSegment(f"chat {name}", said),), self.pause.number(rng))
-            said += answer + self.question.count(rng)
+            yield Turn(prompt, answer, (PromptSegment(f"chat {name}", prompt),), self.pause.number(rng))
+            prompt += answer + self.question.count(rng)
 
 
 @dataclass(frozen=True)
 class CodingAgent:
-    """Agents at work on a few repositories. Each prompt is the last one, its answer, and what a tool said to that.
+    """Agents at work on a few repositories. Each prompt consists of the last one, its answer and a tool's result.
 
     Together: prompts with a median near 140,000 tokens, of which 99% began the prompt before, as SemiAnalysis says of
     AgentX (newsletter.semianalysis.com/p/vera-rubin-nvl72-agentic-inference). TraceLab (arXiv 2606.30560) has a mean of
@@ -117,25 +117,25 @@ class CodingAgent:
     2,800 to 4,200 of instructions."""
     repositories: int = 8
     """Ours."""
-    repository: Lognormal = Lognormal(median=50_000, spread=0.4, most=120_000)
+    repository: Lognormal = Lognormal(median=50_000, spread=0.4, max_value=120_000)
     """Tokens that sessions on one repository begin with. Ours: gives all prompts together AgentX's median."""
-    task: Lognormal = Lognormal(median=400, spread=1.0, most=20_000)
+    task: Lognormal = Lognormal(median=400, spread=1.0, max_value=20_000)
     """Tokens of what is to be done. Ours."""
-    tool: Lognormal = Lognormal(median=340, spread=1.2, most=20_000)
+    tool: Lognormal = Lognormal(median=340, spread=1.2, max_value=20_000)
     """Tokens of a tool's answer. Ours: with the model's own, 1% of a prompt."""
-    answer: Lognormal = Lognormal(median=260, spread=1.2, most=16_000)
+    answer: Lognormal = Lognormal(median=260, spread=1.2, max_value=16_000)
     """Tokens. TraceLab's mean is 523 (186.9 million in 357,161 steps); the spread is ours."""
     mean_turns: float = 84.0
     """TraceLab: 357,161 steps in 4,265 sessions."""
-    pause: Lognormal = Lognormal(median=4.0, spread=1.06, most=600.0)
+    pause: Lognormal = Lognormal(median=4.0, spread=1.06, max_value=600.0)
     """Seconds. Nvidia tells of a session of 283 requests in 33 minutes, which is a mean of 7; the spread is ours."""
-    most_tokens: int = 400_000
+    max_tokens: int = 400_000
     """A prompt that would be longer ends the session: agents sum up and begin again. Ours."""
     domain: str = "code"
 
     def session(self, name: str, rng: Random) -> Iterator[Turn]:
-        place = rng.randrange(self.repositories)
-        repository = PromptSegment(f"repository {place}", self.repository.count(Random(f"repository {place}")))
+        index = rng.randrange(self.repositories)
+        repository = PromptSegment(f"repository {index}", self.repository.count(Random(f"repository {index}")))
         begin = (PromptSegment("agent", self.system_tokens), repository)
         own = self.task.count(rng)
         known = self.system_tokens + repository.tokens
@@ -143,7 +143,7 @@ class CodingAgent:
             answer = self.answer.count(rng)
             yield Turn(known + own, answer, (*begin, PromptSegment(f"agent {name}", own)), self.pause.number(rng))
             own += answer + self.tool.count(rng)
-            if known + own > self.most_tokens:
+            if known + own > self.max_tokens:
                 return
 
 
@@ -151,10 +151,10 @@ class CodingAgent:
 class Million:
     """Prompts near the longest that models of a million tokens take, each read once. All numbers are ours; have few."""
 
-    least_tokens: int = 900_000
-    most_tokens: int = 1_000_000
+    min_tokens: int = 900_000
+    max_tokens: int = 1_000_000
     """Prompts are spread evenly between the two. Answers still fit into 2**20."""
-    answer: Lognormal = Lognormal(median=1000, spread=0.7, most=16_000)
+    answer: Lognormal = Lognormal(median=1000, spread=0.7, max_value=16_000)
     """Tokens."""
     domain: str = ""
 
@@ -163,7 +163,7 @@ class Million:
         return 1.0
 
     def session(self, name: str, rng: Random) -> Iterator[Turn]:
-        yield Turn(rng.randint(self.least_tokens, self.most_tokens), self.answer.count(rng))
+        yield Turn(rng.randint(self.min_tokens, self.max_tokens), self.answer.count(rng))
 
 
 MIXES: Mapping[str, Mix] = {

@@ -99,11 +99,6 @@ class SimulationResult:
     def end_to_end(self, percent: float) -> float:
         return _percentile((one.ended - one.at for one in self.done), percent)
 
-    @property
-    def user_rates(self) -> list[float]:
-        """Tokens per second of each answer of more than one token."""
-        return [1 / one.tpot for one in self.done if one.tokens > 1 and one.tpot > 0]
-
 
 def _mean(values: Iterable[float]) -> float:
     known = [value for value in values if not math.isnan(value)]

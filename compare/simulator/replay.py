@@ -5,15 +5,52 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from compare.simulator.acceptance import Recorded
 from compare.simulator.workload import Arrival, Workload
 from engine.errors import ConfigError
 
 
+class ConfigJson(TypedDict, total=False):
+    concurrency: float | None
+    service_tier: str | None
+
+
+class EmulatedJson(TypedDict):
+    devices: list[str]
+    comparable: bool
+
+
+class SummaryJson(TypedDict):
+    requests: int
+    completed: int
+    mean_prompt_tokens: float
+    mean_output_tokens: float
+    requests_per_second: float
+    output_tokens_per_second: float
+    latency: dict[str, dict[str, float]]
+    emulated: NotRequired[EmulatedJson | None]
+
+
+class RequestJson(TypedDict):
+    status: str
+    sent: float
+    ended: float
+    messages: list[tuple[float, int]]
+    prompt_tokens: int
+
+
+class BenchJson(TypedDict):
+    """The part of a run's JSON file (cluster/loadgen/report.py) that is read here."""
+
+    config: ConfigJson
+    summary: SummaryJson
+    requests: list[RequestJson]
+
+
 @contextmanager
-def bench_run(file: Path) -> Iterator[Any]:
+def bench_run(file: Path) -> Iterator[BenchJson]:
     """Read a run's JSON file. What goes wrong with its content inside becomes a ConfigError that names the file."""
     try:
         yield json.loads(file.read_text())

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from compare.simulator.acceptance import AcceptanceModel
 from compare.simulator.outcome import Machine
@@ -38,8 +37,8 @@ FINGERPRINT = {"model": "simulated"}
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedPool:
-    """What the replicas of one pool have: pages of each group, step times of their device, a link for handoffs, and how
-    often drafts are accepted (None: nothing drafts)."""
+    """The hardware of one pool's replicas: pages of each group, step times of their device, a link for handoffs, and
+    how often drafts are accepted (None: no drafting)."""
 
     layout: CacheLayout
     num_pages: dict[str, int]
@@ -51,7 +50,7 @@ class SimulatedPool:
 
 @dataclass(frozen=True)
 class VirtualWorld:
-    """What all replicas of one simulation share. `domains` are those of the requests, by index."""
+    """The state that all replicas of one simulation share. `domains` are those of the requests, by index."""
 
     timeline: Timeline
     network: SimulatedNetwork
@@ -104,7 +103,7 @@ class Replica:
         self.name, self.pool = name, pool
         self._timeline = world.timeline
         self._clock = VirtualClock(world.timeline.now)
-        self._calls: deque[tuple[str, Callable[[Any], None]]] = deque()
+        self._calls: deque[tuple[str, Callable[[Engine], None]]] = deque()
         self._turn_at: float | None = None
         self._free_at = self._born = world.timeline.now
         self._busy_seconds = 0.0
@@ -113,7 +112,7 @@ class Replica:
         self.engine: Engine = assemble(section, simulated_parts(name, section, made_of, world, self._clock, self.wake))
         self.engine.warm_up()
 
-    def call(self, request_id: str, function: Callable[[Any], None]) -> None:
+    def call(self, request_id: str, function: Callable[[Engine], None]) -> None:
         """Run `function(engine)` between two steps. What it raises ends the request."""
         self._calls.append((request_id, function))
         self.wake(self._timeline.now)

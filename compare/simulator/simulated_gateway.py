@@ -119,15 +119,15 @@ class SimulatedGateway:
         return len(self._served) == len(self._workload)
 
     def replicas(self, pool: str) -> list[Replica]:
-        """Those that take requests."""
+        """Return the replicas of a pool that take requests."""
         return [replica for replica in self._replicas.values() if replica.pool == pool and not replica.draining]
 
     def load(self, ttft_percentile: float) -> FrontLoad:
-        """Return what the answers of the last seconds were like."""
+        """Return the load as the last seconds' answers show it."""
         return self._recent.load(ttft_percentile)
 
     def start(self, pool: str) -> None:
-        """One replica more of a pool."""
+        """Start one more replica of a pool."""
         name = f"{pool}-{self._numbers}"
         self._numbers += 1
         replica = Replica(name, pool, self._config.pools[pool], self._system.pools[pool], self._world)
@@ -136,7 +136,7 @@ class SimulatedGateway:
         self._asked_at = float("-inf")
 
     def stop(self, replica: Replica) -> None:
-        """It takes no more requests, and goes when it has finished those it has."""
+        """Send the replica no more requests, and remove it when it has finished those it has."""
         replica.draining = True
         self._asked_at = float("-inf")
         self._leave(replica)

@@ -1,4 +1,4 @@
-"""What is simulated: a service as its configuration describes it, on machines of which only step times are known."""
+"""The simulated system: a service with its configuration, on machines of which only step times are known."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from compare.simulator.workload import LONGEST_PROMPT, Arrival, PromptSegment, Workload
 from engine.errors import ConfigError
@@ -30,7 +30,7 @@ AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 OUR_KEYS = {"at", "input_tokens", "output_tokens", "domain", "tier", "prefix", "prefix_tokens"}
 JSON_LINES, CSV = ".jsonl", ".csv"
 
-Row = dict[str, Any]
+Row = dict[str, object]
 Reader = Callable[[str], Arrival]
 
 
@@ -196,7 +196,7 @@ def _parsed(line: str) -> Row:
     return row
 
 
-def _field(row: Row, name: str) -> Any:
+def _field(row: Row, name: str) -> object:
     if name not in row:
         raise Malformed(f"{name} is missing")
     return row[name]

@@ -154,8 +154,8 @@ class SimulatedStepRunner:
         self._seed = seed
         self._survives: list[int] = []
 
-    def draft(self, batch: DecodeBatch, most: int) -> DraftBlock:
-        if not most or self._acceptance is None:
+    def draft(self, batch: DecodeBatch, max_drafts: int) -> DraftBlock:
+        if not max_drafts or self._acceptance is None:
             self._survives = [0] * len(batch)
             return DraftBlock.empty(len(batch))
         blocks = []
@@ -163,8 +163,10 @@ class SimulatedStepRunner:
             draw = Random(f"{self._seed}/{sequence.id.partition('.')[0]}/{len(sequence.tokens)}")
             blocks.append(self._acceptance.block(self._domain_of(sequence.id), draw))
         self._survives = [block.survives for block in blocks]
-        rows = [(*block.confidence, *[0.0] * self.block_length)[:most] for block in blocks]
-        return DraftBlock(torch.full((len(batch), most), TOKEN), confidence_RK=torch.tensor(rows, dtype=torch.float32))
+        rows = [(*block.confidence, *[0.0] * self.block_length)[:max_drafts] for block in blocks]
+        return DraftBlock(
+            torch.full((len(batch), max_drafts), TOKEN), confidence_RK=torch.tensor(rows, dtype=torch.float32)
+        )
 
     def verify(self, batch: DecodeBatch, block: DraftBlock, lengths: list[int]) -> list[list[SampledToken]]:
         return [[SampledToken(TOKEN, 0.0)] * (1 + min(n, s)) for n, s in zip(lengths, self._survives, strict=True)]

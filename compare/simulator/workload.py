@@ -83,12 +83,12 @@ class Workload:
         after: dict[tuple[int, PromptSegment], int] = {}
         known = 0
         for arrival in self:
-            place = 0
+            node = 0
             for segment in arrival.shared:
-                seen = longest.get((place, segment.name), 0)
+                seen = longest.get((node, segment.name), 0)
                 known += min(seen, segment.tokens)
-                longest[place, segment.name] = max(seen, segment.tokens)
-                place = after.setdefault((place, segment), len(after) + 1)
+                longest[node, segment.name] = max(seen, segment.tokens)
+                node = after.setdefault((node, segment), len(after) + 1)
         return known / sum(arrival.input_tokens for arrival in self)
 
     def scaled(self, rate_factor: float) -> Self:
@@ -109,12 +109,12 @@ def tokens_of(arrival: Arrival, index: int) -> tuple[int, ...]:
     assert arrival.input_tokens <= LONGEST_PROMPT and 0 <= index < OWN_IDS // LONGEST_PROMPT
     tokens: list[int] = []
     for segment in arrival.shared:
-        begin = _place(segment.name)
+        begin = _first_token(segment.name)
         tokens.extend(range(begin, begin + segment.tokens))
     begin = OWN_IDS + index * LONGEST_PROMPT
     tokens.extend(range(begin, begin + arrival.input_tokens - len(tokens)))
     return tuple(tokens)
 
 
-def _place(name: str) -> int:
+def _first_token(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()) >> 3

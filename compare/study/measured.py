@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from compare.simulator.replay import bench_run
+from compare.simulator.replay import BenchJson, SummaryJson, bench_run
 from compare.study.economics import Economics
 from compare.study.scenario import MeasuredSection, Scenario, WorkloadSection
 from compare.study.setups import DeviceUnits
@@ -20,7 +19,7 @@ SCALED = "time x "  # in the name of an emulated device (local/emulate.py)
 
 
 @dataclass(frozen=True)
-class BenchRun:
+class MeasuredRun:
     """The figures of one file of `sparkpool bench`. Latencies are in seconds, by percentile."""
 
     concurrency: float
@@ -37,7 +36,7 @@ class MeasuredSystem:
     """A system that was measured. `watts` and `dollars_per_second` are those of all its units; None if unknown."""
 
     name: str
-    runs: Sequence[BenchRun]
+    runs: Sequence[MeasuredRun]
     units: float
     source: str
     watts: float | None
@@ -72,40 +71,43 @@ def _measured(name: str, section: MeasuredSection, scenario: Scenario, economics
     return MeasuredSystem(name, runs, section.units, f"sparkpool bench: {files}. {section.note}".strip(), watts, cost)
 
 
-def run_of(file: Path, workload: WorkloadSection) -> BenchRun:
+def run_of(file: Path, workload: WorkloadSection) -> MeasuredRun:
     with bench_run(file) as run:
         summary, requests = run["summary"], run["requests"]
-        devices = (summary.get("emulated") or {"devices": []})["devices"]
-        _check(summary, devices, workload)
+        emulated = summary.get("emulated")
+        _check(summary, workload)
         first = [next(at for at, tokens in one["messages"] if tokens) - one["sent"] for one in requests]
-        return BenchRun(
+        return MeasuredRun(
             concurrency=_concurrency(run),
             throughput=float(summary["output_tokens_per_second"]),
             user_rate=1 / float(summary["latency"]["tpot"]["mean"]),
             ttft=_percentiles(first),
             end_to_end=_percentiles([one["ended"] - one["sent"] for one in requests]),
-            emulated=", ".join(devices),
+            emulated=", ".join(emulated["devices"]) if emulated else "",
         )
 
 
-def _check(summary: Any, devices: Sequence[str], workload: WorkloadSection) -> None:
+def _check(summary: SummaryJson, workload: WorkloadSection) -> None:
     """Raise ValueError for a run that cannot be compared with the scenario's systems."""
     if not summary["completed"]:
         raise ValueError("no request was completed")
     if summary["completed"] < summary["requests"]:
         lost = summary["requests"] - summary["completed"]
         raise ValueError(f"{lost} of {summary['requests']} requests failed: it says nothing of the rest")
-    if devices and not summary["emulated"]["comparable"]:
+    emulated = summary.get("emulated")
+    if emulated and emulated["devices"] and not emulated["comparable"]:
         raise ValueError("overruns: the emulated device could not keep its pace, so this is no comparison")
-    if scaled := [device for device in devices if SCALED in device]:
+    if scaled := [device for device in (emulated["devices"] if emulated else ()) if SCALED in device]:
         raise ValueError(f"{scaled[0]}: its seconds are no seconds of the device; emulate in real time")
-    for key, name in (("input_tokens", "mean_prompt_tokens"), ("output_tokens", "mean_output_tokens")):
-        mean, expected = float(summary[name]), getattr(workload, key)
+    for key, mean, expected in (
+        ("input_tokens", float(summary["mean_prompt_tokens"]), workload.input_tokens),
+        ("output_tokens", float(summary["mean_output_tokens"]), workload.output_tokens),
+    ):
         if abs(mean / expected - 1) > MAX_DEVIATION:
             raise ValueError(f"{mean:.0f} {key} in the mean, workload.{key} is {expected}: another workload")
 
 
-def _concurrency(run: Any) -> float:
+def _concurrency(run: BenchJson) -> float:
     """Return the concurrency that was asked for; of an open loop, the mean number of requests under way (Little's
     law)."""
     asked, summary = run["config"].get("concurrency"), run["summary"]

@@ -1,16 +1,13 @@
 """The file that `sparkpool compare` reads: systems, their load, and assumptions."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from compare.study.dspark import PUBLISHED_AUC, PUBLISHED_DSPARK, PUBLISHED_MTP, Drafting
-from engine.errors import ConfigError
-from engine.section import Positive, Section
+from engine.section import Positive, Section, read_yaml, validated
 from hardware.figure import Label
 from hardware.placement import AttentionCut
 
@@ -170,7 +167,7 @@ class Scenario(Section):
     """What `make bench NAME=prediction` wrote of this project's own cluster: predicted beside measured."""
     steps: list[str] = Field(default_factory=list)
     """Systems from the first to the last, each with one thing more: what of the difference is due to what."""
-    most_requests: Positive = 8192
+    max_requests: Positive = 8192
     """Under way in a decode replica, at most: what its engine takes, if memory has room for more."""
     interactivity: tuple[Above, ...] = (20, 50, 100, 200, 400)
     """Tokens per second of each user at which costs are given."""
@@ -213,7 +210,7 @@ class Scenario(Section):
         for machines in (system.decode, system.prefill, system.helper):
             if machines is not None and machines.device not in self.devices:
                 raise ValueError(
-                    f"systems.{name}: nothing is said of device {machines.device!r} in devices; "
+                    f"systems.{name}: device {machines.device!r} is not in devices; "
                     f"{', '.join(self.devices) or 'none'} are there"
                 )
         if system.helper is not None and system.helper.does == "drafts" and system.drafts in ("none", "mtp"):
@@ -223,12 +220,8 @@ class Scenario(Section):
 
     @classmethod
     def load(cls, file: Path) -> "Scenario":
-        """Raises ConfigError that names the file and the key."""
-        try:
-            content = yaml.safe_load(file.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{file}: {error}") from None
-        return cls.parse(content, str(file)).beside(file.parent)
+        """Read a scenario's file. Raise ConfigError that names the file and the key."""
+        return read_yaml(file, cls).beside(file.parent)
 
     def beside(self, folder: Path) -> Self:
         """Measured files, devices that are files and a model that is one there begin at `folder`."""
@@ -243,14 +236,8 @@ class Scenario(Section):
         return self.model_copy(update=changes)
 
     @classmethod
-    def parse(cls, content: Any, where: str = "scenario") -> "Scenario":
-        if not isinstance(content, Mapping):
-            raise ConfigError(f"{where}: holds no mapping")
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            lines = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
-            raise ConfigError(f"{where}: {'; '.join(lines)}") from None
+    def parse(cls, content: object) -> "Scenario":
+        return validated(content, cls, "scenario")
 
 
 def _device(name: str, folder: Path) -> str:

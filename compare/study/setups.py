@@ -121,12 +121,12 @@ class BuiltSystems:
             prefill = self._roofline(system.prefill, chosen, None)
             prefill_part = self._part(prefill)
         if system.helper is not None:
-            times, decode, helper, most = self._pair(system, units, drafter)
+            times, decode, helper, max_requests = self._pair(system, units, drafter)
         else:
             times = self._roofline(system.decode, units, drafter)
             decode, helper = self._part(times), None
-            most = _fit(times).max_requests(self.longest)
-        return Setup(name, times, decode, helper, prefill, prefill_part, min(most, MAX_REQUESTS), system.drafts)
+            max_requests = _fit(times).max_requests(self.longest)
+        return Setup(name, times, decode, helper, prefill, prefill_part, min(max_requests, MAX_REQUESTS), system.drafts)
 
     @property
     def longest(self) -> int:
@@ -145,11 +145,11 @@ class BuiltSystems:
         """Return the step times of devices that hold the whole model."""
         numbers, model = self.of(machines.device), _stored(self.model, machines)
         if units is None:
-            place = fewest(model, numbers, machines.attention, machines.stages)
+            placement = fewest(model, numbers, machines.attention, machines.stages)
         else:
-            place = Placement(units, machines.stages, machines.attention)
-            MemoryFit(model, place, numbers.get("memory")).check(f"{place.all_units} x {numbers.device.name}")
-        return Roofline(model, numbers, place, self.losses(machines.device), drafter)
+            placement = Placement(units, machines.stages, machines.attention)
+            MemoryFit(model, placement, numbers.get("memory")).check(f"{placement.all_units} x {numbers.device.name}")
+        return Roofline(model, numbers, placement, self.losses(machines.device), drafter)
 
     def _part(self, roofline: Roofline) -> DeviceUnits:
         return DeviceUnits(roofline.numbers, roofline.placement.all_units)
@@ -175,11 +175,11 @@ class BuiltSystems:
         stored = _stored(model, helper)
         size = sum(_feed_forward_bytes(stored, layer.feed_forward) for layer in stored.layers)
         count = helper.units[0] if helper.units else _racks(there, size)
-        place = Placement(units, 1, system.decode.attention)
-        attention = Roofline(model, here, place, self.losses(system.decode.device), drafter)
+        placement = Placement(units, 1, system.decode.attention)
+        attention = Roofline(model, here, placement, self.losses(system.decode.device), drafter)
         experts = Roofline(stored, there, Placement(count, 1, "tensor"), self.losses(helper.device))
         times = Hybrid(attention, experts, Bridge.of(there, count), helper.micro_batches)
-        fit = MemoryFit(_without_feed_forward(model), place, here.get("memory"))
+        fit = MemoryFit(_without_feed_forward(model), placement, here.get("memory"))
         fit.check(f"{units} x {here.device.name} (attention alone)")
         return times, DeviceUnits(here, units), DeviceUnits(there, count), fit.max_requests(self.longest)
 

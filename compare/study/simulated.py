@@ -1,7 +1,7 @@
 """The systems of a study under their workload, with queues and chance: first tokens and whole answers as users see.
 
 Each is as large as it needs to be for its prefill replicas to come out nearly whole. As many requests as asked for are
-under way in each decode replica all the time: whoever has an answer asks again.
+under way in each decode replica all the time: each answer is followed by the next request.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ from hardware.link import Link
 LOADS = (1, 8, 64, 256, 1024)
 REPLICAS = 6  # of decode, at most
 SPREAD = 0.5  # of answers, around their mean: equal ones would end together for ever
-WAVES, LEAST, MOST = 4, 200, 12_000  # requests for each that is under way, and bounds
-WARM = 0.4  # of the requests, the first of which are not counted; nor are the last, beside whom others are missing
+WAVES, MIN_REQUESTS, MAX_REQUESTS = 4, 200, 12_000  # requests for each that is under way, and bounds
+WARM = 0.4  # of the requests, the first of which are not counted; nor are the last, which run in smaller batches
 MESSAGE, ANNOUNCED = 2e-4, 2e-4  # seconds of a message, and of a read before its bytes: ours, as on a local network
 PERCENTILES = (50, 90, 99)
 
@@ -52,9 +52,9 @@ def wanted(study: Study) -> list[tuple[str, int]]:
     prompts into decode steps."""
     found = []
     for name, setups in study.built.setups.items():
-        most = setups[0].max_requests
+        limit = min(setups[0].max_requests, study.max_requests)
         if setups[0].prefill is not None:
-            found += [(name, load) for load in LOADS if load <= min(most, study.most)]
+            found += [(name, load) for load in LOADS if load <= limit]
     return found
 
 
@@ -78,7 +78,7 @@ def simulated(study: Study, name: str, load: int) -> LoadResult:
     decode = min(range(1, REPLICAS + 1), key=lambda count: (_rounded_up(point, count) / count, count))
     system = _system(study, point, decode, max(1, _rounded_up(point, decode)))
     under_way = load * decode
-    requests = min(max(WAVES * under_way, LEAST), MOST)
+    requests = min(max(WAVES * under_way, MIN_REQUESTS), MAX_REQUESTS)
     result = simulate_fast(system, _workload(study, requests, under_way), study.scenario.seed, under_way)
     by_arrival = sorted(result.done, key=lambda one: one.at)
     kept = SimulationResult(by_arrival[int(WARM * len(by_arrival)) : -under_way], result.machines, result.seconds)

@@ -75,7 +75,7 @@ class Steady:
         replicas = rate * self.prefill_seconds / self.utilisation if self.setup.prefill is not None else 0.0
         return OperatingPoint(self.setup, requests, seconds, tokens, verified, replicas, self.workload.output_tokens)
 
-    def most(self, user_rate: float, limit: int) -> OperatingPoint | None:
+    def fullest(self, user_rate: float, limit: int) -> OperatingPoint | None:
         """Return the point with the most requests that still get `user_rate` tokens per second each; None if one alone
         does not."""
         low, high = 1, min(limit, self.setup.max_requests)

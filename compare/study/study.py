@@ -110,7 +110,7 @@ class Study:
         are."""
         key = (self._rests(name), user_rate)
         if key not in self.known:
-            found = [one.most(user_rate, self.most) for one in self.steady[name]]
+            found = [one.fullest(user_rate, self.max_requests) for one in self.steady[name]]
             self.known[key] = tuple(self.valued(point) for point in found if point is not None)
         return self.known[key]
 
@@ -142,7 +142,7 @@ class Study:
     def curve(self, name: str) -> list[Best]:
         """Return points from the highest speed of one user to the highest throughput, in even steps of speed."""
         fast = max(one.at(1).user_rate for one in self.steady[name])
-        slow = min(one.at(min(self.most, one.setup.max_requests)).user_rate for one in self.steady[name])
+        slow = min(one.at(min(self.max_requests, one.setup.max_requests)).user_rate for one in self.steady[name])
         rates = np.geomspace(fast * (1 - 1e-9), max(slow, fast / 100), CURVE) if fast > slow else [fast * (1 - 1e-9)]
         found = [self.best(name, float(rate)) for rate in rates]
         return [best for number, best in enumerate(found) if best and best not in found[:number]]
@@ -154,9 +154,9 @@ class Study:
         return [Rivals(*pair, speed) for speed in self.scenario.decide_at for pair in pairs]
 
     @property
-    def most(self) -> int:
-        """Requests in a replica, at most."""
-        return self.scenario.most_requests
+    def max_requests(self) -> int:
+        """The largest number of requests in a replica."""
+        return self.scenario.max_requests
 
 
 Measure = Callable[[Best], float]

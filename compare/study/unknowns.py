@@ -20,7 +20,8 @@ StudyValue = Callable[[Study], float]
 
 @dataclass(frozen=True)
 class Unknown:
-    """`low` and `high` make a scenario that has it at its least or most; `at` at any value, if it is one number."""
+    """An unknown input. `low` and `high` make a scenario that has it at its lowest or highest value; `at` makes one
+    that has it at any value, if it is one number."""
 
     name: str
     low: Change
@@ -39,7 +40,7 @@ class Unknown:
 
 def unknowns(study: Study, *systems: str) -> list[Unknown]:
     """Return what these systems depend on and is not public: figures and losses of devices that are ranges, and the
-    cost of capital. Where losses are fitted, the fitted time of a layer includes a hop, whatever that takes."""
+    cost of capital. Where losses are fitted, the fitted time of a layer includes a hop of any length."""
     found = []
     parts = [study.scenario.systems[system] for system in systems]
     devices = {part.device for one in parts for part in (one.decode, one.prefill, one.helper) if part is not None}
@@ -106,17 +107,17 @@ def effects(study: Study, result: StudyValue, of: Sequence[Unknown]) -> list[Eff
 def together(study: Study, found: Sequence[Effect]) -> tuple[Study, Study]:
     """Every unknown at the end that makes the result smallest; and largest. As each does alone: what they do to each
     other is not searched for."""
-    least = most = study.scenario
+    smallest = largest = study.scenario
     for effect in found:
-        smaller, larger = effect.unknown.low, effect.unknown.high
+        to_small, to_large = effect.unknown.low, effect.unknown.high
         if effect.low > effect.high:
-            smaller, larger = larger, smaller
-        least, most = smaller(least), larger(most)
-    return study.varied(least), study.varied(most)
+            to_small, to_large = to_large, to_small
+        smallest, largest = to_small(smallest), to_large(largest)
+    return study.varied(smallest), study.varied(largest)
 
 
 def span(study: Study, name: str, user_rate: float, measure: Measure) -> tuple[Study, Study]:
-    """The studies in which a system's measure at some speed is least and most, over all that is not public."""
+    """The studies in which a system's measure at some speed is smallest and largest, over all that is not public."""
 
     def result(one: Study) -> float:
         return one.strained(name, user_rate, measure)

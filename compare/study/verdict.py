@@ -1,4 +1,4 @@
-"""The verdict whether a contender pays: whatever the unknown figures are, or undecidable from public figures."""
+"""The verdict whether a contender pays: at all values of the unknown figures, or undecidable from public ones."""
 
 import enum
 import math
@@ -9,7 +9,7 @@ from compare.study import breakeven
 from compare.study.study import Rivals, Study, dollars
 from compare.study.unknowns import Effect, StudyValue, Unknown, effects, threshold, together, unknowns, uses
 
-MOST_CONDITIONS = 3
+MAX_CONDITIONS = 3
 
 
 class VerdictKind(enum.StrEnum):
@@ -83,7 +83,7 @@ def verdict(study: Study, rivals: Rivals) -> Verdict:
         (values[0], values[1], values[2]),
         (shares[0], shares[1], shares[2]),
         sorted([*found, *other], key=lambda effect: effect.size, reverse=True),
-        conditions[:MOST_CONDITIONS],
+        conditions[:MAX_CONDITIONS],
         [effect for effect in other if (effect.low <= 1.0) != (effect.high <= 1.0)],
     )
 

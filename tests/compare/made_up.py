@@ -52,7 +52,7 @@ def scenario(plain: str, special: str, **changed: Any) -> dict[str, Any]:
         },
         "contenders": {"special": "DSpark"},
         "steps": ["plain", "DSpark", "special"],
-        "most_requests": 64,
+        "max_requests": 64,
         "interactivity": [50, 100],
         "decide_at": [100],
         "traffic": 10_000,

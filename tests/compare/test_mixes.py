@@ -89,7 +89,7 @@ def test_a_chat_goes_on_from_what_was_said() -> None:
 
 
 def test_a_turn_does_not_come_before_its_pause() -> None:
-    mix = Chat(mean_turns=6, pause=Lognormal(median=20, spread=0.0, least=20))
+    mix = Chat(mean_turns=6, pause=Lognormal(median=20, spread=0.0, min_value=20))
     last: dict[str, float] = {}
     for arrival in generate(mix, rate=2, seed=2, requests=2000):
         name = arrival.shared[0].name
@@ -124,11 +124,11 @@ def test_coding_agents_are_as_long_and_as_known_as_published(requests: int) -> N
     assert median(a.input_tokens for a in workload) == pytest.approx(140_000, rel=0.1)
     assert workload.repeated == pytest.approx(0.99, abs=0.007)
     assert workload.mean_output_tokens == pytest.approx(523, rel=0.1)
-    assert max(a.input_tokens for a in workload) <= CodingAgent().most_tokens
+    assert max(a.input_tokens for a in workload) <= CodingAgent().max_tokens
 
 
 def test_an_agent_whose_context_is_full_begins_again() -> None:
-    workload = generate(CodingAgent(most_tokens=1), rate=1, seed=1, requests=50)
+    workload = generate(CodingAgent(max_tokens=1), rate=1, seed=1, requests=50)
 
     assert len({arrival.shared[2].name for arrival in workload}) == 50
 
@@ -153,7 +153,7 @@ def test_a_million_is_nearly_that() -> None:
 
 @given(st.floats(1, 1e6), st.floats(0, 3), st.integers(0, 99))
 def test_a_lognormal_keeps_within_its_bounds(middle: float, spread: float, seed: int) -> None:
-    lengths = Lognormal(median=middle, spread=spread, most=2 * middle)
+    lengths = Lognormal(median=middle, spread=spread, max_value=2 * middle)
 
     assert 1 <= lengths.count(Random(seed)) <= round(2 * middle)
 

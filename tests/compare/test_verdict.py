@@ -147,7 +147,7 @@ def test_break_even_takes_the_size_of_replica_that_pays_first(tmp_path: Path) ->
     plain, special = gpu(tmp_path, "plain"), gpu(tmp_path, "special", **fast)
 
     def share(*units: int) -> float | None:
-        content = scenario(plain, special, traffic=1e6, most_requests=4000)
+        content = scenario(plain, special, traffic=1e6, max_requests=4000)
         content["systems"]["special"]["decode"]["units"] = list(units)
         return breakeven.at(Study.of(Scenario.parse(content)), Rivals("special", "DSpark", 100))
 
