@@ -1,7 +1,7 @@
 """The command `sparkpool`. Heavy imports stay inside the commands: `generate --local` works without Ray and gRPC."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -157,7 +157,7 @@ def _serve_here(settings: "Config") -> None:
         _fail(str(error))
 
 
-def _deploy_config(settings: "Config") -> dict[str, Any]:
+def _deploy_config(settings: "Config") -> dict[str, object]:
     from cluster.serving.app import deploy_config
     from engine.errors import ConfigError
 

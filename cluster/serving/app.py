@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
 
 import ray
 from pydantic import ValidationError
@@ -35,7 +34,7 @@ MARGIN_SECONDS = 10.0  # from the end of a gateway's last request until it is st
 POLL_SECONDS, PROGRESS_SECONDS = 0.2, 5.0
 
 
-def application(args: dict[str, Any]) -> Application:
+def application(args: dict[str, object]) -> Application:
     """Build the application from the `args` of a deploy config, which are a configuration as in the YAML file."""
     return build(Config.parse(args))
 
@@ -64,7 +63,7 @@ def build(config: Config) -> Application:
     return gateway.bind(config, prefill, decode)
 
 
-def _gateway_count(config: Config) -> dict[str, Any]:
+def _gateway_count(config: Config) -> dict[str, object]:
     """Return options for the configured number of gateways. Serve gives our policy the load of a deployment only if the
     policy may scale it, so gateways get bounds too if any pool is scaled."""
     count = config.gateway.replicas
@@ -91,9 +90,9 @@ def decode_deployment(pool: str) -> str:
     return f"Decode-{pool}"
 
 
-def _engine_options(section: EngineConfig, key: str) -> dict[str, Any]:
+def _engine_options(section: EngineConfig, key: str) -> dict[str, object]:
     """Return the deployment options of a pool. Raises ConfigError if Serve refuses the section's autoscaling_config."""
-    scale: dict[str, Any] = {"num_replicas": section.replicas}
+    scale: dict[str, object] = {"num_replicas": section.replicas}
     if section.scale is not None:
         scale = {"autoscaling_config": _between(section.scale.min_replicas, section.scale.max_replicas)}
     if section.autoscaling_config is not None:
@@ -157,7 +156,7 @@ def deployed(config: Config, name: str = APPLICATION, route_prefix: str = "/") -
         serve.delete(name)
 
 
-def deploy_config(config: Config) -> dict[str, Any]:
+def deploy_config(config: Config) -> dict[str, object]:
     """Return `config` as a Serve deploy config (ray.serve.schema.ServeDeploySchema). Raises ConfigError."""
     build(config)  # raises what Serve would refuse
     gateway = config.gateway
@@ -177,7 +176,7 @@ def deploy_config(config: Config) -> dict[str, Any]:
     }
 
 
-def _service_levels(config: Config) -> dict[str, Any]:
+def _service_levels(config: Config) -> dict[str, object]:
     """Return the application-level autoscaling policy for Serve, with its arguments."""
     return {
         "policy_function": autoscale.PATH,
@@ -191,7 +190,7 @@ def _service_levels(config: Config) -> dict[str, Any]:
     }
 
 
-def submit(content: dict[str, Any], progress: Callable[[str], None] = lambda _: None) -> None:
+def submit(content: dict[str, object], progress: Callable[[str], None] = lambda _: None) -> None:
     """Deploy to the cluster that this process is connected to, and wait until everything runs.
 
     `progress` gets the states of the replicas whenever they change, and every PROGRESS_SECONDS. Raises ConfigError with

@@ -105,7 +105,7 @@ def wait_for_answer(application: str) -> None:
     with grpc.insecure_channel(at) as channel:
         while True:
             try:
-                HealthStub(channel).Check(  # type: ignore[no-untyped-call]
+                HealthStub(channel).Check(
                     HealthCheckRequest(), metadata=(("application", application),), timeout=ANSWER_SECONDS
                 )
                 return
