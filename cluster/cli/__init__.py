@@ -55,8 +55,8 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | None = None,
-    no_speculation: Annotated[bool, typer.Option("--no-speculation", help="one token per step, no drafts")] = False,
-    max_drafts: Annotated[int | None, typer.Option(help="largest number of drafts verified in a step")] = None,
+    no_speculation: Annotated[bool, typer.Option("--no-speculation", help="draft nothing: one token per step")] = False,
+    max_drafts: Annotated[int | None, typer.Option(help="maximum number of drafts verified per step")] = None,
 ) -> None:
     """Stream the continuation of PROMPT to the terminal."""
     from cluster import generate as terminal

@@ -14,6 +14,7 @@ from dataclasses import asdict
 import ray
 from pydantic import ValidationError
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, HTTPOptions, RequestRouterConfig, gRPCOptions
 from ray.serve.context import _get_global_client
@@ -32,6 +33,7 @@ SERVICERS = ["cluster.serving.proxy.add_servicers"]
 PREFILL = "Prefill"
 MARGIN_SECONDS = 10.0  # from the end of a gateway's last request until it is stopped
 POLL_SECONDS, PROGRESS_SECONDS = 0.2, 5.0
+RAY_LOGS = "see gcs_server.out and raylet.out in /tmp/ray/session_latest/logs; a busy machine may be too slow for Ray"
 
 
 def application(args: dict[str, object]) -> Application:
@@ -128,18 +130,22 @@ def start_cluster(gateway: GatewayConfig) -> None:
     variable has no effect after the import of ray, so it cannot be set here.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with environment(gateway):
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            logging_level=logging.WARNING,
-            log_to_driver=False,
+    try:
+        with environment(gateway):
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+            )
+        serve.start(
+            http_options=HTTPOptions(host=gateway.http_host, port=gateway.http_port),
+            grpc_options=gRPCOptions(port=gateway.grpc_port, grpc_servicer_functions=SERVICERS),
         )
-    serve.start(
-        http_options=HTTPOptions(host=gateway.http_host, port=gateway.http_port),
-        grpc_options=gRPCOptions(port=gateway.grpc_port, grpc_servicer_functions=SERVICERS),
-    )
+    except (RuntimeError, OSError, RayError) as error:  # a TimeoutError is an OSError
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"Ray did not start: {reason} ({RAY_LOGS})") from error
 
 
 @contextlib.contextmanager
@@ -200,7 +206,7 @@ def submit(content: dict[str, object], progress: Callable[[str], None] = lambda 
     shown, began = ("", 0.0), time.monotonic()
     while True:
         status = serve.status().applications[APPLICATION]
-        now = ", ".join(f"{name} {_replicas(d.replica_states)}" for name, d in sorted(status.deployments.items()))
+        now = _states({name: deployment.replica_states for name, deployment in status.deployments.items()})
         seconds = time.monotonic() - began
         if now != shown[0] or seconds - shown[1] >= PROGRESS_SECONDS:
             progress(f"{seconds:3.0f} s: {now}")
@@ -213,8 +219,12 @@ def submit(content: dict[str, object], progress: Callable[[str], None] = lambda 
         time.sleep(POLL_SECONDS)
 
 
-def _replicas(states: dict[str, int]) -> str:
-    return "+".join(f"{count} {str(state).lower()}" for state, count in states.items()) or "waiting"
+def _states(deployments: dict[str, dict[str, int]]) -> str:
+    """Describe the replicas of each deployment, or what Serve does before there are any deployments."""
+    if not deployments:
+        return "Serve imports and builds the application"
+    replicas = {name: [f"{n} {state.lower()}" for state, n in states.items()] for name, states in deployments.items()}
+    return ", ".join(f"{name} {'+'.join(states) or 'waiting'}" for name, states in sorted(replicas.items()))
 
 
 @contextlib.contextmanager

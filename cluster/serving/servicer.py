@@ -54,8 +54,8 @@ class InferenceServicer:
             named = proto.decode_pool or self._config.gateway.tiers.get(proto.service_tier, "")
             requests = answers_of(proto, request)
             states = [RequestState(r, arrived, named, index) for index, r in enumerate(requests)]
-            async with contextlib.aclosing(answers(self._gateway, states)) as spoken:
-                async for state, chunk in spoken:
+            async with contextlib.aclosing(answers(self._gateway, states)) as chunks:
+                async for state, chunk in chunks:
                     yield reply_of(chunk, state)
 
     async def GenerateOnce(self, proto: pb.GenerateRequest, grpc_context: RayServegRPCContext) -> pb.Answers:
