@@ -14,7 +14,7 @@ demo: $(READY) $(STUBS)
 	$(BIN)/python -m cluster.demo
 
 test: $(READY) $(STUBS)  ## all tests; those that start Ray run in one process, beside the others
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2
 
 ray-up-test: $(READY) $(STUBS)  ## `ray up` over SSH to three hosts that it makes itself; part of `make test`
 	$(BIN)/python -m pytest tests/deploy/test_ray_up.py

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.checkpoints import DEEPSEEK_V3, QWEN3, QWEN3_SLIDING, save_random
 from tests.kernels import IMPLEMENTATIONS, chosen, name_of
@@ -18,19 +19,22 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
-TESTS = Path(__file__).parent
 STARTS_RAY = {"cluster", "deploy", "bench"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell pytest-xdist what may run side by side: test files, but all that start Ray stay in one process.
+class Files(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives whole test files to pytest-xdist's processes, and all files that start Ray to one of them.
 
     They share one cluster, and two at once would ask for more memory and more cores than a small machine has.
     """
-    for item in items:
-        file = item.path.relative_to(TESTS)
-        group = "ray" if file.parts[0] in STARTS_RAY else str(file)
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "ray" if file.split("/")[1] in STARTS_RAY else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:
+    return Files(config, log)
 
 
 @pytest.fixture(scope="module", params=IMPLEMENTATIONS, ids=name_of)

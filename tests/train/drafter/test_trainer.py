@@ -100,8 +100,7 @@ def test_any_target_of_the_engine_gets_a_drafter(family: PretrainedConfig, form:
     shape = SHAPE.model_copy(update={"form": form, "backbone": {"head_dim": 16} if form else {}})
     raw = drafter_config(target, shape, SECTION.anchors)
     loaded, text = FrozenTarget.load(target, SHAPE.target_layer_ids, torch.float32, CPU), random_text()
-    section = SECTION.model_copy(update={"steps": 1})
-    one = DrafterTrainer(section, raw, loaded, text, OnlineFeatures(loaded, text), Workers())
+    one = DrafterTrainer(SECTION, raw, loaded, text, OnlineFeatures(loaded, text), Workers())
     first, *_ = [figures["loss"] for figures in one.train()]
     export_drafter(one.model, raw, tmp_path / "drafter")
 
@@ -221,7 +220,7 @@ def two_workers(deepseek_v3: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("sequences", [4, 1])
 def test_two_workers_lose_what_one_loses(deepseek_v3: Path, two_workers: Path, sequences: int) -> None:
-    """DraftLosses to 1e-5 and weights to 1e-4: sums over sequences have another order. With one sequence in a step, the
+    """Losses to 1e-5 and weights to 1e-4: sums over sequences have another order. With one sequence in a step, the
     second worker has nothing to do but keep up."""
     alone = trainer(deepseek_v3, SECTION.model_copy(update={"sequences": sequences}))
     expected = [figures["loss"] for figures in alone.train()]
