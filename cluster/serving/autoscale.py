@@ -55,7 +55,7 @@ RawMetrics = Mapping[str, Mapping[ReplicaId, Sequence[MetricSample]]]
 
 
 class ScalingContext(Protocol):
-    """What Serve passes about one deployment."""
+    """Describes one deployment to the policy, as Serve passes it."""
 
     @property
     def target_num_replicas(self) -> int: ...
