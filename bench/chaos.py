@@ -1,7 +1,7 @@
-"""Replicas killed under load: every answer whole and the same as undisturbed, nothing leaked.
+"""Kills replicas under load: every answer must be complete and as without the kills, and nothing may leak.
 
-Three replicas in each pool, drafting with the shipped drafter; the same questions twice, undisturbed and while a random
-replica of either pool is killed at intervals. The first is the ceiling.
+Three replicas in each pool, with the shipped drafter. The same questions are asked twice: undisturbed, which is the
+ceiling, and while a random replica of either pool is killed at intervals.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from cluster.serving.proxy import APPLICATION
 from engine.config import SHIPPED_DRAFTER, Config
 
 REPLICAS, CONCURRENCY = 3, 64
-RECOVERIES = 3  # a kill for so many times as long as a replica takes to come back
+RECOVERIES = 3  # the interval between kills, in times that a replica takes to come back
 IDLE_SECONDS = 60.0
 
 
@@ -83,7 +83,7 @@ def config(grpc_port: int, http_port: int) -> Config:
 
 
 def recovery_seconds(client: Client, replicas: Replicas) -> float:
-    """From killing a replica to all of them answering again."""
+    """Kill a replica; return the seconds until all replicas answer again."""
     agents = {replica.identity.agent for replica in whole(client).replicas}
     began = time.monotonic()
     replicas.kill_one()
@@ -93,7 +93,7 @@ def recovery_seconds(client: Client, replicas: Replicas) -> float:
 
 
 def whole(client: Client) -> pb.Stats:
-    """What all replicas say, once all of them are there."""
+    """Wait until all replicas run, and return their statistics."""
     until = time.monotonic() + IDLE_SECONDS
     while time.monotonic() < until:
         with suppress(grpc.RpcError):
@@ -111,7 +111,7 @@ def answers(
     replicas: Replicas | None = None,
     interval: float = 0.0,
 ) -> tuple[list[Answer], float]:
-    """All answers, and the seconds they took; meanwhile a replica is killed at every interval."""
+    """Return all answers and the seconds they took. With `replicas`, kill one at every interval meanwhile."""
     whole(client)
 
     async def storm() -> list[Answer]:
@@ -136,7 +136,7 @@ async def kill(replicas: Replicas, interval: float) -> None:
 
 
 def settled(client: Client) -> list[str]:
-    """What is left when nothing is under way any more; nothing, if all goes well."""
+    """Wait until the service holds nothing, or IDLE_SECONDS; return what it still holds."""
     until = time.monotonic() + IDLE_SECONDS
     while (found := leaks(whole(client))) and time.monotonic() < until:
         time.sleep(0.2)

@@ -1,16 +1,16 @@
-"""What the front costs: gRPC, HAProxy or proxy, gateway and Ray between the engines and a client.
+"""Measures the cost of the front: gRPC, HAProxy or proxy, gateway and Ray between the engines and a client.
 
-On this machine, in turns, on the same prompts, threads and pages, 16 requests under way:
+On this machine, in turns, with the same prompts, threads and pages, 16 concurrent requests:
 
-    engines        a prefill and a decode engine in two processes of their own, joined by NIXL, with nothing around them
+    engines        a prefill and a decode engine in two processes of their own, joined by NIXL, without any front
     gRPC           a cluster of one replica each, under `sparkpool bench`, through HAProxy
     gRPC, 4        the same cluster's second decode pool, which sends a message for every 4 tokens (`stream_interval`)
     gRPC, direct   as gRPC, but at the gateway's own port (`front: direct`)
     gRPC, proxy    as gRPC, but through Serve's proxy (`front: proxy`), which such a cluster has too
 
-Then the four without load, a request at a time. Two bare processes and not `local.Pair`, because the cluster's engines
-also run beside each other; at the niceness of Ray's workers, because on a shared machine that decides who waits. They
-are the ceiling: the front can only take away.
+Then the four without load, one request at a time. The bare engines are two processes rather than one `local.Pair`,
+because the cluster's engines also run at the same time, and they have the niceness of Ray's workers, so that the
+operating system schedules them alike. They are the ceiling.
 """
 
 import json
@@ -65,7 +65,7 @@ BARE, EACH, COARSE, DIRECT, PROXY = "engines", "gRPC", f"gRPC, {INTERVAL}", "gRP
 
 
 def run(report: BenchReport) -> None:
-    """Alternate the five, and account for the processor time of all but the first."""
+    """Alternate the five, and report the processor time of all but the first."""
     grpc_port, http_port, proxy_port = free_ports(3)
     os.environ["RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"] = str(proxy_port)
     config = Config.parse(
@@ -104,9 +104,8 @@ def run(report: BenchReport) -> None:
 
 
 def latency(name: str, served: "Served", alone: "Served") -> dict[str, Any]:
-    """Milliseconds, medians over the rounds' own. On the way: from the client to the gateway and back, by the
-    difference of what both say an answer took.
-    """
+    """Return a row of milliseconds, medians over the rounds. "On the way" is the time between client and gateway: the
+    client's duration of an answer less the gateway's."""
 
     def median(side: Served, figure: str) -> float:
         values: list[float] = [getattr(round_, figure) for round_ in side.counted]
@@ -146,7 +145,7 @@ class Served:
         self.rounds: list[FrontRound] = []
 
     def seconds(self, num_requests: int) -> float:
-        """How long so many requests take, from the first sending to the last end."""
+        """Return the seconds that `num_requests` take, from the first sent to the last end."""
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             words = ["--address", self._address, "--decode-pool", self._pool, "--json", file.name]
             words += ["--concurrency", str(self._concurrency), "--requests", str(num_requests)]
@@ -175,11 +174,11 @@ class Served:
 
     @property
     def counted(self) -> list[FrontRound]:
-        """All but the warm-up."""
+        """The rounds without the warm-up."""
         return self.rounds[1:]
 
     def processor_time(self) -> list[dict[str, Any]]:
-        """Medians over the rounds, by process."""
+        """Return the median processor time over the rounds, by process."""
         return [
             {
                 "process": name,
@@ -195,7 +194,7 @@ class Served:
 
 
 class Engines:
-    """The two engines, each in a process of its own; handoffs go through a pipe, pages over NIXL."""
+    """Two engines in two processes; handoffs go through a pipe, pages over NIXL."""
 
     def __init__(self, config: Config) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -217,14 +216,14 @@ class Engines:
             process.join()
 
     def seconds(self, num_requests: int) -> float:
-        """How long so many requests take."""
+        """Return the seconds that `num_requests` take."""
         self._orders.send(num_requests)
         seconds: float = self._orders.recv()
         return seconds
 
 
 def prefill_process(config: Config, requests: Connection) -> None:
-    """Prefill whatever comes, until None does."""
+    """Prefill the requests that come through the pipe, until None comes."""
     os.nice(RAY_WORKER_NICENESS)
     set_threads(config.prefill, config)
     with torch.inference_mode():
@@ -243,7 +242,7 @@ def prefill_process(config: Config, requests: Connection) -> None:
 
 
 def decode_process(config: Config, handoffs: Connection, orders: Connection) -> None:
-    """For each order, so many requests with CONCURRENCY of them under way; answers with the seconds."""
+    """Run each ordered number of requests, CONCURRENCY at a time, and send back the seconds."""
     os.nice(RAY_WORKER_NICENESS)
     section = config.decode["default"]
     set_threads(section, config)
@@ -261,7 +260,7 @@ def decode_process(config: Config, handoffs: Connection, orders: Connection) -> 
 
 
 def decode_all(decoder: Decoder, requests: dict[str, Request], handoffs: Connection) -> int:
-    """Tokens generated for all requests."""
+    """Decode all requests, and return the number of tokens."""
     waiting = iter(requests.values())
     tokens = finished = 0
     for _ in range(CONCURRENCY):
@@ -281,13 +280,13 @@ def decode_all(decoder: Decoder, requests: dict[str, Request], handoffs: Connect
 
 
 def seconds_until(engine: Prefiller | Decoder) -> float | None:
-    """How long the engine may sleep."""
+    """Return how long the engine may sleep; None: until a call."""
     deadline = engine.next_deadline()
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def workload(builder: Builder, num_requests: int) -> dict[str, Request]:
-    """What `sparkpool bench` sends with these lengths."""
+    """Return the requests that `sparkpool bench` sends with these lengths."""
     ordinary = sorted(set(range(builder.facts.vocab_size)) - set(builder.facts.eos_token_ids))
     jobs = random_jobs(LENGTHS, ordinary, Random("0 load"))
     stop = StopRules(max_tokens=LENGTHS.output, ignore_eos=True)

@@ -1,8 +1,8 @@
-"""Handoffs between two processes over real NIXL: bytes, bandwidth compared with a raw read, and control path.
+"""Measures handoffs between two processes over NIXL: bandwidth compared with a raw read, and control path.
 
 Two tables. *Reads* moves pages of two sizes with `NixlTransfer` alone: adjacent pages (one descriptor) and pages in
-random order (one descriptor each), beside NIXL's read of one contiguous block of as many bytes. *Handoffs* is the
-whole path: a prefill engine in one process, a decode engine in the other, from a fresh page pool, whose pages are
+random order (one descriptor each), compared with NIXL's read of one contiguous block of the same size. *Handoffs* is
+the whole path: a prefill engine in one process, a decode engine in the other, from a fresh page pool, whose pages are
 adjacent, and from a fragmented one, where every second page is taken. On one host UCX uses shared memory, cross-memory
 attach or loopback TCP: a network has other figures, and on a busy machine they show the CPU scheduler.
 """

@@ -1,4 +1,4 @@
-"""Prefill in the decode replica: the time to first token, and what it costs running requests.
+"""Measures prefill in the decode replica: the time to the first token, and the cost to running requests.
 
 The shipped model decodes greedily, without speculation. A prompt goes one of two ways: `local` is prefilled in the
 decode engine itself, in chunks of `local_chunk_tokens`; `handoff` in a prefill engine of the same process and on the
@@ -127,7 +127,7 @@ def run(report: BenchReport) -> None:
         what = f"time to the second token of {row['prompt']} prompt tokens, local over handoff"
         report.goal(what, row["second_token_over_handoff"], TTFT_TARGET, "", at_most=True)
     for row in rows:
-        what = f"tok/s of {RUNNING} answers while prompts of {row['prompt']} tokens are prefilled beside them, of alone"
+        what = f"tok/s of {RUNNING} answers while prompts of {row['prompt']} tokens are prefilled, over without"
         report.goal(what, row["local_of_alone"], KEPT_TARGET, "")
 
 

@@ -1,4 +1,4 @@
-"""The two ends of the handoff benchmark: raw blocks, watched pages, and the other process."""
+"""Provides both ends of the handoff benchmark: raw blocks, transfers with records, and the other process."""
 
 import hashlib
 import multiprocessing
@@ -18,7 +18,7 @@ from engine.transfer import NixlTransfer, PageRead, ReadState, new_agent_name
 from engine.types import AgentEntry, Handoff, Request
 from local.build import Builder, set_threads
 
-ANSWER_SECONDS = 120.0  # far beyond what anything here takes: a silence is a failure
+ANSWER_SECONDS = 120.0  # far longer than any answer takes: afterwards the other process has failed
 LOOK_SECONDS = 0.001
 SWEEP_BYTES = 2**28  # more than any cache holds
 READY = "ready"
@@ -27,7 +27,7 @@ GROUP = "full"
 
 @dataclass(frozen=True, kw_only=True)
 class BlockEntry:
-    """How a raw block is found: an agent's metadata, and the block's address and size in bytes."""
+    """The address of a raw block: its agent's metadata, and the block's address and size in bytes."""
 
     name: str
     metadata: bytes
@@ -37,7 +37,7 @@ class BlockEntry:
 
 class Block:
     """One contiguous block of memory under a NIXL agent of its own: no pages, no engine, and no thread, which would
-    take a core from those who are measured."""
+    take a core from the measured processes."""
 
     def __init__(self, num_bytes: int) -> None:
         self.memory = torch.ones(num_bytes, dtype=torch.uint8)
@@ -49,8 +49,8 @@ class Block:
         self._met: set[str] = set()
 
     def read(self, peer: BlockEntry, num_bytes: int, cold: bool = False) -> float:
-        """Read the first `num_bytes` of the peer's block into ours, in one piece; the seconds it took. `cold`: nothing
-        of ours is in the processor's caches, as after a step of an engine."""
+        """Read the first `num_bytes` of the peer's block into ours, in one piece, and return the seconds. `cold`: first
+        empty the processor's caches, as a step of an engine does."""
         if peer.name not in self._met:
             self._agent.add_remote_agent(peer.metadata)
             self._met.add(peer.name)
@@ -81,9 +81,8 @@ class Block:
 
 @dataclass(frozen=True)
 class ReadRecord:
-    """A read that an engine asked for and that has ended: seconds from posting it to seeing it done, pieces, and
-    the pages it filled in each group.
-    """
+    """A completed read of an engine: seconds from posting it to seeing it done, number of descriptors, and the local
+    pages of each group."""
 
     seconds: float
     num_descriptors: int
@@ -117,12 +116,12 @@ class WatchedTransfer(NixlTransfer):
 
 
 def forget() -> None:
-    """Push everything else out of the processor's caches, as a step of an engine does."""
+    """Fill the processor's caches with other data, as a step of an engine does."""
     torch.ones(SWEEP_BYTES // 8, dtype=torch.int64).sum()
 
 
 def digest(store: PageStore, pages: Mapping[str, Sequence[int]]) -> str:
-    """Of the target part of these pages, in order."""
+    """Return a hash of the target model's part of these pages, in order."""
     hashed = hashlib.sha256()
     for group, ids in sorted(pages.items()):
         target_bytes = store.layout.groups[group].target_bytes
@@ -132,7 +131,7 @@ def digest(store: PageStore, pages: Mapping[str, Sequence[int]]) -> str:
 
 
 def page_store(page_bytes: int, num_pages: int) -> PageStore:
-    """Pages of any size, without a model: one entry of `page_bytes`, each page filled with its mark."""
+    """Return pages of any size, without a model: one entry of `page_bytes`, each page filled with its mark."""
     layout = CacheLayout.of([Entry(layer=0, name="bytes", shape=(page_bytes // 16,), dtype=torch.uint8)], 16)
     store = PageStore(layout, {GROUP: num_pages}, torch.device("cpu"))
     for page, record in enumerate(store.records[GROUP]):
@@ -141,12 +140,12 @@ def page_store(page_bytes: int, num_pages: int) -> PageStore:
 
 
 def mark(page: int) -> int:
-    """What every byte of a page is, never zero."""
+    """Return the value of every byte of a page, never zero."""
     return page % 255 + 1
 
 
 class Peer:
-    """A spawned process that runs `serve`, from outside."""
+    """Spawns a process that runs `serve`, and exchanges messages with it."""
 
     def __init__(self, config: Config) -> None:
         context = multiprocessing.get_context("spawn")
@@ -159,9 +158,9 @@ class Peer:
         self._pipe.send((command, *arguments))
 
     def answer(self) -> Any:
-        """The next message. Raises TimeoutError if none comes."""
+        """Return the next message. Raises TimeoutError if none comes."""
         if not self._pipe.poll(ANSWER_SECONDS):
-            raise TimeoutError(f"the other process has said nothing for {ANSWER_SECONDS} s")
+            raise TimeoutError(f"the other process has sent no answer for {ANSWER_SECONDS} s")
         return self._pipe.recv()
 
     def ask(self, command: str, *arguments: Any) -> Any:
@@ -177,7 +176,7 @@ class Peer:
 
 
 class Served:
-    """What the other process does when it is told to. An answer goes through the pipe."""
+    """Carries out commands in the other process, and answers through the pipe."""
 
     def __init__(self, pipe: Connection, config: Config) -> None:
         self._pipe = pipe
@@ -188,7 +187,7 @@ class Served:
         self.engine.warm_up()
 
     def add(self, request: Request) -> None:
-        """Answers with the handoff and when it was done, on the clock that all processes of a machine share."""
+        """Prefill a request; `step` answers with its handoff and the time, by the clock that all processes share."""
         self.engine.add(request)
 
     def cancel(self, request_id: str) -> None:
@@ -198,9 +197,8 @@ class Served:
         self._pipe.send(digest(self._stores[0], pages))
 
     def hold(self, page_bytes: int, num_pages: int) -> None:
-        """Have pages without an engine and a raw block of as many bytes, instead of those held before; answers with
-        how to reach both.
-        """
+        """Make pages without an engine and a raw block of the same size, in place of the earlier ones. Answers with the
+        entries of both."""
         if self._held is not None:
             for held in self._held:
                 held.close()
@@ -211,7 +209,7 @@ class Served:
         self._pipe.send((transfer.entry, block.entry))
 
     def rewrite(self) -> None:
-        """Write the raw block anew, and then other things, as an engine does with its pages; answers when done."""
+        """Write the raw block again, then empty the caches, as an engine does with its pages; answers when done."""
         assert self._held is not None
         self._held[1].memory.fill_(1)
         forget()
@@ -239,7 +237,7 @@ class Served:
 
 @torch.inference_mode()
 def serve(pipe: Connection, config: Config) -> None:
-    """A prefill engine, driven as the thread shell of a replica does: it sleeps until its deadline or a command."""
+    """Run a prefill engine as a replica's thread does: sleep until its deadline or a command."""
     set_threads(config.prefill, config)
     served = Served(pipe, config)
     pipe.send(READY)

@@ -1,9 +1,9 @@
-"""Redeployed and scaled under load: nobody's request fails, and the decision to scale up comes in time.
+"""Redeploys and scales a service under load: no request may fail, and the decision to scale up must come in time.
 
-First every replica of all pools and the gateway is replaced by one of another version while requests are under way.
-Then, with one to three replicas in both pools, the load rises twice from 2 requests under way and falls back: by 24
+First every replica of all pools and the gateway is replaced by one of another version while requests run.
+Then, with one to three replicas in both pools, the load rises twice from 2 concurrent requests and falls again: by 24
 with long answers, which is more than one decode replica can serve at the target, and by 8 with long prompts, which is
-more than one prefill replica can. The breach is the beginning of the burst.
+more than one prefill replica can. The time to a decision counts from the beginning of the burst.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from engine.config import Config
 
 MOST, LOW = 3, 2
 ANSWERS, PROMPTS = ((32, 128), (20, 92)), ((2, 8), (1500, 2500))  # tokens of answers and prompts
-BURSTS = {"decode": (24, ANSWERS), "prefill": (8, PROMPTS)}  # requests more, by the pool that they are too many for
+BURSTS = {"decode": (24, ANSWERS), "prefill": (8, PROMPTS)}  # additional requests, by the pool that they overload
 DECISION_SECONDS = 5.0
 DEPLOYMENTS = {"prefill": PREFILL, "decode": decode_deployment("default")}
 
@@ -66,12 +66,13 @@ def run(report: BenchReport) -> None:
     report.goal("failed requests, scaled up and down", failures(served), 0, "requests", at_most=True)
     for row in rows:
         report.goal(f"{row['pool']}: burst to decision", row["decision s"], DECISION_SECONDS, "s", at_most=True)
-        report.goal(f"{row['pool']}: replicas at most", row["most replicas"], MOST, "replicas")
+        report.goal(f"{row['pool']}: replicas at the peak", row["most replicas"], MOST, "replicas")
         report.goal(f"{row['pool']}: replicas at the end", row["replicas at the end"], 1, "replicas", at_most=True)
 
 
 def config(grpc_port: int, http_port: int, version: int, down_seconds: float | None = None) -> Config:
-    """Another `version` differs in a number that changes nothing: enough for Serve to replace everything."""
+    """Return the configuration. Another `version` changes a limit that is never reached: Serve then replaces all
+    replicas."""
     engine: dict[str, object] = {
         "threads": 1,
         "cache_bytes": "64MiB",
@@ -92,12 +93,12 @@ def config(grpc_port: int, http_port: int, version: int, down_seconds: float | N
 
 
 def failures(answers: list[Answer]) -> int:
-    """Answers that ended with an error or came without a token."""
+    """Count the answers that ended with an error or without a token."""
     return sum(bool(answer.error) or not answer.tokens for answer in answers)
 
 
 class Background:
-    """Requests that are sent one after the other, so many under way at once, until they are told to stop."""
+    """Keeps `concurrency` requests running until it is stopped."""
 
     def __init__(self, address: str, concurrency: int, asked: list[Question]) -> None:
         self._stop = Event()
@@ -108,11 +109,11 @@ class Background:
 
     @property
     def ended(self) -> int:
-        """Answers until now."""
+        """How many answers have ended so far."""
         return len(self._answers)
 
     def stop(self) -> list[Answer]:
-        """All answers, once those under way have ended."""
+        """Stop sending; return all answers when the open ones have ended."""
         self._stop.set()
         self._thread.join()
         return self._answers
@@ -126,7 +127,7 @@ class Background:
 
 
 class Watch:
-    """How many replicas each pool is to have, ten times a second: running, starting and updating ones."""
+    """Records ten times a second how many replicas each pool has: running, starting and updating ones."""
 
     def __init__(self, count: Callable[[], dict[str, int]] | None = None) -> None:
         self._count = count or replicas
@@ -142,16 +143,16 @@ class Watch:
         self._stop.set()
         self._thread.join()
 
-    def calm(self, most_seconds: float) -> float:
-        """Wait until all pools have one replica, but not longer than that; the seconds it took."""
+    def calm(self, max_seconds: float) -> float:
+        """Wait until all pools have one replica, or `max_seconds`. Return the seconds waited."""
         began = time.monotonic()
-        while time.monotonic() < began + most_seconds and set(self.now().values()) != {1}:
+        while time.monotonic() < began + max_seconds and set(self.now().values()) != {1}:
             time.sleep(0.5)
         return time.monotonic() - began
 
     def row(self, pool: str, since: float, calm: float) -> dict[str, Any]:
-        """When the pool was first to have more than one replica, the most it had, what it had at the end, and how many
-        seconds after the burst all pools had one."""
+        """Return a row: seconds from the burst to the pool's second replica, its maximum and final number of replicas,
+        and the seconds after the burst until all pools had one."""
         after = [(at - since, counts[pool]) for at, counts in self.history if at >= since]
         decided = next((seconds for seconds, count in after if count > 1), float("inf"))
         most, last = max(count for _, count in after), after[-1][1]
@@ -165,7 +166,7 @@ class Watch:
 
 
 def replicas() -> dict[str, int]:
-    """Those that run or start, by pool; one that is being stopped does not count."""
+    """Return the number of replicas that run or start, by pool, without those that are being stopped."""
     found = serve.status().applications[APPLICATION].deployments
     return {
         pool: sum(count for state, count in found[name].replica_states.items() if str(state).upper() != "STOPPING")

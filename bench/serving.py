@@ -1,4 +1,4 @@
-"""A `Pair` of engines at work: prompts prefilled, then answers decoded, and what a step of that is made of."""
+"""Times a `Pair` of engines: prefill of prompts, decode of answers, and the parts of a decode step."""
 
 import gc
 import time
@@ -24,13 +24,13 @@ Prompt = tuple[int, ...]
 PAGE_TOKENS = 64
 CHUNK_TOKENS = 2048
 WARM_UP, STEPS = 4, 12
-WATCHED_TOKENS = 8 * (WARM_UP + STEPS + 2 + CALLS)  # were every draft of a block accepted
+WATCHED_TOKENS = 8 * (WARM_UP + STEPS + 2 + CALLS)  # enough if every draft were accepted
 PARTS = ("draft", "plan", "verify", "step", "compute")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Up to so many requests at once, of so many tokens each, in rounds of which the middle one counts."""
+    """Numbers of concurrent requests, their lengths in tokens, and the number of rounds, of which the median counts."""
 
     at_once: tuple[int, ...]
     prompt_tokens: int
@@ -39,8 +39,8 @@ class Workload:
 
 
 class Served:
-    """One side of bench/speculation.py over a model, with pages for all of a workload. `peak_gib` is the most that it
-    took beside the model: pages of both engines, drafter, and what a step needs."""
+    """One side of bench/speculation.py over a model, with pages for all of a workload. `peak_gib` is the peak memory
+    in addition to the model: pages of both engines, the drafter, and what a step needs."""
 
     def __init__(self, name: str, side: str, model: LoadedModel, workload: Workload, options: BenchOptions) -> None:
         of_model, of_decode = SIDES[side]
@@ -63,20 +63,20 @@ class Served:
         )
         self._of = {"model": name, "dtype": dtype, "side": side}
         self._workload, self._device = workload, options.device
-        gc.collect()  # engines are in cycles, and those of before would count
+        gc.collect()  # frees earlier engines, which are in reference cycles and would count
         self._held_before = _held_bytes(options.device)
         self.builder = Builder(config, config.prefill, model)
         self.pair = Pair(config, builder=self.builder)
 
     def answers(self, prompts: Sequence[Prompt]) -> tuple[dict[str, Any], list[list[int]]]:
-        """The figures of the middle one of the rounds after a first one, and what was said in the last."""
+        """Return the figures of the median round, after a warm-up, and the tokens of the last round's answers."""
         runs = [self._run(prompts) for _ in range(1 + self._workload.rounds)][1:]
         middle = sorted(runs, key=lambda run: run["tok_s"])[self._workload.rounds // 2]
         said = [[t for chunk in self.pair.chunks[str(i)] for t in chunk.tokens] for i in range(len(prompts))]
         return {**self._of, "at_once": len(prompts), **middle}, said
 
     def step(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """A decode step of so many requests, all of the engine in it, and what the device does meanwhile."""
+        """Return a row about a whole decode step of these requests, and what the device does during it."""
         requests = self._begun(prompts, WATCHED_TOKENS)
         for _ in range(WARM_UP):
             self._step()
@@ -92,7 +92,7 @@ class Served:
         return {**self._of, "at_once": len(prompts), **of_step}
 
     def step_times(self) -> list[dict[str, Any]]:
-        """What planners know of the steps here, verifying no, some and all drafts of every request."""
+        """Return the step times that planners use: verifying no, some and all drafts of every request."""
         times = self.builder.step_times(self.builder.config.decode["default"])
         length = self.builder.block_length
         return [
@@ -112,7 +112,7 @@ class Served:
         self.pair.take(self.pair.decoder.step())
 
     def _begun(self, prompts: Sequence[Prompt], output_tokens: int) -> list[Request]:
-        """All of them prefilled, and admitted by decode."""
+        """Prefill all prompts and return their requests when decode has admitted them."""
         stop = StopRules(max_tokens=output_tokens, ignore_eos=True)
         asked = [Request(id=str(i), prompt=p, sampling=Sampling(), stop=stop) for i, p in enumerate(prompts)]
         self.pair.chunks.clear()
@@ -147,7 +147,8 @@ def _held_bytes(device: torch.device) -> int:
 
 
 def _per_step(before: Counters, after: Counters) -> dict[str, float]:
-    """Means of the steps between. `tau`: tokens of a request in a step. `own_ms`: what is no model's."""
+    """Return means over the steps between two counts. `tau`: tokens that a step gives a request; `own_ms`: milliseconds
+    of a step outside models."""
 
     def gained(name: str) -> float:
         return float(getattr(after, name) - getattr(before, name))

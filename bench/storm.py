@@ -1,8 +1,7 @@
-"""Load under which things are killed, replaced and scaled, and what became of every answer.
+"""Sends load while replicas are killed, replaced or scaled, and compares every answer with an undisturbed one.
 
-An answer under such load is compared with the same answer before it. Both are greedy or seeded, so they are the same
-tokens whatever happens, up to the first place where the two best logits of a greedy one differ by less than TIE: which
-of those wins may depend on what else is in the batch (design: "identical").
+Both answers are greedy or seeded, so their tokens are equal, except after the first position where the two best logits
+of a greedy answer differ by less than TIE: which of the two wins may depend on what else is in the batch.
 """
 
 import asyncio
@@ -21,12 +20,12 @@ from cluster.proto.sparkpool_pb2_grpc import InferenceStub
 
 TIE = 1e-4
 VOCABULARY = range(300, 2000)  # ordinary tokens of the shipped model
-SECONDS = 300.0  # the longest that one answer may take
+SECONDS = 300.0  # time limit of one answer
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and how it is to be answered: greedy without a seed."""
+    """A prompt and the options of its answer, which is greedy without a seed."""
 
     prompt: tuple[int, ...]
     max_tokens: int
@@ -40,7 +39,7 @@ class Question:
 
 @dataclass
 class Answer:
-    """What a caller saw. `gaps`: at each token, by how much the best logit was above the second best."""
+    """An answer as the client saw it. `gaps`: at each token, the best logit minus the second best."""
 
     tokens: list[int] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
@@ -51,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How answers compare with those before: failed calls, answers of another length, other tokens, and ties."""
+    """Counts of answers that failed, had another length, had other tokens, differed after a tie, or were resumed."""
 
     failed: list[str]
     incomplete: int
@@ -70,7 +69,7 @@ def questions(
     output_tokens: tuple[int, int] = (32, 128),
     prompt_tokens: tuple[int, int] = (20, 92),
 ) -> list[Question]:
-    """Half of the prompts begin with 128 tokens more that others begin with, too; every second one is seeded."""
+    """Make questions. Half of the prompts begin with 128 tokens shared with others; every second one has a seed."""
     beginnings = [tuple(draw.choices(VOCABULARY, k=128)) for _ in range(8)]
     made = []
     for number in range(count):
@@ -87,10 +86,10 @@ async def ask_all(
     concurrency: int,
     on_end: Callable[[Answer], None] = lambda _: None,
 ) -> list[Answer]:
-    """The answers to all questions, so many under way at once."""
+    """Return the answers to all questions, of which `concurrency` run at once."""
     slots = asyncio.Semaphore(concurrency)
     async with grpc.aio.insecure_channel(address) as channel:
-        stub: Any = InferenceStub(channel)  # type: ignore[no-untyped-call]
+        stub = InferenceStub(channel)
 
         async def ask(question: Question) -> Answer:
             async with slots:
@@ -111,7 +110,7 @@ async def ask_all(
 
 
 def compare(asked: Sequence[Question], before: Sequence[Answer], after: Sequence[Answer]) -> Verdict:
-    """`after` against `before`, which went undisturbed."""
+    """Compare the answers `after` with the undisturbed answers `before`."""
     failed, incomplete, different, ties = [], 0, 0, 0
     for question, reference, answer in zip(asked, before, after, strict=True):
         assert len(reference.tokens) == question.max_tokens, f"the reference itself failed: {reference.error}"
@@ -120,14 +119,14 @@ def compare(asked: Sequence[Question], before: Sequence[Answer], after: Sequence
         elif len(answer.tokens) != question.max_tokens:
             incomplete += 1
         elif answer.tokens != reference.tokens:
-            place = next(i for i, (a, b) in enumerate(zip(answer.tokens, reference.tokens, strict=True)) if a != b)
-            tie = question.seed is None and reference.gaps[place] < TIE
+            position = next(i for i, (a, b) in enumerate(zip(answer.tokens, reference.tokens, strict=True)) if a != b)
+            tie = question.seed is None and reference.gaps[position] < TIE
             ties, different = ties + tie, different + (not tie)
     return Verdict(failed, incomplete, different, ties, sum(answer.prefills > 1 for answer in after))
 
 
 def leaks(stats: pb.Stats) -> list[str]:
-    """What is not as it should be when nothing is under way."""
+    """Describe the requests, leases and pages that an idle service still holds."""
     found = []
     for replica in stats.replicas:
         if replica.waiting or replica.running or replica.leases.held:
@@ -140,7 +139,7 @@ def leaks(stats: pb.Stats) -> list[str]:
 
 
 class Replicas:
-    """The engines of an application, as Ray's actors."""
+    """Kills replicas of an application's engines, which are Ray actors."""
 
     def __init__(self, application: str, draw: random.Random) -> None:
         self._prefix = f"SERVE_REPLICA::{application}#"
@@ -148,7 +147,7 @@ class Replicas:
         self.killed: list[str] = []
 
     def kill_one(self) -> str:
-        """Kill a random replica of a random pool, and say which."""
+        """Kill a random replica of a random pool, and return its name."""
         names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
         engines = sorted(name for name in names if name.startswith(self._prefix) and "#Gateway#" not in name)
         name = self._draw.choice(engines)

@@ -1,12 +1,21 @@
 """A small gRPC client, for the command line, the demo and the tests."""
 
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import grpc
 
 from cluster.proto import sparkpool_pb2 as pb
 from cluster.proto.sparkpool_pb2_grpc import InferenceStub
+
+
+class ReplyStream(Protocol):
+    """An open call to Generate. Iterating raises grpc.RpcError."""
+
+    def __iter__(self) -> Iterator[pb.GenerateReply]: ...
+    def __next__(self) -> pb.GenerateReply: ...
+    def cancel(self) -> bool: ...
 
 
 class Client:
@@ -15,11 +24,11 @@ class Client:
     def __init__(self, address: str, application: str = "sparkpool") -> None:
         self.channel = grpc.insecure_channel(address)
         self.metadata = (("application", application),)
-        self._stub: Any = InferenceStub(self.channel)  # type: ignore[no-untyped-call]
+        self._stub = InferenceStub(self.channel)
 
-    def generate(self, request: pb.GenerateRequest, timeout: float | None = None) -> Any:
-        """Start a call and return it: iterate over its replies, or `cancel()` it. Iterating raises grpc.RpcError."""
-        return self._stub.Generate(request, timeout=timeout, metadata=self.metadata)
+    def generate(self, request: pb.GenerateRequest, timeout: float | None = None) -> ReplyStream:
+        stream: ReplyStream = self._stub.Generate(request, timeout=timeout, metadata=self.metadata)
+        return stream
 
     def generate_once(self, request: pb.GenerateRequest, timeout: float | None = None) -> pb.Answers:
         answers: pb.Answers = self._stub.GenerateOnce(request, timeout=timeout, metadata=self.metadata)
@@ -60,5 +69,7 @@ def generate_request(prompt: str | list[int], **options: Any) -> pb.GenerateRequ
     """Make a request from keywords: fields of `Sampling` (temperature, seed, ...) and of `GenerateRequest`."""
     options = {key: value for key, value in options.items() if value is not None}
     sampling = {key: options.pop(key) for key in SAMPLING & set(options)}
-    source: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"token_ids": pb.TokenIds(ids=prompt)}
-    return pb.GenerateRequest(**source, sampling=pb.Sampling(**sampling), **options)
+    common = {"sampling": pb.Sampling(**sampling), **options}
+    if isinstance(prompt, str):
+        return pb.GenerateRequest(prompt=prompt, **common)
+    return pb.GenerateRequest(token_ids=pb.TokenIds(ids=prompt), **common)

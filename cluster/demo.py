@@ -1,5 +1,5 @@
-"""`make demo`: starts both pools on this machine with the shipped model and its drafter, and sends a few prompts one by
-one, with and without speculative decoding, then all at once."""
+"""Runs `make demo`: starts both pools on this machine with the shipped model and its drafter, and sends a few prompts
+one by one, with and without speculative decoding, then all at once."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -55,10 +55,10 @@ def main() -> None:
         }
     )
     started = time.monotonic()
-    console.print("Starting Ray, a prefill replica, a decode replica and a gateway ...")
+    console.print("Starting Ray, then a prefill replica, a decode replica and a gateway ...")
     with running(config, console.print), Client(f"127.0.0.1:{grpc_port}") as client:
-        console.print(f"Up and warm after {time.monotonic() - started:.1f} s.\n")
-        table = Table(title="one at a time, temperature 0.7, seed 1")
+        console.print(f"Ready after {time.monotonic() - started:.1f} s.\n")
+        table = Table(title="one request at a time, temperature 0.7, seed 1")
         for column in ("prompt", "first token", "tok/s", "prefill", "transfer", "pages", "bytes"):
             table.add_column(column, justify="left" if column == "prompt" else "right")
         alone = [ask(client, prompt, console) for prompt in PROMPTS]
@@ -110,7 +110,7 @@ def with_and_without(drafted: list[DemoAnswer], plain: list[DemoAnswer]) -> Tabl
         "accepted length",
         "verified per step",
         "accepted by position",
-        "same",
+        "same text",
     ):
         table.add_column(column, justify="left" if column == "prompt" else "right")
     for prompt, one, other in zip(PROMPTS, drafted, plain, strict=True):
@@ -136,7 +136,7 @@ def all_at_once(client: Client, alone: list[DemoAnswer]) -> str:
     tokens = sum(answer.last.usage.completion_tokens for answer in answers)
     same = sum(answer.text == before.text for answer, before in zip(answers, 2 * alone, strict=True))
     rate = f"{tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tok/s in all"
-    return f"\n{len(answers)} requests at once: {rate}; {same} of {len(answers)} answers the same as alone\n"
+    return f"\n{len(answers)} requests at once: {rate}; {same} of {len(answers)} answers have the same text as alone\n"
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ at the first answer; the client writes one file for each replica, with the steps
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cluster.proto import sparkpool_pb2 as pb
+from cluster.proto.sparkpool_pb2_grpc import InferenceStub
 from engine.errors import ConfigError
 
 PART_BYTES = 2**20
 HEADER_BYTES = 2**16
+Metadata = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +85,12 @@ class RecordFiles:
         self._folder = folder
         self.skip: dict[str, int] = {}
 
-    async def begin(self, stub: Any, metadata: Any) -> None:
+    async def begin(self, stub: InferenceStub, metadata: Metadata) -> None:
         """Note how long the files are now."""
         call = stub.GetRecords(pb.GetRecordsRequest(sizes_only=True), metadata=metadata)
         self.skip = {part.agent: part.size async for part in call}
 
-    async def fetch(self, stub: Any, metadata: Any) -> dict[Path, int]:
+    async def fetch(self, stub: InferenceStub, metadata: Metadata) -> dict[Path, int]:
         """Write the files, and return the number of steps in each."""
         steps: dict[Path, int] = {}
         async for part in stub.GetRecords(pb.GetRecordsRequest(skip=self.skip), metadata=metadata):

@@ -131,7 +131,7 @@ def evaluation_table(results: "Sequence[DrafterResult]") -> Table:
     return table
 
 
-def places_table(results: "Sequence[DrafterResult]") -> Table:
+def acceptance_table(results: "Sequence[DrafterResult]") -> Table:
     """Return how often the draft at each position was accepted if all before it were."""
     length = len(results[0].figures.acceptance)
     table = _table("acceptance by position", ("domain", "setting"), [str(number + 1) for number in range(length)])

@@ -14,7 +14,7 @@ from train.provenance import configure_process
 
 
 class WorkerOptions(TypedDict):
-    """What Ray Train passes to each worker."""
+    """Holds what Ray Train passes to each worker."""
 
     config: TrainConfig
     threads: int

@@ -1,7 +1,7 @@
 """The command `sparkpool`. Heavy imports stay inside the commands: `generate --local` works without Ray and gRPC."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -55,8 +55,8 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | None = None,
-    no_speculation: Annotated[bool, typer.Option("--no-speculation", help="one token per step, no drafts")] = False,
-    max_drafts: Annotated[int | None, typer.Option(help="largest number of drafts verified in a step")] = None,
+    no_speculation: Annotated[bool, typer.Option("--no-speculation", help="draft nothing: one token per step")] = False,
+    max_drafts: Annotated[int | None, typer.Option(help="maximum number of drafts verified per step")] = None,
 ) -> None:
     """Stream the continuation of PROMPT to the terminal."""
     from cluster import generate as terminal
@@ -157,7 +157,7 @@ def _serve_here(settings: "Config") -> None:
         _fail(str(error))
 
 
-def _deploy_config(settings: "Config") -> dict[str, Any]:
+def _deploy_config(settings: "Config") -> dict[str, object]:
     from cluster.serving.app import deploy_config
     from engine.errors import ConfigError
 

@@ -78,7 +78,7 @@ def evaluate(
     import torch
     from rich.console import Console
 
-    from cluster.tables import evaluation_table, places_table
+    from cluster.tables import acceptance_table, evaluation_table
     from engine.config import SHIPPED_MODEL
     from engine.errors import ConfigError
     from engine.models import load_model
@@ -102,7 +102,7 @@ def evaluate(
         results = list(evaluation.measured(domains, settings, Console(stderr=True, soft_wrap=True).print))
     except (ConfigError, OSError, ValueError) as error:
         fail(str(error))
-    Console(highlight=False).print(evaluation_table(results), places_table(results))
+    Console(highlight=False).print(evaluation_table(results), acceptance_table(results))
     if json_file:
         write_json(results, json_file)
     if plots and not draw_evaluation(results, plots):

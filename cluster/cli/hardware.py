@@ -1,13 +1,14 @@
 """Commands that compute the memory of models. They load no weights, and need neither Ray nor torch."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar, get_args
 
 import typer
 
 from cluster.cli.drafters import fail
 
 commands = typer.Typer()
+T = TypeVar("T", bound=str)
 MODEL = "a checkpoint's directory, a config.json, or the name of a known model (deepseek-v4-pro)"
 
 
@@ -23,23 +24,20 @@ def layout(
 ) -> None:
     """Print the bytes of a model's weights, and of its cache per token and per request."""
     import json
-    from typing import Any
 
     from rich.console import Console
     from rich.table import Table
 
     from engine.errors import ConfigError
-    from hardware.attention import WIDTH
+    from hardware.attention import CachePrecision, IndexPrecision
     from hardware.layout import Layout
     from hardware.model import Model
 
-    precisions: dict[str, Any] = {"cache": cache or None, "index": index or None}
-    for name, value in precisions.items():
-        allowed = [one for one in WIDTH if name == "index" or one != "fp4"]
-        if value is not None and value not in allowed:
-            fail(f"--{name}: {value!r} is none of {', '.join(allowed)}")
+    cache_precision = _choice("--cache", cache, get_args(CachePrecision))
+    index_precision = _choice("--index", index, get_args(IndexPrecision))
     try:
-        found = Layout(Model.of(_source(model), **precisions), Model.of(_source(against)) if against else None)
+        described = Model.of(_source(model), cache_precision, index_precision)
+        found = Layout(described, Model.of(_source(against)) if against else None)
     except ConfigError as error:
         fail(str(error))
     if as_json:
@@ -51,6 +49,12 @@ def layout(
         for row in rows:
             table.add_row(*row)
         console.print(table)
+
+
+def _choice(option: str, value: str, choices: tuple[T, ...]) -> T | None:
+    if value and value not in choices:
+        fail(f"{option}: {value!r} is none of {', '.join(choices)}")
+    return next((choice for choice in choices if choice == value), None)
 
 
 def _source(model: str) -> str | Path:

@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import yaml
 
-from cluster.deploy.cluster_file import ClusterFile, Nodes
+from cluster.deploy.cluster_file import ClusterFile, Nodes, YamlMapping
 from cluster.serving.app import deploy_config
 from cluster.serving.front import switches
 from engine.config import Config, EngineConfig, GatewayConfig
@@ -52,7 +52,7 @@ def check(files: list[Path]) -> Iterator[Finding]:
         yield from Configuration(file, config).check(clusters)
 
 
-def read(file: Path) -> dict[str, Any]:
+def read(file: Path) -> YamlMapping:
     """Read the mapping in a YAML file. Raises ConfigError."""
     try:
         content = yaml.safe_load(file.read_text()) or {}

@@ -21,6 +21,7 @@ from engine.errors import ConfigError
 
 START_COMMANDS = ("head_start_ray_commands", "worker_start_ray_commands")
 TOKEN_FILE = "~/.ray/auth_token"
+YamlMapping = dict[str, Any]
 NOT_LOCAL = ("head_node", "worker_nodes", "available_node_types")
 DETECTED = {"aws": ("CPU", "GPU")}  # resources that the provider detects if a node type does not name them
 
@@ -82,7 +83,7 @@ class Nodes:
 class ClusterFile:
     """A file for `ray up`. `content` is the file's, `prepared` has Ray's defaults too."""
 
-    def __init__(self, file: Path, content: dict[str, Any]) -> None:
+    def __init__(self, file: Path, content: YamlMapping) -> None:
         """Raises ConfigError that names file and key if `ray up` would refuse it."""
         self.file, self.content = file, content
         self._check_schema()
@@ -175,11 +176,11 @@ class ClusterFile:
             if key not in provider and "coordinator_address" not in provider:
                 raise ConfigError(f"{self.file}: provider.{key}: is missing, and there is no coordinator_address")
 
-    def _prepare(self) -> dict[str, Any]:
+    def _prepare(self) -> YamlMapping:
         output = io.StringIO()
         try:
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-                prepared: dict[str, Any] = prepare_config(copy.deepcopy(self.content))
+                prepared: YamlMapping = prepare_config(copy.deepcopy(self.content))
                 for node_type in prepared["available_node_types"].values():
                     node_type.setdefault("resources", {})
                 validate_config(prepared)

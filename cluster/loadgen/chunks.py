@@ -5,7 +5,6 @@ import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 from cluster.loadgen.load import CallFailed, RequestRecord
 
@@ -39,14 +38,14 @@ class SseChunk:
 
 @dataclass(kw_only=True)
 class EndpointAnswer:
-    """What the chunks of an answer have said so far about the whole."""
+    """Collects what the chunks of an answer say about the whole answer."""
 
     finish_reason: str = ""
     done: bool = False
-    usage: dict[str, Any] = field(default_factory=dict)
+    usage: dict[str, object] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
 
-    def read(self, chunk: dict[str, Any]) -> SseChunk:
+    def read(self, chunk: dict[str, object]) -> SseChunk:
         has_tokens = False
         for choice in _list(chunk.get("choices")):
             delta = as_dict(choice.get("delta"))
@@ -55,8 +54,8 @@ class EndpointAnswer:
             self.finish_reason = str(choice.get("finish_reason") or self.finish_reason)
         for usage in (as_dict(as_dict(chunk.get("x_groq")).get("usage")), as_dict(chunk.get("usage"))):
             self.usage |= usage
-            self.times |= {name: value for name, value in usage.items() if name.endswith("_time") and _is_number(value)}
-        self.times |= {name: value for name, value in as_dict(chunk.get("time_info")).items() if _is_number(value)}
+            self.times |= {name: value for name, value in _numbers(usage).items() if name.endswith("_time")}
+        self.times |= _numbers(as_dict(chunk.get("time_info")))
         return SseChunk(has_tokens)
 
     def check(self) -> None:
@@ -65,18 +64,20 @@ class EndpointAnswer:
             raise CallFailed("UNAVAILABLE", "the stream ended before [DONE] or a finish_reason")
         if self.finish_reason in BAD_FINISHES:
             raise CallFailed(BAD_FINISHES[self.finish_reason], f"finish_reason is {self.finish_reason!r}")
-        if not all(type(self.usage.get(name)) is int for name in ("prompt_tokens", "completion_tokens")):
+        if self._count("prompt_tokens") is None or self._count("completion_tokens") is None:
             raise CallFailed(NO_USAGE, "the stream had no usage with prompt_tokens and completion_tokens")
 
     def note(self, record: RequestRecord, now: float) -> None:
         """Spread the tokens of `usage` evenly over the messages with tokens, but give the first message one."""
         messages = sum(1 for _, any_tokens in record.messages if any_tokens)
-        share = iter(_shares(self.usage["completion_tokens"], messages))
+        share = iter(_shares(self._count("completion_tokens") or 0, messages))
         record.messages = [(at, next(share) if any_tokens else 0) for at, any_tokens in record.messages]
-        record.prompt_tokens = self.usage["prompt_tokens"]
-        cached = as_dict(self.usage.get("prompt_tokens_details")).get("cached_tokens")
-        record.cached_tokens = cached if type(cached) is int else 0
+        record.prompt_tokens = self._count("prompt_tokens") or 0
+        record.cached_tokens = _as_int(as_dict(self.usage.get("prompt_tokens_details")).get("cached_tokens")) or 0
         record.finish_reason, record.vendor_times = self.finish_reason, self.times
+
+    def _count(self, name: str) -> int | None:
+        return _as_int(self.usage.get(name))
 
 
 def _shares(tokens: int, messages: int) -> list[int]:
@@ -101,7 +102,7 @@ async def events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 data = []
 
 
-def parsed(data: bytes) -> dict[str, Any]:
+def parsed(data: bytes) -> dict[str, object]:
     """Parse a chunk. Raises CallFailed if it is no JSON object or reports an error."""
     try:
         chunk = json.loads(data)
@@ -111,8 +112,9 @@ def parsed(data: bytes) -> dict[str, Any]:
         raise CallFailed("INTERNAL", f"a chunk is not a JSON object: {data!r}")
     whole = chunk if chunk.get("object") == "error" else None
     if reported := chunk.get("error") or as_dict(chunk.get("x_groq")).get("error") or whole:
-        code = as_dict(reported).get("code")
-        raise CallFailed(status_of(code if type(code) is int else 500), f"error in the stream: {message_of(reported)}")
+        code = _as_int(as_dict(reported).get("code"))
+        status = status_of(500 if code is None else code)
+        raise CallFailed(status, f"error in the stream: {message_of(reported)}")
     return chunk
 
 
@@ -123,18 +125,24 @@ def status_of(code: int) -> str:
     return "INTERNAL" if code >= 500 else "FAILED_PRECONDITION" if code >= 400 else "UNKNOWN"
 
 
-def message_of(error: Any) -> str:
+def message_of(error: object) -> str:
     names = ("message", "detail")
     return next((str(as_dict(error)[name]) for name in names if as_dict(error).get(name)), str(error))
 
 
-def as_dict(value: Any) -> dict[str, Any]:
+def as_dict(value: object) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _list(value: Any) -> list[dict[str, Any]]:
+def _list(value: object) -> list[dict[str, object]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _as_int(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _numbers(values: dict[str, object]) -> dict[str, float]:
+    """Return the finite numbers among these values; True and False are none."""
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    return {name: value for name, value in numbers.items() if not isinstance(value, bool) and math.isfinite(value)}

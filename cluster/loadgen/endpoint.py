@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -60,7 +59,7 @@ class Endpoint:
     base: str
     model: str
     chat: bool
-    sampling: Mapping[str, Any]
+    sampling: Mapping[str, object]
     key: str = field(default="", repr=False)
 
     @property
@@ -73,7 +72,7 @@ class Endpoint:
         bearer = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         return {"Accept": "text/event-stream", "Accept-Encoding": "identity", **bearer}
 
-    def body(self, job: Job) -> dict[str, Any]:
+    def body(self, job: Job) -> dict[str, object]:
         prompt = {"messages": [{"role": "user", "content": job.prompt}]} if self.chat else {"prompt": job.prompt}
         limit = {} if job.max_tokens is None else {"max_tokens": job.max_tokens}
         stream = {"stream": True, "stream_options": {"include_usage": True}}

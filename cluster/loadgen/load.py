@@ -117,7 +117,7 @@ class RequestRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """When requests are sent.
+    """Says when requests are sent.
 
     Closed loop (`due` is None): `concurrency` requests are open at any time. Open loop: each is sent at its time in
     `due`, whether or not others have finished; with `concurrency`, at most that many are open and the rest wait.

@@ -139,7 +139,9 @@ def _ratio(amount: float, of: float) -> float:
     return amount / of if of else 0.0
 
 
-def as_json(config: dict[str, Any], started: str, records: list[RequestRecord], figures: Summary) -> dict[str, Any]:
+def as_json(
+    config: dict[str, object], started: str, records: list[RequestRecord], figures: Summary
+) -> dict[str, object]:
     """Return the content of `--json`, as the top of this file describes it."""
     requests = [asdict(record) for record in sorted(records, key=lambda r: r.index)]
     kind = "endpoint" if config["endpoint"] else "sparkpool"

@@ -13,7 +13,6 @@ from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import grpc
 from rich.console import Console
@@ -130,7 +129,7 @@ class BenchOptions:
     def destination(self) -> Endpoint:
         """Return the endpoint to measure. Sampling options with their default are not sent, since not every server has
         every field; except the temperature, whose default differs."""
-        sampling: dict[str, Any] = {"temperature": self.temperature}
+        sampling: dict[str, object] = {"temperature": self.temperature}
         sampling |= {"top_p": self.top_p} if self.top_p != 1.0 else {}
         sampling |= {"top_k": self.top_k} if self.top_k else {}
         sampling |= {"seed": self.sampling_seed} if self.sampling_seed is not None else {}
@@ -180,7 +179,7 @@ class BenchRun:
         """Measure our own service: ask for its model first, and at the end for the steps that it recorded."""
         options = self._options
         async with grpc.aio.insecure_channel(options.address) as channel:
-            stub: Any = InferenceStub(channel)  # type: ignore[no-untyped-call]
+            stub = InferenceStub(channel)
             metadata = (("application", options.application),)
             model = await stub.GetModel(pb.GetModelRequest(), metadata=metadata, timeout=CONNECT_SECONDS)
             ordinary = sorted(set(range(model.vocab_size)) - set(model.eos_token_ids))

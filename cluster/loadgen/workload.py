@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from engine.errors import ConfigError
 
@@ -48,7 +47,7 @@ def read_prompts(file: Path, max_tokens: int | None = None, *, text_only: bool =
     return jobs
 
 
-def _job(entry: Any, max_tokens: int | None) -> Job:
+def _job(entry: object, max_tokens: int | None) -> Job:
     if not isinstance(entry, dict) or "prompt" not in entry:
         raise ValueError('must be an object with "prompt"')
     if unknown := sorted(entry.keys() - {"prompt", "max_tokens"}):

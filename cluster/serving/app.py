@@ -10,11 +10,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
 
 import ray
 from pydantic import ValidationError
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, HTTPOptions, RequestRouterConfig, gRPCOptions
 from ray.serve.context import _get_global_client
@@ -33,9 +33,10 @@ SERVICERS = ["cluster.serving.proxy.add_servicers"]
 PREFILL = "Prefill"
 MARGIN_SECONDS = 10.0  # from the end of a gateway's last request until it is stopped
 POLL_SECONDS, PROGRESS_SECONDS = 0.2, 5.0
+RAY_LOGS = "see gcs_server.out and raylet.out in /tmp/ray/session_latest/logs; a busy machine may be too slow for Ray"
 
 
-def application(args: dict[str, Any]) -> Application:
+def application(args: dict[str, object]) -> Application:
     """Build the application from the `args` of a deploy config, which are a configuration as in the YAML file."""
     return build(Config.parse(args))
 
@@ -64,7 +65,7 @@ def build(config: Config) -> Application:
     return gateway.bind(config, prefill, decode)
 
 
-def _gateway_count(config: Config) -> dict[str, Any]:
+def _gateway_count(config: Config) -> dict[str, object]:
     """Return options for the configured number of gateways. Serve gives our policy the load of a deployment only if the
     policy may scale it, so gateways get bounds too if any pool is scaled."""
     count = config.gateway.replicas
@@ -91,9 +92,9 @@ def decode_deployment(pool: str) -> str:
     return f"Decode-{pool}"
 
 
-def _engine_options(section: EngineConfig, key: str) -> dict[str, Any]:
+def _engine_options(section: EngineConfig, key: str) -> dict[str, object]:
     """Return the deployment options of a pool. Raises ConfigError if Serve refuses the section's autoscaling_config."""
-    scale: dict[str, Any] = {"num_replicas": section.replicas}
+    scale: dict[str, object] = {"num_replicas": section.replicas}
     if section.scale is not None:
         scale = {"autoscaling_config": _between(section.scale.min_replicas, section.scale.max_replicas)}
     if section.autoscaling_config is not None:
@@ -129,18 +130,22 @@ def start_cluster(gateway: GatewayConfig) -> None:
     variable has no effect after the import of ray, so it cannot be set here.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with environment(gateway):
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            logging_level=logging.WARNING,
-            log_to_driver=False,
+    try:
+        with environment(gateway):
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+            )
+        serve.start(
+            http_options=HTTPOptions(host=gateway.http_host, port=gateway.http_port),
+            grpc_options=gRPCOptions(port=gateway.grpc_port, grpc_servicer_functions=SERVICERS),
         )
-    serve.start(
-        http_options=HTTPOptions(host=gateway.http_host, port=gateway.http_port),
-        grpc_options=gRPCOptions(port=gateway.grpc_port, grpc_servicer_functions=SERVICERS),
-    )
+    except (RuntimeError, OSError, RayError) as error:  # a TimeoutError is an OSError
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"Ray did not start: {reason} ({RAY_LOGS})") from error
 
 
 @contextlib.contextmanager
@@ -157,7 +162,7 @@ def deployed(config: Config, name: str = APPLICATION, route_prefix: str = "/") -
         serve.delete(name)
 
 
-def deploy_config(config: Config) -> dict[str, Any]:
+def deploy_config(config: Config) -> dict[str, object]:
     """Return `config` as a Serve deploy config (ray.serve.schema.ServeDeploySchema). Raises ConfigError."""
     build(config)  # raises what Serve would refuse
     gateway = config.gateway
@@ -177,7 +182,7 @@ def deploy_config(config: Config) -> dict[str, Any]:
     }
 
 
-def _service_levels(config: Config) -> dict[str, Any]:
+def _service_levels(config: Config) -> dict[str, object]:
     """Return the application-level autoscaling policy for Serve, with its arguments."""
     return {
         "policy_function": autoscale.PATH,
@@ -191,7 +196,7 @@ def _service_levels(config: Config) -> dict[str, Any]:
     }
 
 
-def submit(content: dict[str, Any], progress: Callable[[str], None] = lambda _: None) -> None:
+def submit(content: dict[str, object], progress: Callable[[str], None] = lambda _: None) -> None:
     """Deploy to the cluster that this process is connected to, and wait until everything runs.
 
     `progress` gets the states of the replicas whenever they change, and every PROGRESS_SECONDS. Raises ConfigError with
@@ -201,7 +206,7 @@ def submit(content: dict[str, Any], progress: Callable[[str], None] = lambda _: 
     shown, began = ("", 0.0), time.monotonic()
     while True:
         status = serve.status().applications[APPLICATION]
-        now = ", ".join(f"{name} {_replicas(d.replica_states)}" for name, d in sorted(status.deployments.items()))
+        now = _states({name: deployment.replica_states for name, deployment in status.deployments.items()})
         seconds = time.monotonic() - began
         if now != shown[0] or seconds - shown[1] >= PROGRESS_SECONDS:
             progress(f"{seconds:3.0f} s: {now}")
@@ -214,8 +219,12 @@ def submit(content: dict[str, Any], progress: Callable[[str], None] = lambda _: 
         time.sleep(POLL_SECONDS)
 
 
-def _replicas(states: dict[str, int]) -> str:
-    return "+".join(f"{count} {str(state).lower()}" for state, count in states.items()) or "waiting"
+def _states(deployments: dict[str, dict[str, int]]) -> str:
+    """Describe the replicas of each deployment, or what Serve does before there are any deployments."""
+    if not deployments:
+        return "Serve imports and builds the application"
+    replicas = {name: [f"{n} {state.lower()}" for state, n in states.items()] for name, states in deployments.items()}
+    return ", ".join(f"{name} {'+'.join(states) or 'waiting'}" for name, states in sorted(replicas.items()))
 
 
 @contextlib.contextmanager

@@ -8,9 +8,9 @@ measured outcome.
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Protocol, TextIO, TypedDict, TypeVar
 
 from policy.load import FrontLoad, Load, ReplicaLoad
 from policy.scale import PREFILL, Bounds, Decision, Outcome, Prediction, State, Targets, decide
@@ -18,6 +18,52 @@ from policy.scale import PREFILL, Bounds, Decision, Outcome, Prediction, State, 
 PATH = "cluster.serving.autoscale:ServiceLevels"
 PERIOD_SECONDS = 1.0
 logger = logging.getLogger("ray.serve")
+
+
+class BoundsArgs(TypedDict, total=False):
+    """`Bounds` as JSON."""
+
+    least: int
+    most: int
+    devices: float
+    watts: float
+
+
+class DeploymentId(Hashable, Protocol):
+    """Serve's id of a deployment."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class ReplicaId(Hashable, Protocol):
+    """Serve's id of a replica."""
+
+    @property
+    def unique_id(self) -> str: ...
+
+
+class MetricSample(Protocol):
+    """One value of a metric that a replica pushed."""
+
+    @property
+    def value(self) -> float: ...
+
+
+RawMetrics = Mapping[str, Mapping[ReplicaId, Sequence[MetricSample]]]
+"""The samples of each metric and replica, oldest first."""
+
+
+class ScalingContext(Protocol):
+    """Describes one deployment to the policy, as Serve passes it."""
+
+    @property
+    def target_num_replicas(self) -> int: ...
+    @property
+    def raw_metrics(self) -> RawMetrics: ...
+
+
+D = TypeVar("D", bound=DeploymentId)
 
 
 class ServiceLevels:
@@ -29,8 +75,8 @@ class ServiceLevels:
 
     def __init__(
         self,
-        targets: Mapping[str, Any],
-        bounds: Mapping[str, Mapping[str, Any]],
+        targets: Mapping[str, float],
+        bounds: Mapping[str, BoundsArgs],
         pools: Mapping[str, str],
         gateway: str,
         record: str | None = None,
@@ -43,7 +89,7 @@ class ServiceLevels:
         self._decided = float("-inf")
         self._file = _opened(Path(record)) if record else None
 
-    def __call__(self, contexts: Mapping[Any, Any]) -> tuple[dict[Any, int], dict[Any, dict[str, Any]]]:
+    def __call__(self, contexts: Mapping[D, ScalingContext]) -> tuple[dict[D, int], dict[D, dict[str, object]]]:
         """Return the number of replicas of each deployment id, and no state for Serve to keep: it is kept here."""
         wanted = {deployment: context.target_num_replicas for deployment, context in contexts.items()}
         now = time.monotonic()
@@ -58,7 +104,7 @@ class ServiceLevels:
             wanted[deployment] = decision.replicas.get(pool, wanted[deployment]) if pool else wanted[deployment]
         return wanted, {}
 
-    def _load(self, contexts: Mapping[Any, Any], now: float) -> Load:
+    def _load(self, contexts: Mapping[D, ScalingContext], now: float) -> Load:
         by_pool = {self._pools[d.name]: context for d, context in contexts.items() if d.name in self._pools}
         loads = {
             pool: {name: ReplicaLoad.from_metrics(metrics) for name, metrics in _latest(context.raw_metrics).items()}
@@ -91,7 +137,7 @@ class ServiceLevels:
             self._file.write(json.dumps(line) + "\n")
 
 
-def _latest(metrics: Mapping[str, Mapping[Any, list[Any]]]) -> dict[str, dict[str, float]]:
+def _latest(metrics: RawMetrics) -> dict[str, dict[str, float]]:
     """Return the latest value of each metric, by the unique id of its replica."""
     latest: dict[str, dict[str, float]] = {}
     for name, by_replica in metrics.items():

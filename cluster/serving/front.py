@@ -1,4 +1,4 @@
-"""How clients reach the gateways: one of three fronts, chosen by environment variables when Ray starts.
+"""Sets up how clients reach the gateways: one of three fronts, chosen by environment variables when Ray starts.
 
     haproxy    client -> HAProxy -> gateway           one address for all applications and gateways of a node
     direct     client -> gateway                      each gateway has its own port, for an external load balancer
@@ -46,7 +46,7 @@ HAPROXY_PORTS = (
 # gateways of two clusters on one machine would share a port. So each cluster gets its own block of ports.
 GATEWAY_PORTS = range(22000, 30000, 100)
 ANSWER_SECONDS, POLL_SECONDS = 60.0, 0.05
-NOT_THERE_YET = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN)
+NOT_READY_YET = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN)
 
 
 def switches(gateway: GatewayConfig) -> dict[str, str]:
@@ -105,12 +105,12 @@ def wait_for_answer(application: str) -> None:
     with grpc.insecure_channel(at) as channel:
         while True:
             try:
-                HealthStub(channel).Check(  # type: ignore[no-untyped-call]
+                HealthStub(channel).Check(
                     HealthCheckRequest(), metadata=(("application", application),), timeout=ANSWER_SECONDS
                 )
                 return
             except grpc.RpcError as error:
-                if error.code() not in NOT_THERE_YET or time.monotonic() > until:
+                if error.code() not in NOT_READY_YET or time.monotonic() > until:
                     reason = f"{error.code().name}: {error.details()}"
                     raise ConfigError(f"gateway.grpc_port: {application} cannot be reached at {at}: {reason}") from None
             time.sleep(POLL_SECONDS)

@@ -38,7 +38,7 @@ def translated_errors() -> Iterator[None]:
         raise Unavailable(f"the stream to a replica broke ({error.code().name})") from error
 
 
-async def broadcast(handle: DeploymentHandle, method: str, *args: Any) -> list[Any]:
+async def broadcast(handle: DeploymentHandle, method: str, *args: object) -> list[Any]:
     """Call `method` of every replica, and return their answers. Raise Unavailable if one is lost meanwhile."""
     seconds = 2 * ANSWER_SECONDS
     try:
@@ -118,7 +118,7 @@ class ServePools:
         """Return the next part of what each decode replica has recorded. Raise Unavailable if one is lost meanwhile."""
         return [part for pool in await self._ask("records", *self._decode, args=(skip,)) for part in pool]
 
-    async def _ask(self, method: str, *pools: str, args: tuple[Any, ...] = ()) -> list[list[Any]]:
+    async def _ask(self, method: str, *pools: str, args: tuple[object, ...] = ()) -> list[list[Any]]:
         try:
             return await asyncio.gather(*(broadcast(self._handles[pool], method, *args) for pool in pools))
         except Unavailable as error:
@@ -132,7 +132,7 @@ class ServePools:
                 logger.warning(f"{request_id} could not be cancelled in all of {pool}: {error}")
 
 
-def _called(method: DeploymentHandle, *args: Any, **kwargs: Any) -> ReplicaStream:
+def _called(method: DeploymentHandle, *args: object, **kwargs: object) -> ReplicaStream:
     """Call a replica under a new id.
 
     Calls that a request makes inherit its id, and Serve's router (2.60) keeps waiting calls by their ids: of several

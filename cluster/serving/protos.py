@@ -1,4 +1,4 @@
-"""From protos to our nouns and back. Everything a client can write wrongly is found here or in `Request.check`."""
+"""Converts protos to the types of the engine and back. This file and `Request.check` find all errors of clients."""
 
 import re
 import secrets
@@ -16,13 +16,11 @@ from policy.request_state import RequestState
 
 FINISH_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 REQUEST_ID = re.compile(r"[\w.:-]{0,64}", re.ASCII)
-
-
 MAX_ANSWERS = 64
 
 
 def request_of(proto: pb.GenerateRequest, text: Text, model: ModelFacts, gateway: GatewayConfig) -> Request:
-    """The request as the pools know it. Raises BadRequest or UnknownModel."""
+    """Return the request for the pools. Raises BadRequest or UnknownModel."""
     if proto.model not in ("", model.name):
         raise UnknownModel(f"model: {proto.model!r} is not served here; {model.name!r} is")
     prompt = prompt_of(proto, text)
@@ -49,7 +47,7 @@ def request_of(proto: pb.GenerateRequest, text: Text, model: ModelFacts, gateway
 
 
 def answers_of(proto: pb.GenerateRequest, request: Request) -> list[Request]:
-    """The request once for each answer that is wanted: answer 0 is the request itself. Raises BadRequest."""
+    """Return one request for each of the `n` answers; the first is `request` itself. Raises BadRequest."""
     count = proto.n if proto.HasField("n") else 1
     if not 1 <= count <= MAX_ANSWERS:
         raise BadRequest("n", f"must be in [1, {MAX_ANSWERS}], is {count}")
@@ -72,12 +70,12 @@ def _seconds_of(proto: pb.GenerateRequest, gateway: GatewayConfig) -> float:
 
 
 def _max_drafts_of(proto: pb.Speculation) -> int:
-    most = proto.max_tokens if proto.HasField("max_tokens") else NO_LIMIT
-    return min(most, 0) if proto.off else most
+    max_drafts = proto.max_tokens if proto.HasField("max_tokens") else NO_LIMIT
+    return min(max_drafts, 0) if proto.off else max_drafts
 
 
 def prompt_of(proto: pb.GenerateRequest | pb.TokenizeRequest, text: Text) -> tuple[int, ...]:
-    """The tokens of whichever input is set. Raises BadRequest."""
+    """Return the tokens of the input that is set. Raises BadRequest."""
     match proto.WhichOneof("input"):
         case "prompt":
             return text.encode(proto.prompt)
@@ -89,11 +87,11 @@ def prompt_of(proto: pb.GenerateRequest | pb.TokenizeRequest, text: Text) -> tup
                 raise BadRequest("token_ids", "is empty: at least one token is needed")
             return tuple(proto.token_ids.ids)
         case _:
-            raise BadRequest("prompt", "is not set, nor is another form of input: one is needed")
+            raise BadRequest("prompt", "is not set, and neither is token_ids nor chat: one of the three is needed")
 
 
 def reply_of(chunk: Chunk, state: RequestState) -> pb.GenerateReply:
-    """One streamed reply; the last has usage, timings and acceptance."""
+    """Return one streamed reply; the last has usage, timings and acceptance."""
     reply = pb.GenerateReply(text=chunk.text, token_ids=chunk.tokens, logprobs=chunk.logprobs, index=state.index)
     for top in chunk.top:
         reply.top_logprobs.add(token_ids=[token for token, _ in top], logprobs=[logprob for _, logprob in top])
@@ -109,7 +107,7 @@ def reply_of(chunk: Chunk, state: RequestState) -> pb.GenerateReply:
 
 
 def joined(replies: Iterable[pb.GenerateReply]) -> pb.Answers:
-    """The streamed replies of all answers, each answer as one."""
+    """Merge the streamed replies of each answer into one reply."""
     answers: dict[int, pb.GenerateReply] = {}
     for reply in replies:
         whole = answers.setdefault(reply.index, pb.GenerateReply())
@@ -119,11 +117,11 @@ def joined(replies: Iterable[pb.GenerateReply]) -> pb.Answers:
     return pb.Answers(answers=[answers[index] for index in sorted(answers)])
 
 
-def _request_id(wished: str) -> str:
-    """A name that no other request has; it begins with the client's own, if there is one."""
-    if not REQUEST_ID.fullmatch(wished):
+def _request_id(client_id: str) -> str:
+    """Return an id that no other request has; it begins with the client's own, if there is one."""
+    if not REQUEST_ID.fullmatch(client_id):
         raise BadRequest("request_id", "may have up to 64 letters, digits, '-', '_', '.' or ':'")
-    return f"{wished}-{secrets.token_hex(8)}" if wished else secrets.token_hex(8)
+    return f"{client_id}-{secrets.token_hex(8)}" if client_id else secrets.token_hex(8)
 
 
 def _sampling_of(proto: pb.Sampling) -> Sampling:

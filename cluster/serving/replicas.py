@@ -30,7 +30,7 @@ ERROR_SECONDS = 0.5  # for the requests' errors to leave the process before it e
 
 
 class EngineDeployment(Generic[E]):
-    """What replicas of both kinds of pool have in common."""
+    """Runs the engine of a replica of either kind of pool, and answers what both kinds are asked."""
 
     def __init__(
         self, pool: str, section: EngineConfig, builder: Builder, build: Callable[[str], E], stream_interval: int = 1

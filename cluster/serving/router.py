@@ -1,10 +1,11 @@
 """Sends a call to the replica that the gateway prefers: policy/ ranks replicas, Serve's router follows."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
+R = TypeVar("R")
 PATH = "cluster.serving.router.PreferenceRouter"
 
 
@@ -24,7 +25,7 @@ class PreferenceRouter(RequestRouter):  # type: ignore[misc] # Ray has no types
         return ranked(preferred_replicas, {replica.replica_id.unique_id: replica for replica in candidate_replicas})
 
 
-def ranked(preferred_replicas: Sequence[str], replicas: dict[str, Any]) -> list[list[Any]]:
+def ranked(preferred_replicas: Sequence[str], replicas: dict[str, R]) -> list[list[R]]:
     """Return groups of replicas in the order in which to try them."""
     preferred = [name for name in dict.fromkeys(preferred_replicas) if name in replicas]
     others = [replica for name, replica in replicas.items() if name not in preferred]

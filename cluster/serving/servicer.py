@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -43,7 +42,7 @@ class InferenceServicer:
         self._gateway = Gateway(self._pools, self._board, config.gateway)
         self._text = Text.load(config.model.path)
         self._facts: ModelFacts | None = None
-        self._calls: dict[str, asyncio.Task[Any]] = {}
+        self._calls: dict[str, asyncio.Task[object]] = {}
 
     async def Generate(
         self, proto: pb.GenerateRequest, grpc_context: RayServegRPCContext
@@ -55,8 +54,8 @@ class InferenceServicer:
             named = proto.decode_pool or self._config.gateway.tiers.get(proto.service_tier, "")
             requests = answers_of(proto, request)
             states = [RequestState(r, arrived, named, index) for index, r in enumerate(requests)]
-            async with contextlib.aclosing(answers(self._gateway, states)) as spoken:
-                async for state, chunk in spoken:
+            async with contextlib.aclosing(answers(self._gateway, states)) as chunks:
+                async for state, chunk in chunks:
                     yield reply_of(chunk, state)
 
     async def GenerateOnce(self, proto: pb.GenerateRequest, grpc_context: RayServegRPCContext) -> pb.Answers:
@@ -139,7 +138,7 @@ class InferenceServicer:
         finally:
             del self._calls[call]
 
-    async def _health(self) -> Any:
+    async def _health(self) -> health_pb2.HealthCheckResponse.ServingStatus:
         """Return SERVING if a replica of each pool answers."""
         if await self._pools.healthy():
             return health_pb2.HealthCheckResponse.SERVING

@@ -23,7 +23,7 @@ from engine.config import Config
 
 
 class Service:
-    """A deployed application, its client, and what a test wants to know of it."""
+    """A deployed application, its client, and checks of its state."""
 
     def __init__(self, name: str, config: Config, port: int, proxy_port: int) -> None:
         self.name = name
@@ -33,7 +33,7 @@ class Service:
         self.client = Client(f"127.0.0.1:{port}", application=name)
 
     def client_by(self, way: str) -> Client:
-        """A client that takes one of the three ways to the gateway, all of which a cluster with HAProxy has."""
+        """Return a client of one of the three fronts, all of which a cluster with HAProxy has."""
         ways = {"haproxy": f"127.0.0.1:{self.port}", "proxy": f"127.0.0.1:{self.proxy_port}"}
         return Client(ways.get(way) or gateway_addresses(self.name)[0], application=self.name)
 
@@ -41,7 +41,7 @@ class Service:
         return list(self.client.generate(generate_request(prompt, **options), timeout=120))
 
     def ask_all(self, prompts: list[list[int]], max_tokens: list[int]) -> list[list[int]]:
-        """Greedy tokens of all prompts, sent at once."""
+        """Return the greedy tokens of all prompts, sent at once."""
         with ThreadPoolExecutor(len(prompts)) as pool:
             calls = [
                 pool.submit(self.ask, prompt, temperature=0.0, max_tokens=most)
@@ -55,7 +55,7 @@ class Service:
         return [ray.get_actor(name, namespace="serve") for name in names if name.startswith(prefix)]
 
     def wait_idle(self, seconds: float = 30.0) -> pb.Stats:
-        """Wait until no engine has anything under way; fail if that takes too long."""
+        """Wait until no engine has a request; fail if that takes too long."""
         until = time.monotonic() + seconds
         while True:
             stats = self.client.stats()
@@ -66,7 +66,7 @@ class Service:
             time.sleep(0.05)
 
     def wait_for_replicas(self, count: int, seconds: float = 60.0) -> pb.Stats:
-        """Wait until so many engines answer; one that is just dying makes the question fail."""
+        """Wait until so many engines answer; while one dies, the call fails and is repeated."""
         until = time.monotonic() + seconds
         while True:
             with contextlib.suppress(grpc.RpcError):
@@ -76,7 +76,7 @@ class Service:
             time.sleep(0.2)
 
     def assert_idle_and_consistent(self) -> pb.Stats:
-        """Nothing is under way, every page of every replica is free, and both ends say that they add up."""
+        """Check that no request is left, that all pages of all replicas are free, and that engines are consistent."""
         stats = self.wait_idle()
         for replica in stats.replicas:
             for group, pages in replica.pages.items():

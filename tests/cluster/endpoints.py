@@ -1,4 +1,4 @@
-"""A small server of OpenAI's API that says what a test has it say, and `sparkpool bench --endpoint` against it."""
+"""A small server of OpenAI's API with scripted answers, and `sparkpool bench --endpoint` against it."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ WHOLE: list[Any] = [chunk(), chunk("a b c"), chunk(" d e"), chunk("", "length"),
 
 
 class Server:
-    """What was asked, when; and the answers, of which the last is given again and again."""
+    """Records requests and their times; gives scripted answers, the last one repeatedly."""
 
     def __init__(self, *answers: Handler) -> None:
         self._answers = answers

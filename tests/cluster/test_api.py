@@ -35,7 +35,7 @@ def test_replies_stream_and_the_last_one_accounts_for_the_request(shipped: Servi
     assert 0 < timings.transfer_seconds < timings.total_seconds
 
 
-def test_one_reply_says_the_same_as_the_stream(shipped: Service) -> None:
+def test_generate_once_returns_the_same_answer_as_the_stream(shipped: Service) -> None:
     streamed = shipped.ask(PROMPT, temperature=0.0, max_tokens=24)
 
     (whole,) = shipped.client.generate_once(generate_request(PROMPT, temperature=0.0, max_tokens=24)).answers
@@ -159,7 +159,7 @@ def test_a_chat_is_put_into_the_form_of_the_models_template(shipped: Service) ->
     assert by_chat.token_ids == by_ids.token_ids
 
 
-def test_tokens_and_text_go_both_ways(shipped: Service) -> None:
+def test_text_is_tokenized_and_tokens_are_detokenized(shipped: Service) -> None:
     text = "naïve = '日本語 🙂'  # any text\n"
 
     ids = shipped.client.tokenize(pb.TokenizeRequest(prompt=text))
@@ -196,7 +196,7 @@ def test_reflection_describes_the_service(shipped: Service) -> None:
     assert {method.name for method in service.methods} == {*METHODS}
 
 
-def test_the_model_says_what_it_is_and_what_it_takes(shipped: Service) -> None:
+def test_get_model_returns_the_model_and_its_limits(shipped: Service) -> None:
     model = shipped.client.model()
 
     assert (model.name, model.architecture) == ("tiny-mla", "DeepseekV3ForCausalLM")

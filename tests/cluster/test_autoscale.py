@@ -68,7 +68,7 @@ def contexts(users: float) -> dict[Name, Context]:
     }
 
 
-def test_more_users_than_a_replica_can_serve_at_the_target_are_another_replica() -> None:
+def test_more_users_than_a_replica_can_serve_at_the_target_add_a_replica() -> None:
     """60 tokens/s of each: at 5 requests there are exactly 60."""
     assert policy()(contexts(5))[0] == {PREFILL: 1, GPU: 1, GATEWAY: 2}
     assert policy()(contexts(6))[0] == {PREFILL: 1, GPU: 2, GATEWAY: 2}
@@ -105,13 +105,13 @@ def test_decisions_are_logged_and_recorded_to_be_replayed(tmp_path: Path, caplog
     assert dict(decision.replicas) == line["replicas"] == {"prefill": 1, "gpu": 2}
 
 
-def test_replicas_that_have_said_nothing_yet_leave_things_as_they_are() -> None:
+def test_replicas_without_metrics_change_no_replica_counts() -> None:
     nobody = {PREFILL: Context(1), GPU: Context(3), GATEWAY: Context(1)}
 
     assert policy()(nobody)[0] == {PREFILL: 1, GPU: 3, GATEWAY: 1}
 
 
-def test_serve_takes_the_policy_and_calls_it_as_it_stands() -> None:
+def test_serve_accepts_and_calls_the_policy() -> None:
     content = deploy_config(Config.parse(CONTENT))
 
     schema = ServeDeploySchema.model_validate(content)
@@ -140,7 +140,7 @@ def test_impossible_scaling_is_refused_by_name(content: dict[str, object], compl
         Config.parse(content)
 
 
-def test_flat_numbers_hold_everything() -> None:
+def test_metrics_hold_every_figure_of_a_replicas_load() -> None:
     load = ReplicaLoad(running=3, waiting=1, max_requests=8, rates=RATES, pages_used=0.5)
 
     assert ReplicaLoad.from_metrics(load.metrics) == load

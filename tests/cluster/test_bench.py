@@ -101,7 +101,7 @@ def test_a_run_in_which_everything_failed_has_failed(shipped: Service, tmp_path:
     assert "failed: 2 INVALID_ARGUMENT" in done.output
 
 
-def test_breaking_off_prints_what_there_is(shipped: Service, tmp_path: Path) -> None:
+def test_an_interrupted_run_prints_its_figures_so_far(shipped: Service, tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     command = [sys.executable, "-m", "cluster.cli", "bench", *at(shipped), "--seconds", "100", "--json", str(file)]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ})

@@ -1,4 +1,4 @@
-"""The board: what replicas said last, corrected by what was sent there since. And the router that obeys it."""
+"""The board: the last statistics of replicas, corrected by what was sent since. And the router that uses it."""
 
 import asyncio
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def decoder(name: str, pool: str = "gpu", **changes: object) -> ReplicaStats:
     return replica(name, role="decode", pool=pool, request_rates={1: 100.0, 8: 30.0}, **changes)  # type: ignore[arg-type]
 
 
-def test_requests_spread_over_replicas_before_these_have_said_so() -> None:
+def test_requests_spread_over_replicas_before_new_statistics_arrive() -> None:
     async def scenario() -> None:
         room = Room(replica("a", **PACE), replica("b", **PACE), decoder("d"), decoder("e"))
         await room.later(0.0)
@@ -58,7 +58,7 @@ def test_requests_spread_over_replicas_before_these_have_said_so() -> None:
     asyncio.run(scenario())
 
 
-def test_what_was_sent_counts_once_when_the_replica_says_it_too() -> None:
+def test_a_sent_request_counts_once_when_statistics_include_it_too() -> None:
     async def scenario() -> None:
         room = Room(replica("a", **PACE), max_queued_seconds=1.5)
         await room.later(0.0)
@@ -74,7 +74,7 @@ def test_what_was_sent_counts_once_when_the_replica_says_it_too() -> None:
     asyncio.run(scenario())
 
 
-def test_a_prompt_goes_where_its_beginning_is_until_that_replica_is_gone() -> None:
+def test_a_prompt_goes_to_the_replica_with_its_prefix_until_that_replica_is_gone() -> None:
     async def scenario() -> None:
         room = Room(replica("a", tokens=5, **PACE), replica("b", **PACE))
         await room.later(0.0)
@@ -92,7 +92,7 @@ def test_a_prompt_goes_where_its_beginning_is_until_that_replica_is_gone() -> No
     asyncio.run(scenario())
 
 
-def test_pages_that_were_promised_are_not_promised_again() -> None:
+def test_pages_of_requests_on_their_way_do_not_count_as_free() -> None:
     async def scenario() -> None:
         room = Room(decoder("d", free=10, total=10), decoder("e", free=6, total=6, running=3))
         await room.later(0.0)
@@ -104,7 +104,7 @@ def test_pages_that_were_promised_are_not_promised_again() -> None:
     asyncio.run(scenario())
 
 
-def test_replicas_are_asked_when_that_was_a_while_ago_and_not_more_often() -> None:
+def test_replicas_are_asked_for_statistics_only_when_the_last_are_old() -> None:
     async def scenario() -> None:
         room = Room(replica("a", **PACE))
         for seconds, asked in ((0.0, 1), (FRESH_SECONDS / 2, 1), (FRESH_SECONDS, 2), (OLD_SECONDS + 1, 3)):
@@ -114,7 +114,7 @@ def test_replicas_are_asked_when_that_was_a_while_ago_and_not_more_often() -> No
     asyncio.run(scenario())
 
 
-def test_what_was_known_stays_when_replicas_do_not_answer() -> None:
+def test_the_last_statistics_stay_when_replicas_do_not_answer() -> None:
     def lost() -> list[ReplicaStats]:
         raise Unavailable("a replica was lost while it was asked")
 
@@ -129,7 +129,7 @@ def test_what_was_known_stays_when_replicas_do_not_answer() -> None:
     asyncio.run(scenario())
 
 
-def test_a_board_that_knows_nothing_lets_everybody_in_and_wishes_for_nothing() -> None:
+def test_a_board_without_statistics_admits_every_request_and_prefers_no_replica() -> None:
     board = Room().board
     board.admit(request(seconds_left=0.001))
     with board.prefilling(request()) as preferred_replicas:
@@ -151,7 +151,7 @@ def test_pools_by_name_and_by_policy() -> None:
     asyncio.run(scenario())
 
 
-def test_wishes_come_first_and_whoever_is_gone_is_passed_over() -> None:
+def test_preferred_replicas_come_first_and_lost_ones_are_skipped() -> None:
     replicas = {name: name.upper() for name in "abc"}
 
     assert ranked(("c", "x", "a"), replicas) == [["C"], ["A"], ["B"]]

@@ -1,4 +1,4 @@
-"""Replicas of both pools that die under load, with speculation: the same answers as undisturbed, and nothing leaked."""
+"""Replicas of both pools die under load, with speculation: answers stay the same, and nothing leaks."""
 
 import asyncio
 import random

@@ -59,7 +59,7 @@ def test_a_tier_that_is_not_there_is_a_bad_request(service: Service) -> None:
     assert caught.value.details() == "service_tier: unknown service tier 'gold'; the tiers are: interactive, standard"
 
 
-def test_the_bench_says_whose_time_it_was(service: Service, tmp_path: Path) -> None:
+def test_the_bench_names_the_emulated_device(service: Service, tmp_path: Path) -> None:
     """The same bench drives both."""
     found = {}
     for tier in ("interactive", "standard"):

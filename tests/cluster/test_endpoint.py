@@ -73,7 +73,7 @@ def test_the_times_that_vendors_tell_are_kept_and_summarised(tmp_path: Path) -> 
     assert "the server's queue_time" in measured.done.output
 
 
-def test_only_what_every_server_takes_is_sent_unless_it_was_asked_for(tmp_path: Path) -> None:
+def test_only_fields_that_every_server_accepts_are_sent_by_default(tmp_path: Path) -> None:
     always = {"model": "m", "stream": True, "stream_options": {"include_usage": True}}
     asked = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "seed": 3, "ignore_eos": True, "max_tokens": 9}
     words = ("--temperature", "0.5", "--top-p", "0.9", "--top-k", "5", "--sampling-seed", "3", "--ignore-eos")

@@ -18,7 +18,7 @@ from tests.cluster.endpoints import KEY, WHOLE, Handler, Measured, bench, chunk,
         (429, {}, 1.0),
     ],
 )
-def test_a_request_that_is_refused_for_now_waits_as_long_as_it_is_told(
+def test_a_throttled_request_waits_as_long_as_the_server_asks(
     tmp_path: Path, status: int, headers: dict[str, str], wait: float
 ) -> None:
     """Without the header, a second before the second try."""
@@ -77,7 +77,7 @@ def test_a_wait_of_a_day_is_a_refusal(tmp_path: Path) -> None:
     assert "asks to wait for 86400 s; HTTP 429: daily quota" in details
 
 
-def test_the_key_is_sent_as_bearer_and_told_nowhere(tmp_path: Path) -> None:
+def test_the_key_is_sent_as_bearer_and_printed_nowhere(tmp_path: Path) -> None:
     """Not even by a server that repeats it."""
     with serving(streaming(*WHOLE), refusing(401, f"{KEY} is no key")) as server:
         measured = Measured(server, tmp_path, "--concurrency", "1", requests=2)
@@ -109,9 +109,7 @@ def test_the_key_is_sent_as_bearer_and_told_nowhere(tmp_path: Path) -> None:
         (streaming(chunk(), usage(3, 0), "[DONE]"), "EMPTY", ""),
     ],
 )
-def test_what_does_not_end_well_is_a_failure_with_a_name(
-    tmp_path: Path, answer: Handler, status: str, details: str
-) -> None:
+def test_every_failure_has_a_status(tmp_path: Path, answer: Handler, status: str, details: str) -> None:
     with serving(answer) as server:
         failure = Measured(server, tmp_path).failure
 

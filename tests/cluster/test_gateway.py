@@ -1,4 +1,4 @@
-"""The gateway over scripted pools: what a caller sees when things get lost, and what is let go of."""
+"""The gateway over scripted pools: what a caller sees when replicas are lost, and what the gateway frees."""
 
 import asyncio
 import time
@@ -31,13 +31,13 @@ LOST = RequestEnded(request_id="any", error=HandoffLost("gone"))
 
 
 def run(pools: ScriptedPools, request: Request = REQUEST, **config: float) -> tuple[list[int], Gateway]:
-    """The tokens a caller gets of `request`."""
+    """Return the tokens that a caller gets for `request`."""
     gateway = Gateway(pools, Anywhere(), GatewayConfig(**config))
     return travel(gateway, RequestState(request, arrived_at=time.monotonic(), pool="default")), gateway
 
 
 def travel(gateway: Gateway, state: RequestState) -> list[int]:
-    """The tokens that a caller gets; then nothing goes on."""
+    """Return the tokens that a caller gets, and check that no stream is left open."""
 
     async def collect() -> list[int]:
         tokens = [token async for chunk in gateway.generate(state) for token in chunk.tokens]
@@ -75,7 +75,7 @@ def test_a_request_that_is_lost_goes_on_from_what_the_caller_has(loss: RequestEn
 
 @pytest.mark.parametrize("loss", [ActorDiedError(), RequestEnded(request_id="any")])
 def test_a_lost_prefill_replica_is_another_attempt(loss: RequestEnded | Exception) -> None:
-    """So is a stream that ends before it has said anything."""
+    """A prefill stream that ends without an event is a lost replica too."""
     pools = ScriptedPools([[], [chunk(1, finish=STOP)]], prefills={0: [loss]})
 
     tokens, _ = run(pools)
@@ -89,8 +89,8 @@ def test_a_decode_stream_that_just_ends_is_another_attempt() -> None:
     assert tokens == [1, 2]
 
 
-def test_every_loss_is_given_more_time() -> None:
-    """A replica that has just died is routed to for a moment longer."""
+def test_the_wait_before_an_attempt_grows_with_each_loss() -> None:
+    """For a moment, Serve still routes to a replica that has just died."""
     began = time.monotonic()
 
     run(ScriptedPools([[LOST], [LOST], [chunk(1, finish=STOP)]]))
@@ -148,7 +148,7 @@ def test_the_first_token_is_the_one_that_is_timed() -> None:
     assert 0.05 < state.first_token_at - state.arrived_at < time.monotonic() - state.arrived_at - 0.3
 
 
-def test_every_attempt_knows_how_old_the_request_is_and_how_long_it_has() -> None:
+def test_every_attempt_has_the_age_of_the_request_and_its_seconds_left() -> None:
     pools = ScriptedPools([[chunk(1), 0.05, LOST], [chunk(2, finish=STOP)]])
 
     run(pools, replace(REQUEST, seconds_left=9.0))
@@ -158,8 +158,8 @@ def test_every_attempt_knows_how_old_the_request_is_and_how_long_it_has() -> Non
     assert [round(r.age_seconds + r.seconds_left, 2) for r in pools.requests] == [9.0, 9.0]
 
 
-def test_decode_too_is_told_how_old_the_request_is_by_then() -> None:
-    """It once heard the age at which prefill had got it: a long prompt made a request young, and its deadline late."""
+def test_decode_gets_the_age_of_the_request_at_that_moment() -> None:
+    """It once got the age at which prefill had got the request, so a long prompt moved the deadline."""
     one = replace(REQUEST, seconds_left=9.0)
     pools = ScriptedPools([[chunk(1, finish=STOP)]], prefills={0: [0.05, handoff(one)]})
 
@@ -171,7 +171,7 @@ def test_decode_too_is_told_how_old_the_request_is_by_then() -> None:
     assert replace(after, age_seconds=before.age_seconds, seconds_left=before.seconds_left) == before
 
 
-def test_what_the_first_handoff_says_of_the_prompt_stays_and_is_not_asked_again() -> None:
+def test_facts_of_the_prompt_come_from_the_first_handoff_and_are_not_asked_for_again() -> None:
     first = replace(handoff(REQUEST), cached_tokens=4, prompt_logprobs=(-1.0,))
     second = replace(handoff(REQUEST), nonce="other", cached_tokens=9)
     pools = ScriptedPools([[chunk(1), LOST], [chunk(2, finish=STOP)]], prefills={0: [first], 1: [second]})
@@ -218,7 +218,7 @@ def test_a_request_that_takes_too_long_ends_and_is_cancelled_everywhere() -> Non
 
 
 @pytest.mark.parametrize(("prefills", "decodes"), [({0: [60.0]}, [[]]), ({}, [[60.0]]), ({}, [[chunk(1), 60.0]])])
-def test_a_caller_that_leaves_lets_go_of_everything(prefills, decodes) -> None:  # type: ignore[no-untyped-def]
+def test_a_caller_that_leaves_frees_everything(prefills, decodes) -> None:  # type: ignore[no-untyped-def]
     pools = ScriptedPools(decodes, prefills)
     gateway = Gateway(pools, Anywhere(), GatewayConfig())
 

@@ -190,7 +190,7 @@ def test_a_closed_loop_keeps_so_many_under_way_and_no_more() -> None:
     assert [r.output_tokens for r in records] == [2] * 9
 
 
-def test_an_open_loop_waits_for_nobody() -> None:
+def test_an_open_loop_does_not_wait_for_other_requests() -> None:
     records = load(answers(1, seconds=0.2), Schedule(concurrency=None, due=iter([0.0, 0.02, 0.04])), 3)
 
     assert [r.scheduled for r in records] == [0.0, 0.02, 0.04]

@@ -1,4 +1,4 @@
-"""Replicas that die under a request: the caller sees one undisturbed answer, or UNAVAILABLE when that is too often."""
+"""Replicas that die during a request: the caller gets the same answer, or UNAVAILABLE after too many losses."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +18,13 @@ GREEDY = {"temperature": 0.0, "max_tokens": 150, "ignore_eos": True}
 
 
 def kill_all(service: Service, deployment: str) -> None:
-    """All of them, so that the one that serves the request is among them; Serve starts others."""
+    """Kill all replicas of a pool, so also the one that serves the request; Serve starts others."""
     for actor in service.replica_actors(deployment):
         ray.kill(actor)
 
 
 def assert_recovered(service: Service, agents_before: set[str], lost: int) -> None:
-    """Everybody is back, under new names where somebody died, and no page is missing anywhere."""
+    """Check that all replicas are back, killed ones under new names, and that no page is missing."""
     service.wait_for_replicas(4)
     stats = service.assert_idle_and_consistent()
     assert len({replica.identity.agent for replica in stats.replicas} - agents_before) == lost
@@ -47,7 +47,7 @@ def test_decode_replicas_die_in_mid_stream(shipped: Service, options: dict[str, 
 
 
 def test_prefill_replicas_die_in_mid_prompt(shipped: Service) -> None:
-    """The prompt is long and its chunks are small, so that it is under way when it is looked for."""
+    """The prompt is long and its chunks are small, so that prefill still runs when the replicas are killed."""
     prompt = list((Text.load(SHIPPED_MODEL).encode(PROMPT) * 99)[:3000])
     undisturbed = [tokens(shipped.ask(prompt, cache_salt="before", **options)) for options in (SEEDED, GREEDY)]
     agents = {replica.identity.agent for replica in shipped.wait_for_replicas(4).replicas}

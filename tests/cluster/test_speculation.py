@@ -98,7 +98,7 @@ def test_every_step_accepts_as_many_drafts_as_in_one_process(
     wait_until(lambda: recorded(records, f"{at_once}-{known}-{time}-") == accepted, seconds=5.0)
 
 
-def test_a_request_can_have_less_of_it_or_none(service: Service, prompts: list[list[int]]) -> None:
+def test_a_request_can_limit_drafts_or_turn_them_off(service: Service, prompts: list[list[int]]) -> None:
     free = ask(service, prompts[0])
     some = ask(service, prompts[0], speculation=pb.Speculation(max_tokens=1))
     none = ask(service, prompts[0], speculation=pb.Speculation(off=True))

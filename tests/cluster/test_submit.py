@@ -36,7 +36,7 @@ def written(folder: Path, ports: tuple[int, int]) -> Path:
     return file
 
 
-def test_what_is_shown_is_what_serve_deploy_takes(tmp_path: Path) -> None:
+def test_the_shown_deploy_config_is_accepted_by_serve_deploy(tmp_path: Path) -> None:
     shown = sparkpool("serve", str(written(tmp_path, (9001, 9002))), "--show")
 
     assert shown.returncode == 0, shown.stderr
@@ -48,7 +48,7 @@ def test_what_is_shown_is_what_serve_deploy_takes(tmp_path: Path) -> None:
     assert Config.parse(app.args) == Config.load(tmp_path / "service.yaml")
 
 
-def test_a_model_that_is_not_named_is_the_one_that_each_node_has(tmp_path: Path) -> None:
+def test_without_a_model_path_each_node_uses_its_own_shipped_model(tmp_path: Path) -> None:
     (app,) = deploy_config(Config.load(written(tmp_path, (9001, 9002))))["applications"]
 
     assert app["args"].get("model", {}) == {}
@@ -86,7 +86,7 @@ def test_no_cluster_to_submit_to_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_running_cluster_takes_it_and_a_request_may_name_its_pool(tmp_path: Path) -> None:
+def test_a_running_cluster_accepts_a_submitted_configuration_and_requests_may_name_pools(tmp_path: Path) -> None:
     gcs, dashboard, agent, client_server, *ports = free_ports(6)
     config = written(tmp_path, (ports[0], ports[1]))
     with (

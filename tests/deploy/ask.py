@@ -1,4 +1,4 @@
-"""Run on the lab's client: what it finds out about the service of a cluster, as JSON.
+"""Runs on the lab's client and prints what it finds out about the service of a cluster, as JSON.
 
     python -m tests.deploy.ask wait HEAD SECONDS     waits until the application runs, tries without token
     python -m tests.deploy.ask greedy HEAD < {"prompts": [[token, ...], ...], "max_tokens": N}
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def wait(head: str, seconds: float) -> dict[str, Any]:
-    """Raises SystemExit with what Serve says if the application does not run after so long."""
+    """Wait until the application runs. Raises SystemExit with Serve's status after a time limit."""
     url = f"http://{head}:8265/api/serve/applications/"
     token = Path("~/.ray/auth_token").expanduser().read_text()
     until, said = time.monotonic() + seconds, ""

@@ -19,7 +19,7 @@ HOME = "/run/home"
 
 
 def missing() -> str | None:
-    """Why there can be no lab on this machine; None if there can."""
+    """Return why no lab is possible on this machine; None if one is."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
     if absent:
         return f"not installed: {', '.join(absent)} (apt-get install openssh-server rsync iproute2)"
@@ -71,14 +71,14 @@ class Lab:
         self._keeper.communicate()
 
     def processes(self) -> list[int]:
-        """Every process of the lab, by its id out here."""
+        """Return the ids of all processes of the lab, as this process sees them."""
         found = [self._client]
         for pid in found:
             found += children(pid)
         return found
 
     def run(self, *words: str, seconds: float = 180.0, stdin: str = "") -> str:
-        """What a command on the client's machine prints. Fails with all it said if it ends otherwise than with 0."""
+        """Return the output of a command on the client's machine. Fails with the output unless the exit code is 0."""
         environment = {
             "PATH": f"{self._venv}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": HOME,
@@ -101,31 +101,31 @@ class Lab:
         return done.stdout
 
     def write(self, file: str, text: str) -> str:
-        """A file on the client's machine; its name."""
+        """Write a file on the client's machine, and return its name."""
         self.run("tee", file, stdin=text)
         return file
 
     def ssh(self, host: str, command: str, seconds: float = 120.0) -> str:
-        """What `command` prints on a host, in the shell that the host's user has."""
+        """Return the output of `command` on a host, in its user's login shell."""
         options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
         words = [word for option in options for word in ("-o", option)]
         shell = f"bash -ic {shlex.quote(command)}"
         return self.run("ssh", *words, f"root@{self.addresses[host]}", shell, seconds=seconds)
 
     def received_bytes(self, host: str) -> int:
-        """Bytes that came in over the host's network interface so far."""
+        """Return the bytes that the host's network interface has received."""
         (line,) = [line for line in self.ssh(host, "cat /proc/net/dev").splitlines() if "eth0:" in line]
         return int(line.split(":")[1].split()[0])
 
     def programs(self, host: str) -> list[str]:
-        """The command lines of the processes that run on a host, without those that ask."""
+        """Return the command lines of the processes on a host, without those of this call."""
         asking = ("ps ", "bash ", "sshd:", "-bash")
         lines = [line.strip() for line in self.ssh(host, "ps -eo args --no-headers").splitlines()]
         return [line for line in lines if not line.startswith(asking)]
 
 
 def children(pid: int) -> list[int]:
-    """The processes that `pid` has started and that are there now."""
+    """Return the running child processes of `pid`."""
     try:
         files = list(Path(f"/proc/{pid}/task").glob("*/children"))
         return [int(child) for file in files for child in file.read_text().split()]
@@ -134,7 +134,7 @@ def children(pid: int) -> list[int]:
 
 
 def links(pid: int) -> set[str]:
-    """The namespaces of a process, such as net:[4026531840]; none if it has ended."""
+    """Return the namespaces of a process, such as net:[4026531840]; none if it has ended."""
     try:
         return {os.readlink(f"/proc/{pid}/ns/{name}") for name in NAMESPACES}
     except OSError:
@@ -142,13 +142,13 @@ def links(pid: int) -> set[str]:
 
 
 def inhabitants(namespaces: Sequence[str] | set[str]) -> list[int]:
-    """Processes of this machine that are in one of these namespaces."""
+    """Return the processes of this machine that are in one of these namespaces."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     return [pid for pid in pids if links(pid) & set(namespaces)]
 
 
 def wait_until_gone(namespaces: set[str], seconds: float = 10.0) -> None:
-    """Fails if a process is still in one of these namespaces after so long."""
+    """Wait until no process is in these namespaces; fail after a time limit."""
     until = time.monotonic() + seconds
     while found := inhabitants(namespaces):
         assert time.monotonic() < until, f"left of the lab: {found}"

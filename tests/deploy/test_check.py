@@ -18,7 +18,7 @@ Change = Callable[[dict[str, Any]], object]
 
 @pytest.fixture(autouse=True)
 def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Someone with a token and a key, at the root of the repository."""
+    """Run as a user with a token and a key, at the root of the repository."""
     for file in (".ray/auth_token", ".ssh/id_ed25519"):
         (tmp_path / file).parent.mkdir()
         (tmp_path / file).write_text("x")
@@ -27,14 +27,14 @@ def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(*files: Path | str) -> tuple[int, list[str]]:
-    """Exit code and lines."""
+    """Return the exit code and the lines of `sparkpool deploy check`."""
     done = CliRunner().invoke(app, ["deploy", "check", *map(str, files)])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, done.output.splitlines()
 
 
 def changed(folder: Path, name: str, change: Change) -> Path:
-    """A file of deploy/, with a change."""
+    """Write a changed copy of a file of deploy/, and return its path."""
     content = yaml.safe_load((ROOT / "deploy" / name).read_text())
     change(content)
     return written(folder, name, content)
@@ -47,7 +47,7 @@ def written(folder: Path, name: str, content: object) -> Path:
 
 
 @pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml", "local.yaml"])
-def test_what_ships_is_in_order(name: str) -> None:
+def test_shipped_files_pass_the_check(name: str) -> None:
     code, lines = check(f"deploy/{name}", "deploy/two-and-two.yaml", "deploy/decode-pools.yaml")
 
     assert code == 0, lines
@@ -119,7 +119,7 @@ def test_what_is_wrong_with_a_cluster_file_is_named(tmp_path: Path, name: str, c
     assert says in line
 
 
-def test_a_token_that_is_not_there_says_how_it_is_made(tmp_path: Path) -> None:
+def test_a_missing_token_file_names_the_command_that_creates_it(tmp_path: Path) -> None:
     (tmp_path / ".ray/auth_token").unlink()
 
     code, lines = check("deploy/aws.yaml")
@@ -181,7 +181,7 @@ def test_a_cluster_with_too_few_workers_or_no_gpu_is_named(tmp_path: Path) -> No
     assert any("prefill.device: cuda: no node type of" in line for line in none[1])
 
 
-def test_aws_finds_out_itself_what_a_machine_has(tmp_path: Path) -> None:
+def test_aws_detects_cpus_and_gpus_that_a_node_type_does_not_name(tmp_path: Path) -> None:
     def bare(content: dict[str, Any]) -> None:
         for node_type in content["available_node_types"].values():
             node_type["resources"] = {
@@ -209,7 +209,9 @@ def on_cpu(content: dict[str, Any]) -> None:
         (None, "note", "prefill has no resource `memory`, so whether a replica fits cannot be checked"),
     ],
 )
-def test_the_memory_of_a_node_type_is_looked_at(tmp_path: Path, memory: int | None, verdict: str, says: str) -> None:
+def test_replicas_must_fit_the_memory_of_their_node_type(
+    tmp_path: Path, memory: int | None, verdict: str, says: str
+) -> None:
     def with_memory(content: dict[str, Any]) -> None:
         for name in ("prefill", "decode") if memory else ():
             content["available_node_types"][name]["resources"]["memory"] = memory

@@ -1,4 +1,4 @@
-"""What deploy/ ships: cluster files that Ray takes and that ask for a token, serve files that deploy."""
+"""The files of deploy/: Ray accepts the cluster files, which require a token, and Serve deploys the configurations."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ def cluster(name: str) -> ClusterFile:
 
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_ray_takes_every_cluster_file(name: str) -> None:
-    """The constructor validates: by Ray's schema, and by what Ray prepares of it."""
+    """The constructor validates the file by Ray's schema and by Ray's own preparation."""
     assert cluster(name).prepared["head_node_type"]
 
 
@@ -65,7 +65,7 @@ def test_every_replica_of_a_cluster_finds_a_node_and_its_pool_a_resource(name: s
     assert {node.type.name for node in nodes.nodes if node.pools} == {"prefill", "decode"}
 
 
-def test_everything_that_runs_is_carried_to_the_machines_of_local() -> None:
+def test_local_copies_every_product_folder_to_its_machines() -> None:
     """A new folder of the package has to be in the file's mounts, and in the image."""
     pyproject = (ROOT / "pyproject.toml").read_text()
     found = re.search(r"\[tool\.setuptools\.packages\.find\]\ninclude = (\[.*\])", pyproject)

@@ -1,4 +1,4 @@
-"""The lab itself: hosts share nothing that a test of a network must not share, and leave nothing behind."""
+"""The lab itself: its hosts share no files and processes, and leave nothing behind."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(reason is not None, reason=f"no lab of hosts: {r
 
 
 def surroundings() -> tuple[list[str], list[str], str]:
-    """What a lab could leave behind: links, files of its kind, mounts."""
+    """Return what a lab could leave behind: network links, files, mounts."""
     files = [
         str(file) for pattern in ("ray_ssh_*", "ray-config-*", "ray/cluster-*") for file in Path("/tmp").glob(pattern)
     ]
@@ -36,7 +36,7 @@ def test_hosts_share_nothing_and_leave_nothing() -> None:
     assert surroundings() == before
 
 
-def test_a_lab_that_is_left_by_an_error_is_gone_too() -> None:
+def test_a_lab_ends_after_an_error_too() -> None:
     with pytest.raises(AssertionError, match="false: exit 1"), Lab({"one": "{}"}) as lab:
         lab.run("false")
 

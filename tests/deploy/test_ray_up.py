@@ -54,7 +54,7 @@ def serve_file() -> dict[str, Any]:
 
 
 def prompts() -> list[list[int]]:
-    """Random, so that no page is shared and none is found in a cache."""
+    """Make random prompts, so that no page is shared and none is found in a cache."""
     dice = random.Random(13)
     return [[dice.randrange(300, 4000) for _ in range(length)] for length in LENGTHS]
 
@@ -95,13 +95,13 @@ def test_a_cluster_made_by_ray_up_serves_across_its_hosts(lab: Lab) -> None:
 
 
 def replicas(programs: list[str]) -> list[str]:
-    """The pools whose replicas are among these programs: ray::ServeReplica:sparkpool:POOL."""
+    """Return the pools whose replicas are among these programs: ray::ServeReplica:sparkpool:POOL."""
     found = [program.split(":")[4] for program in programs if program.startswith("ray::ServeReplica:sparkpool:")]
     return sorted(name.split(".")[0] for name in found if not name.startswith("Gateway"))
 
 
 def in_one_process(prompts: list[list[int]]) -> list[list[int]]:
-    """Greedy tokens of both pools in this process, without Ray and without a network."""
+    """Return the greedy tokens of both pools in this process, without Ray and without a network."""
     pair = Pair(Config.parse({"prefill": {"cache_bytes": "32MiB"}, "decode": {"default": {"cache_bytes": "32MiB"}}}))
     greedy, stop = Sampling(temperature=0.0), StopRules(max_tokens=MAX_TOKENS)
     requests = [
