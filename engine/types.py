@@ -31,8 +31,7 @@ class Sampling:
 
     `seed` keys the random noise; a request without one gets a random seed at the gateway and has `seeded` False.
     Penalties and biases change the logits first (engine/logits_processors.py), even of greedy requests. `bad_words` are
-    token sequences that are never completed. `top_logprobs` is how many of the most likely tokens are returned beside
-    each sampled one.
+    token sequences that are never completed. `top_logprobs` counts the alternatives returned beside each sampled token.
     """
 
     temperature: float = 0.0
@@ -263,10 +262,8 @@ class Handoff:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeTimings:
-    """Seconds that a request spent in the phases of a decode replica, and the pages read for it.
-
-    `overruns` counts steps that took longer than they would on the `emulated` device.
-    """
+    """Seconds that a request spent in the phases of a decode replica, and the pages read for it. `overruns` counts steps
+    that took longer than they would on the `emulated` device."""
 
     wait_seconds: float
     transfer_seconds: float

@@ -127,7 +127,6 @@ def test_files_and_functions_stay_short(source: Source) -> None:
             assert length <= MAX_FUNCTION_LINES, f"{source.path}:{node.lineno}: {node.name} has {length} lines"
 
 
-@pytest.mark.skip("the plain-words pass is under way")
 def test_a_class_name_stands_for_one_thing() -> None:
     """Two classes of one name send a reader to the wrong file. Rename the one on the higher floor more precisely."""
     assert shared_class_names(OURS) == {}

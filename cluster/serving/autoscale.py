@@ -23,8 +23,8 @@ logger = logging.getLogger("ray.serve")
 class BoundsArgs(TypedDict, total=False):
     """`Bounds` as JSON."""
 
-    least: int
-    most: int
+    min_replicas: int
+    max_replicas: int
     devices: float
     watts: float
 
