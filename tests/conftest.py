@@ -19,7 +19,7 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
-STARTS_RAY = {"cluster", "deploy", "bench"}
+STARTS_RAY = {"cluster", "deploy"}
 
 
 class Files(LoadScopeScheduling):  # type: ignore[misc]

@@ -1,7 +1,6 @@
 """Every benchmark in its quick mode: what it compares is equal. Nothing here looks at a time."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -193,20 +192,3 @@ def test_validation_is_within_its_goals(run: Run) -> None:
     assert all(goals.values())
     (report,) = found["figures"]["reports"]
     assert report["sections"] >= 3
-
-
-def test_prediction_predicts_what_it_measures(tmp_path: Path) -> None:
-    """In a process of its own: it has a cluster of its own."""
-    pytest.importorskip("ray")
-    command = [sys.executable, "-m", "bench", "prediction", "--quick", "--out", str(tmp_path)]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    result = subprocess.run(command, cwd=HOUSE, env=environment, capture_output=True, text=True, check=False)
-
-    assert result.returncode == 0, result.stderr
-    found = json.loads((tmp_path / "prediction.json").read_text())
-    (row,) = found["figures"]["predicted over measured"]
-    assert (row["side"], row["concurrency"]) == ("none", 2)
-    assert row["tok_s"] > 0 and row["throughput_ratio"] > 0
-    assert [goal["what"].split(",")[0] for goal in found["goals"]] == [
-        f"none: {key} predicted" for key in ("throughput", "tpot", "ttft50", "ttft95")
-    ]

@@ -17,7 +17,7 @@ from tests.policy.replicas import replica
 
 PACE, MAX_REQUESTS = 1000.0, 8
 RATES = {1: 100.0, 2: 80.0, 4: 60.0, 8: 30.0}
-BOUNDS = {PREFILL: Bounds(min_replicas=1, max_replicas=10), "gpu": Bounds(min_replicas=1, max_replicas=10)}
+BOUNDS = dict.fromkeys((PREFILL, "gpu"), Bounds(min_replicas=1, max_replicas=10))
 TARGETS = Targets(ttft_seconds=1.0, tokens_per_second=50.0, down_seconds=30.0)
 NO_ANSWERS = FrontLoad()
 AT_TARGET = 5  # requests at which a replica still gives 50 tokens/s: 60 at 4, 52.5 at 5, 45 at 6
@@ -181,8 +181,7 @@ def test_a_budget_removes_replicas_where_the_others_have_least_work() -> None:
 
 @dataclass
 class Service:
-    """A model of a service: requests of `prompt` tokens that decode for `stay` seconds, on the replicas that the policy
-    decides, each of which takes `start` seconds to start."""
+    """A model of a service whose requests have `prompt` tokens and decode `stay` seconds; replicas start in `start`."""
 
     arrivals: Callable[[float], float]  # requests per second, at a time
     prompt: float = 100.0
