@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -83,7 +82,6 @@ class Router(Protocol):
     def handed_over(self, seconds: float) -> None: ...
 
 
-@dataclass
 class Gateway:
     """Carries requests through both pools."""
 
