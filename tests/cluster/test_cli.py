@@ -145,4 +145,4 @@ def wait_for(condition, seconds: float) -> None:  # type: ignore[no-untyped-def]
         time.sleep(0.1)
 
 
-os.environ.setdefault("COLUMNS", "200")  # or tables lose their words
+os.environ["COLUMNS"] = "200"  # narrower tables lose words; pytest-xdist sets the width of its own terminal
