@@ -152,5 +152,5 @@ def test_a_read_under_way_ends_when_the_peer_dies() -> None:
 def test_an_engine_without_nixl_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nixl._api", None)
 
-    with pytest.raises(ConfigError, match="install it or serve locally"):
+    with pytest.raises(ConfigError, match="install it, or serve in one process"):
         NixlTransfer("me", make_store(ENTRIES, seed=2))

@@ -77,7 +77,7 @@ def test_a_request_reports_its_steps_and_the_accepted_drafts_by_position(qwen3: 
     assert found.steps + found.accepted == 59
     assert sum(found.accepted_at) == found.accepted
     told = {name: value for name, value in asdict(found).items() if name != "synthetic"}
-    assert {name: getattr(stats, name) for name in told} == told
+    assert {name: getattr(stats.counters, name) for name in told} == told
 
 
 def test_drafts_after_a_stop_token_count_as_verified_and_not_accepted(qwen3: Path) -> None:
@@ -111,7 +111,7 @@ def test_each_request_has_its_own_counts(qwen3: Path) -> None:
     assert account(pair, "short") == Acceptance()
     stats = pair.decoder.stats()
     for name in ("drafted", "verified", "accepted"):
-        assert getattr(stats, name) == sum(getattr(one, name) for one in found.values())
+        assert getattr(stats.counters, name) == sum(getattr(one, name) for one in found.values())
     assert stats.counters.verified_at[0] == found["free"].verified_at[0] + found["two"].verified_at[0]
 
 
