@@ -13,7 +13,7 @@ install: $(READY) $(STUBS)  ## all that the other targets need
 demo: $(READY) $(STUBS)
 	$(BIN)/python -m cluster.demo
 
-test: $(READY) $(STUBS)  ## all tests; those that start Ray run in one process, beside the others
+test: $(READY) $(STUBS)  ## all tests in two processes; at the end those that start Ray, in one of them
 	$(BIN)/python -m pytest --numprocesses 2
 
 ray-up-test: $(READY) $(STUBS)  ## `ray up` over SSH to three hosts that it makes itself; part of `make test`

@@ -19,22 +19,31 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
-STARTS_RAY = {"cluster", "deploy"}
+
+def starts_ray(file: str) -> bool:
+    """Return whether the tests of a file, given by its path from the repository's root, start Ray."""
+    return file.split("/")[1] in ("cluster", "deploy")
 
 
-class Files(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives whole test files to pytest-xdist's processes, and all files that start Ray to one of them.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that start Ray at the end: they wait for processes, and would time out beside busy ones."""
+    items.sort(key=lambda item: starts_ray(item.nodeid))
 
-    They share one cluster, and two at once would ask for more memory and more cores than a small machine has.
-    """
+
+class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives pytest-xdist's processes whole files in order; one gets all that start Ray, because they share a cluster."""
+
+    def __init__(self, config: pytest.Config, log: object) -> None:
+        config.option.loadscopereorder = False
+        super().__init__(config, log)
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return "ray" if file.split("/")[1] in STARTS_RAY else file
+        return "tests that start Ray" if starts_ray(file) else file
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:
-    return Files(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> FileScheduling:
+    return FileScheduling(config, log)
 
 
 @pytest.fixture(scope="module", params=IMPLEMENTATIONS, ids=name_of)
