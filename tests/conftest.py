@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives pytest-xdist's processes whole files in order; one gets all that start Ray, because they share a cluster."""
+    """Gives pytest-xdist's processes whole files in order; one gets all that start Ray: they share a cluster."""
 
     def __init__(self, config: pytest.Config, log: object) -> None:
         config.option.loadscopereorder = False
