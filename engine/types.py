@@ -262,7 +262,7 @@ class Handoff:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeTimings:
-    """Seconds that a request spent in the phases of a decode replica, and the pages read for it. `overruns` counts steps
+    """Seconds that a request spent in the phases of a decode replica, and the pages read for it. `overruns` are steps
     that took longer than they would on the `emulated` device."""
 
     wait_seconds: float
