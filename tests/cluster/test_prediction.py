@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.timeout(600)  # it starts a cluster and measures it twice
 def test_prediction_predicts_what_it_measures(tmp_path: Path) -> None:
     """It runs in a process of its own, with a cluster of its own."""
     command = [sys.executable, "-m", "bench", "prediction", "--quick", "--out", str(tmp_path)]
