@@ -129,7 +129,6 @@ def test_from_recorded_steps_to_the_confidences_of_the_engine(
     assert again.temperatures == pytest.approx(fit.temperatures, rel=0.05), "what was in force is taken out first"
 
 
-@pytest.mark.xfail(reason="since the rooms were redrawn some confidences differ; the cause is not known yet")
 def test_confidences_are_divided_by_their_temperatures(drafter: Path, target: LoadedModel, tmp_path: Path) -> None:
     plain = recorded(drafter, tmp_path / "plain")
     weights = load_dspark(drafter, target).fingerprint["weights"]
@@ -143,8 +142,11 @@ def test_confidences_are_divided_by_their_temperatures(drafter: Path, target: Lo
     assert header.temperatures == temperatures
     compared = 0
     for one, other in zip(read(before)[1], scaled_steps, strict=True):
-        assert one.lengths == other.lengths
-        for raw, scaled in zip(one.confidence, other.confidence, strict=True):
+        assert dict(zip(one.requests, one.lengths, strict=True)) == dict(
+            zip(other.requests, other.lengths, strict=True)
+        )
+        rows = dict(zip(other.requests, other.confidence, strict=True))  # requests of one moment may swap places
+        for raw, scaled in ((raw, rows[name]) for name, raw in zip(one.requests, one.confidence, strict=True)):
             for p, q, t in zip(raw, scaled, temperatures, strict=False):
                 if 0.001 < p < 0.999:
                     assert q == pytest.approx(1 / (1 + ((1 - p) / p) ** (1 / t)), abs=0.01)
